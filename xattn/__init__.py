@@ -1,0 +1,39 @@
+"""One attention call for every vendor's hardware, on BSNH tensors (batch, seqlen, nheads, headdim).
+
+    out = xattn.attention(q, k, v, causal=True)
+
+`explain` says which backend a call gets and why, `info` what is installed.
+"""
+
+from xattn.attention import attention, plan
+from xattn.backend import Backend, hookimpl
+from xattn.capabilities import Capabilities
+from xattn.errors import InvalidArgumentError, SlowBackendWarning, UnknownBackendError, UnsupportedError, XattnError
+from xattn.explain import Explanation, explain
+from xattn.info import backends, info
+from xattn.output import AttentionOutput
+from xattn.override import use_backend
+from xattn.reasons import Reason
+from xattn.request import Request, TensorSpec
+
+__all__ = [
+    "AttentionOutput",
+    "Backend",
+    "Capabilities",
+    "Explanation",
+    "InvalidArgumentError",
+    "Reason",
+    "Request",
+    "SlowBackendWarning",
+    "TensorSpec",
+    "UnknownBackendError",
+    "UnsupportedError",
+    "XattnError",
+    "attention",
+    "backends",
+    "explain",
+    "hookimpl",
+    "info",
+    "plan",
+    "use_backend",
+]

@@ -1,0 +1,41 @@
+"""The errors a call can raise, and the warnings it can give. See docs/contract.md for who raises what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xattn.reasons import Reason
+    from xattn.request import Request
+
+
+class XattnError(Exception):
+    """Base of every error that xattn itself raises."""
+
+
+class InvalidArgumentError(XattnError, ValueError):
+    """The call contradicts the contract, whatever the backend: wrong shape, dtype, device or range."""
+
+    def __init__(self, argument: str, got: object, want: str, hint: str = "") -> None:
+        self.argument, self.got, self.want, self.hint = argument, got, want, hint
+        super().__init__(f"{argument}: got {got}, want {want}" + (f". {hint}" if hint else ""))
+
+
+class UnsupportedError(XattnError, NotImplementedError):
+    """No backend that the caller allows can serve the call exactly as asked.
+
+    `request` is the call, `reasons` maps each backend that was asked to everything that stops it.
+    """
+
+    def __init__(self, message: str, request: Request, reasons: Mapping[str, Sequence[Reason]]) -> None:
+        super().__init__(message)
+        self.request, self.reasons = request, reasons
+
+
+class UnknownBackendError(XattnError, LookupError):
+    """`backend=`, `use_backend` or XATTN_BACKEND names something that is not there."""
+
+
+class SlowBackendWarning(UserWarning):
+    """`auto` had to give a large problem to a backend that holds the whole score matrix."""

@@ -1,0 +1,117 @@
+"""`explain`: which backend a call would get, which kernel it would run, and what stops every other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from xattn import override, plans
+from xattn.attention import Arguments, split
+from xattn.errors import UnsupportedError
+from xattn.override import Choice
+from xattn.reasons import Reason
+from xattn.registry import registry
+from xattn.request import Request
+from xattn.selection import candidates, entry_reasons, select
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One backend's answer. `kernel` is empty where `reasons` is not; `asked` is False where the caller's choice of
+    backend leaves it out."""
+
+    name: str
+    plugin: str
+    asked: bool
+    kernel: str
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call would do. `str()` of it is for people, `as_dict()` for machines.
+
+    backend: the chosen one's name, or None where the call would raise UnsupportedError.
+    kernel:  what it would run.
+    candidates: every registered backend in the order of `auto`.
+    notes:   faster backends that something keeps away, and plugins that failed to load.
+    """
+
+    request: Request
+    choice: Choice
+    backend: str | None
+    kernel: str | None
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "request": str(self.request),
+            "choice": self.choice,
+            "backend": self.backend,
+            "kernel": self.kernel,
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        lines = [str(self.request)]
+        lines.append(f"backend: {self.backend or 'none can serve it'}" + (f" ({self.kernel})" if self.kernel else ""))
+        for candidate in self.candidates:
+            if candidate.reasons:
+                lines.append(f"{candidate.name} cannot, because:")
+                lines += [f"    {reason}" for reason in candidate.reasons]
+            elif candidate.name != self.backend:
+                lines.append(f"{candidate.name} could ({candidate.kernel})" + ("" if candidate.asked else ", not asked"))
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def explain(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Unpack[Arguments]) -> Explanation:
+    """What `attention` with the same arguments would do, without doing it. Raises only InvalidArgumentError and
+    UnknownBackendError."""
+    options, tensors, backend = split(return_lse=return_lse, **arguments)
+    return explain_request(plans.described(q, k, v, options, tensors), override.chosen(backend))
+
+
+def explain_request(request: Request, choice: Choice = "auto") -> Explanation:
+    """`explain` for a request that was made by hand: another device's, say."""
+    allowed = candidates(choice)
+    found: list[Candidate] = []
+    for entry in registry().ordered(request):
+        reasons = tuple(entry_reasons(entry, request))
+        kernel = "" if reasons else entry.backend.kernel(request)
+        asked = allowed is None or entry.name in allowed
+        found.append(Candidate(entry.name, entry.plugin, asked, kernel, reasons))
+    try:
+        backend: str | None = select(request, choice, warn=False).name
+    except UnsupportedError:
+        backend = None
+    by_name = {candidate.name: candidate for candidate in found}
+    return Explanation(
+        request,
+        choice,
+        backend,
+        by_name[backend].kernel if backend is not None else None,
+        tuple(found),
+        tuple(_notes(request, backend, by_name)),
+    )
+
+
+def _notes(request: Request, backend: str | None, found: Mapping[str, Candidate]) -> list[str]:
+    notes = []
+    for name, candidate in found.items():
+        if name == backend:
+            break
+        if not candidate.reasons and not candidate.asked:
+            notes.append(f"{name} ranks higher for this call, but the choice of backend leaves it out")
+        elif candidate.reasons and all(reason.code == "disabled" for reason in candidate.reasons):
+            notes.append(f"{name} ranks higher for this call and could serve it, but is disabled {candidate.reasons[0].got}")
+    for plugin in registry().plugins:
+        notes += [f"plugin {plugin.name} ({plugin.distribution}): {failure}" for failure in plugin.failures]
+    return notes

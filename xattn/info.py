@@ -1,0 +1,62 @@
+"""`info` and `backends`: what is installed here, as data."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from xattn import override
+from xattn.backend import API_VERSION
+from xattn.registry import registry
+
+
+def backends() -> tuple[str, ...]:
+    """The names of all registered backends that are not disabled."""
+    return tuple(name for name, entry in registry().entries.items() if entry.disabled_by is None)
+
+
+def info() -> dict[str, Any]:
+    """Versions, devices, plugins with their distributions and failures, and each backend's own account.
+
+    Imports no vendor package beyond what a backend's `info()` needs to say whether it can be used.
+    """
+    entries = registry().entries.values()
+    return {
+        "xattn": version("xattn"),
+        "plugin_api": API_VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "devices": _devices(),
+        "environment": {"XATTN_BACKEND": override.environment, "XATTN_DISABLE": registry().disabled},
+        "plugins": [asdict(plugin) for plugin in registry().plugins],
+        "backends": [
+            {
+                "name": entry.name,
+                "plugin": entry.plugin,
+                "disabled_by": entry.disabled_by,
+                "devices": [block.device for block in entry.backend.capabilities],
+                **_account(entry.backend.info),
+            }
+            for entry in entries
+        ],
+    }
+
+
+def _account(ask: Any) -> dict[str, Any]:
+    # A stranger's code: its failure belongs in the table, not in the user's face.
+    try:
+        return {"info": dict(ask())}
+    except Exception as error:
+        return {"info": {"failure": f"{type(error).__name__}: {error}"}}
+
+
+def _devices() -> list[str]:
+    found = [f"cpu ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"]
+    if torch.cuda.is_available():
+        kind = "cuda" if torch.version.hip is None else "rocm"
+        found += [f"{kind}:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    return found

@@ -1,0 +1,107 @@
+"""`use_backend`: a scoped choice of backend, below an explicit argument and above XATTN_BACKEND."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from contextvars import ContextVar, Token
+from types import TracebackType
+
+import torch
+
+from xattn.registry import split_names
+
+Choice = str | tuple[str, ...]
+
+
+def _environment() -> Choice:
+    names = split_names(os.environ.get("XATTN_BACKEND", ""))
+    return names[0] if len(names) == 1 else names or "auto"
+
+
+# XATTN_BACKEND, read once: reading os.environ costs 1 us a call.
+environment = _environment()
+
+scoped: ContextVar[Choice] = ContextVar("xattn_backend", default=environment)
+
+
+class _Visible:
+    """What compiled code sees of the open scopes.
+
+    torch.compile can read neither a ContextVar nor, with a guard, a thread-local. It can guard on a plain attribute,
+    so this one mirrors the scopes, and says when two threads disagree.
+    """
+
+    def __init__(self) -> None:
+        self.choice: Choice | None = None
+        self.conflict = False
+
+
+visible = _Visible()
+_open: dict[int, tuple[int, Choice]] = {}
+_lock = threading.Lock()
+
+
+def _mirror() -> None:
+    innermost = dict(_open.values())
+    visible.choice = next(reversed(innermost.values()), None)
+    visible.conflict = len(set(innermost.values())) > 1
+
+
+def as_choice(backend: str | Sequence[str]) -> Choice:
+    """A backend argument in hashable form."""
+    return backend if isinstance(backend, str) else tuple(backend)
+
+
+def chosen(backend: str | Sequence[str]) -> Choice:
+    """What an eager call's `backend` argument comes to: itself, else the scope, else XATTN_BACKEND."""
+    return scoped.get() if backend == "auto" else as_choice(backend)
+
+
+def traced(backend: str | Sequence[str]) -> Choice:
+    """`chosen` for a call that torch.compile traces."""
+    if backend != "auto":
+        return as_choice(backend)
+    if visible.conflict:
+        raise RuntimeError("threads hold different scopes of xattn.use_backend; pass backend= to the compiled call")
+    return environment if visible.choice is None else visible.choice
+
+
+class use_backend:  # noqa: N801 - a context manager reads as a function
+    """Choose the backend of every call inside a `with` block that names none itself.
+
+    backend: as the argument of `attention`: a backend's or a plugin's name, an ordered sequence of them, or "auto".
+
+    The scope is the current thread's or asyncio task's. Compiled functions called inside it see it too and are
+    compiled anew for it; where two threads hold different scopes at once, a compiled call raises instead of guessing.
+    Inside a function that is being compiled, pass `backend=` instead.
+    """
+
+    def __init__(self, backend: str | Sequence[str]) -> None:
+        self._choice = as_choice(backend)
+        self._tokens: list[Token[Choice]] = []
+
+    def __enter__(self) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "xattn.use_backend cannot be entered inside a compiled function: its scope lives in a ContextVar, "
+                "which torch.compile cannot trace. Enter it around the compiled function, or pass backend=."
+            )
+        from xattn.selection import candidates  # an unknown name is an error here, not at some later call
+
+        candidates(self._choice)
+        token = scoped.set(self._choice)
+        self._tokens.append(token)
+        with _lock:
+            _open[id(token)] = (threading.get_ident(), self._choice)
+            _mirror()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        token = self._tokens.pop()
+        scoped.reset(token)
+        with _lock:
+            del _open[id(token)]
+            _mirror()

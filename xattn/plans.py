@@ -1,0 +1,166 @@
+"""From a call to its plan: resolved once, remembered, guarded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from xattn.arguments import Options, Tensors, check_values, describe
+from xattn.backend import Plan
+from xattn.errors import InvalidArgumentError
+from xattn.guard import Check, guard, is_plain, kind
+from xattn.override import Choice, as_choice
+from xattn.request import Request
+from xattn.selection import select
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request, the backend that serves it, and the plan."""
+
+    request: Request
+    backend: str
+    run: Plan
+
+    def annotate(self, error: Exception) -> None:
+        """Add to a kernel's error what was asked of whom."""
+        note = f"raised by xattn's backend {self.backend!r} for {self.request}"
+        if hasattr(error, "add_note"):
+            error.add_note(note)
+        else:  # Python 3.10: printed by pytest and the exceptiongroup package alone
+            error.__notes__ = [*getattr(error, "__notes__", []), note]
+
+
+# Two tables. `recent` has the plan last used for each set of options, behind a guard on the tensors: the hit that a
+# model makes in every layer. `_plans` has all of them by full key, for calls that alternate between shapes.
+recent: dict[object, tuple[Check, Resolved]] = {}
+_plans: dict[object, Resolved] = {}
+# A decode loop over a growing cache makes one key a step; past this many, start anew.
+_PLANS_MAX = 4096
+
+
+def clear() -> None:
+    """Forget every plan."""
+    recent.clear()
+    _plans.clear()
+
+
+def call(q: Tensor, k: Tensor, v: Tensor, values: tuple[Any, ...], tensors: Tensors) -> Any:
+    """Serve an eager call. `values`: the fields of Options in order, then the backend."""
+    check_values(k, tensors)
+    *fields, backend = values
+    options, choice = Options(*fields), as_choice(backend)
+    every = (q, k, v, *tensors.values())
+    if not all(map(is_plain, every)):
+        return uncached(q, k, v, options, tensors, choice)
+    slot = (*options.hashable(), choice, *tensors)
+    if slot in recent:
+        check, resolved = recent[slot]
+        if check(*every):
+            return _run(resolved, q, k, v, tensors)
+    key = (slot, kind(*every))
+    if key not in _plans:
+        if len(_plans) >= _PLANS_MAX:
+            clear()
+        _plans[key] = resolve(q, k, v, options, tensors, choice)
+    resolved = _plans[key]
+    recent[slot] = guard(*every), resolved
+    return _run(resolved, q, k, v, tensors)
+
+
+def uncached(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, choice: Choice) -> Any:
+    """Serve a call that leaves no trace in the tables: compiled ones, and tensors that are no plain tensors."""
+    resolved = resolve(q, k, v, options, tensors, choice)
+    if is_dynamo_compiling():
+        return resolved.run(q, k, v, **tensors)
+    return _run(resolved, q, k, v, tensors)
+
+
+def held(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, choice: Choice) -> Plan:
+    """A bound callable, guarded like a remembered plan."""
+    check_values(k, tensors)
+    resolved = resolve(q, k, v, options, tensors, choice)
+    run = resolved.run
+
+    def verified(q: Tensor, k: Tensor, v: Tensor, tensors: Tensors) -> Any:
+        """The way of a call that the guard does not recognise: another layout is served, another request is not."""
+        got = described(q, k, v, options, tensors)
+        if got != resolved.request:
+            hint = "Make a plan for it, or call xattn.attention."
+            raise InvalidArgumentError("plan", f"a call of another kind ({got})", str(resolved.request), hint)
+        return _run(resolved, q, k, v, tensors)
+
+    if tensors:
+
+        def planned_with_tensors(q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> Any:
+            check_values(k, tensors)
+            return verified(q, k, v, tensors)
+
+        return planned_with_tensors
+
+    check = guard(q, k, v) if all(map(is_plain, (q, k, v))) else None
+
+    def planned(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        if is_dynamo_compiling() or check is None or not check(q, k, v):
+            return verified(q, k, v, {})
+        try:
+            return run(q, k, v)
+        except Exception as error:
+            resolved.annotate(error)
+            raise
+
+    return planned
+
+
+def resolve(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, choice: Choice) -> Resolved:
+    """Describe the call, select a backend, make its plan."""
+    request = described(q, k, v, options, tensors)
+    entry = select(request, choice)
+    run = entry.backend.plan(request)
+    dtype = _autocast_dtype(q)
+    return Resolved(request, entry.name, run if dtype is None else _under_autocast(run, dtype, q.device.type))
+
+
+def described(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors) -> Request:
+    """The request as a backend sees it: under autocast, in autocast's dtype."""
+    dtype = _autocast_dtype(q)
+    if dtype is not None:
+        q, k, v = _cast(q, dtype), _cast(k, dtype), _cast(v, dtype)
+    return describe(q, k, v, options, tensors)
+
+
+def _run(resolved: Resolved, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors) -> Any:
+    try:
+        return resolved.run(q, k, v, **tensors)
+    except Exception as error:
+        resolved.annotate(error)
+        raise
+
+
+def _autocast_dtype(q: object) -> torch.dtype | None:
+    """The dtype that autocast wants, or None outside it. As torch does for its own attention, float64 stays."""
+    if not isinstance(q, Tensor) or not torch.amp.is_autocast_available(q.device.type):
+        return None
+    if not torch.is_autocast_enabled(q.device.type):
+        return None
+    return torch.get_autocast_dtype(q.device.type)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(dtype)
+
+
+def _under_autocast(run: Plan, dtype: torch.dtype, device: str) -> Plan:
+    """The plan with the casts done here, once, so that autocast touches nothing inside a backend."""
+
+    def cast_and_run(q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> Any:
+        with torch.autocast(device, enabled=False):
+            return run(_cast(q, dtype), _cast(k, dtype), _cast(v, dtype), **tensors)
+
+    return cast_and_run
