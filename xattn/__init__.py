@@ -8,7 +8,14 @@
 from xattn.attention import attention, plan
 from xattn.backend import Backend, hookimpl
 from xattn.capabilities import Capabilities
-from xattn.errors import InvalidArgumentError, SlowBackendWarning, UnknownBackendError, UnsupportedError, XattnError
+from xattn.errors import (
+    BrokenBackendWarning,
+    InvalidArgumentError,
+    SlowBackendWarning,
+    UnknownBackendError,
+    UnsupportedError,
+    XattnError,
+)
 from xattn.explain import Explanation, explain
 from xattn.info import backends, info
 from xattn.output import AttentionOutput
@@ -19,6 +26,7 @@ from xattn.request import Request, TensorSpec
 __all__ = [
     "AttentionOutput",
     "Backend",
+    "BrokenBackendWarning",
     "Capabilities",
     "Explanation",
     "InvalidArgumentError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +43,16 @@ class Options:
     return_lse: bool = False
 
     def hashable(self) -> tuple[object, ...]:
-        """The fields in order, fit for a dictionary's key, whatever the caller passed."""
-        fields = (self.causal, self.window, self.align, self.scale, self.softcap)
-        fields += (self.dropout_p, self.deterministic, self.return_lse)
-        return tuple(tuple(field) if isinstance(field, list) else field for field in fields)
+        """The fields in order, fit for a dictionary's key. Raises InvalidArgumentError for what no key can hold."""
+        window = tuple(self.window) if isinstance(self.window, list) else self.window
+        scores = (self.causal, window, self.align, self.scale, self.softcap)
+        key = (*scores, self.dropout_p, self.deterministic, self.return_lse)
+        try:
+            hash(key)
+        except TypeError:
+            _check_options(self)  # says which one; no legal value is unhashable
+            raise
+        return key
 
 
 def describe(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, tensors: Tensors) -> Request:
@@ -77,15 +83,19 @@ def describe(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options
         headdim=headdim,
         headdim_v=headdim_v,
         causal=bool(options.causal),
-        window=None if window is None or tuple(window) == (None, None) else (window[0], window[1]),
+        window=None if window is None or tuple(window) == (None, None) else (_whole(window[0]), _whole(window[1])),
         align=options.align,
-        scale=options.scale,
-        softcap=options.softcap,
-        dropout_p=options.dropout_p if options.dropout_p > 0 else None,
+        scale=None if options.scale is None else _float(options.scale),
+        softcap=None if options.softcap is None else _float(options.softcap),
+        dropout_p=_float(options.dropout_p) if options.dropout_p > 0 else None,
         deterministic=bool(options.deterministic),
         return_lse=bool(options.return_lse),
         requires_grad=grad and (q.requires_grad or k.requires_grad or v.requires_grad),
-        **specs,
+        sinks=specs.get("sinks"),
+        alibi_slopes=specs.get("alibi_slopes"),
+        bias=specs.get("bias"),
+        mask=specs.get("mask"),
+        seqlens_k=specs.get("seqlens_k"),
     )
 
 
@@ -135,28 +145,41 @@ def _check_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) ->
 
 
 def _check_options(options: Options) -> None:
+    # Remembered plans are found by the values of the options, and to Python True == 1 == 1.0. So what equals a legal
+    # value is legal, and an error does not depend on what was called before.
     for name in ("causal", "deterministic", "return_lse"):
-        if not isinstance(getattr(options, name), bool):
-            raise InvalidArgumentError(name, repr(getattr(options, name)), "True or False")
-    if options.align not in ("bottom_right", "top_left"):
-        raise InvalidArgumentError("align", repr(options.align), '"bottom_right" or "top_left"')
+        flag = getattr(options, name)
+        if not isinstance(flag, numbers.Real) or flag not in (0, 1):
+            raise InvalidArgumentError(name, _short(flag), "True or False")
+    if not isinstance(options.align, str) or options.align not in ("bottom_right", "top_left"):
+        raise InvalidArgumentError("align", _short(options.align), '"bottom_right" or "top_left"')
     if options.window is not None:
         _check_window(options.window)
     for name in ("scale", "softcap"):
         value = getattr(options, name)
         if value is not None and not _is_number(value):
-            raise InvalidArgumentError(name, repr(value), "a finite float or None")
+            raise InvalidArgumentError(name, _short(value), "a finite float or None")
     if options.softcap is not None and options.softcap <= 0:
         raise InvalidArgumentError("softcap", str(options.softcap), "a float > 0, or None", "None switches it off.")
     if not _is_number(options.dropout_p) or not 0 <= options.dropout_p < 1:
-        raise InvalidArgumentError("dropout_p", repr(options.dropout_p), "a float in [0, 1)", "0.0 switches it off.")
+        raise InvalidArgumentError("dropout_p", _short(options.dropout_p), "a float in [0, 1)", "0.0 switches it off.")
 
 
 def _is_number(value: object) -> bool:
-    # Under torch.compile with dynamic shapes a scale can be a torch.SymFloat, whose value must not be asked for.
-    if isinstance(value, torch.SymFloat):
-        return True
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (numbers.Real, torch.SymFloat)) and _is_finite(value)
+
+
+def _is_finite(value: Any) -> bool:
+    # inf - inf and nan - nan are nan. torch.compile traces this where the value is dynamic, and math.isfinite not.
+    return bool(value - value == 0)
+
+
+def _float(value: float) -> float:
+    return value if isinstance(value, torch.SymFloat) else float(value)
+
+
+def _whole(side: int | None) -> int | None:
+    return side if side is None or isinstance(side, torch.SymInt) else int(side)
 
 
 def _check_window(window: Any) -> None:
@@ -166,14 +189,20 @@ def _check_window(window: Any) -> None:
             "window", str(window), want, f"A sliding window of W keys that ends at the query is ({window} - 1, 0)."
         )
     if not isinstance(window, (tuple, list)) or len(window) != 2:
-        raise InvalidArgumentError("window", repr(window), want)
+        raise InvalidArgumentError("window", _short(window), want)
     for side in window:
         if side is None:
             continue
-        if isinstance(side, bool) or not isinstance(side, (int, torch.SymInt)):
-            raise InvalidArgumentError("window", str(window), want)
+        if not isinstance(side, torch.SymInt) and not (_is_number(side) and side == int(side)):
+            raise InvalidArgumentError("window", _short(window), want)
         if side < 0:
             raise InvalidArgumentError("window", str(window), want, "None is open; xattn has no -1.")
+
+
+def _short(value: object) -> str:
+    """repr for a message: a tensor or an array passed by mistake is named, not printed."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else type(value).__name__
 
 
 def _check_tensor(name: str, tensor: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> None:
@@ -182,13 +211,14 @@ def _check_tensor(name: str, tensor: torch.Tensor, q: torch.Tensor, k: torch.Ten
     if tensor.device != q.device:
         raise InvalidArgumentError(name, f"device {tensor.device}", f"{q.device}, the device of q")
     batch, seqlen_q, nheads, seqlen_k = q.shape[0], q.shape[1], q.shape[2], k.shape[1]
-    kind, shapes = {
+    kinds: dict[str, tuple[str, list[tuple[int, ...]]]] = {
         "sinks": ("floating-point", [(nheads,)]),
         "alibi_slopes": ("float32", [(nheads,), (batch, nheads)]),
         "bias": ("floating-point", []),
         "mask": ("bool", []),
         "seqlens_k": ("int32 or int64", [(batch,)]),
-    }[name]
+    }
+    kind, shapes = kinds[name]
     fits = {
         "floating-point": tensor.dtype.is_floating_point,
         "float32": tensor.dtype == torch.float32,
@@ -199,12 +229,14 @@ def _check_tensor(name: str, tensor: torch.Tensor, q: torch.Tensor, k: torch.Ten
         hint = ""
         if name == "mask" and tensor.dtype.is_floating_point:
             hint = "A float mask that is added to the scores is bias=."
+        elif name == "mask":
+            hint = "True = may attend: a mask of ones and zeros that means the same is mask.bool()."
         if name == "bias" and tensor.dtype == torch.bool:
             hint = "A bool mask is mask=."
         raise InvalidArgumentError(name, dtype_name(tensor.dtype), kind, hint)
     shape = tuple(tensor.shape)
     if shapes:
-        if all(len(shape) != len(legal) or shape != legal for legal in shapes):
+        if shape not in shapes:
             raise InvalidArgumentError(name, f"shape {shape}", " or ".join(map(str, shapes)))
         return
     full = (batch, nheads, seqlen_q, seqlen_k)
@@ -222,20 +254,24 @@ def _check_tensor(name: str, tensor: torch.Tensor, q: torch.Tensor, k: torch.Ten
 def check_values(k: torch.Tensor, tensors: Tensors) -> None:
     """Check the values that no shape tells: seqlens_k and alibi_slopes.
 
-    On the CPU alone: on an accelerator it would stop the stream, and under torch.compile break the graph.
+    On the CPU alone: on an accelerator it would stop the stream, and under torch.compile break the graph. May run
+    before `describe`, so it passes over what that one rejects.
     """
     seqlens_k, slopes = tensors.get("seqlens_k"), tensors.get("alibi_slopes")
-    if seqlens_k is not None and _readable(seqlens_k) and seqlens_k.numel() > 0:
+    if not isinstance(k, torch.Tensor) or k.dim() != 4:
+        return
+    if seqlens_k is not None and _readable(seqlens_k, torch.int32, torch.int64):
         low, high = (int(x) for x in torch.aminmax(seqlens_k))
         if low < 0 or high > k.shape[1]:
-            raise InvalidArgumentError("seqlens_k", f"values from {low} to {high}", f"0 to seqlen_k, which is {k.shape[1]}")
-    if slopes is not None and _readable(slopes) and not bool((slopes > 0).all()):
+            want = f"0 to seqlen_k, which is {k.shape[1]}"
+            raise InvalidArgumentError("seqlens_k", f"values from {low} to {high}", want)
+    if slopes is not None and _readable(slopes, torch.float32) and not bool((slopes > 0).all()):
         raise InvalidArgumentError("alibi_slopes", f"a slope of {float(slopes.min())}", "slopes > 0")
 
 
-def _readable(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has values at hand: a plain CPU tensor, no fake one, none inside vmap."""
-    return is_plain(tensor) and tensor.device.type == "cpu"
+def _readable(tensor: torch.Tensor, *dtypes: torch.dtype) -> bool:
+    """Whether a tensor has legal values at hand: a plain CPU tensor, no fake one, none inside vmap."""
+    return is_plain(tensor) and tensor.device.type == "cpu" and tensor.dtype in dtypes and tensor.numel() > 0
 
 
 def _hardware(device: torch.device) -> tuple[str, str | None]:

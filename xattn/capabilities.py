@@ -62,6 +62,8 @@ class Capabilities:
         for got, known in ((self.features, FEATURES), (self.grads, GRADS)):
             if unknown := sorted(got - set(known)):
                 raise ValueError(f"unknown capability {unknown}; known: {', '.join(known)}")
+        if "default" not in self.priority:
+            raise ValueError('priority has no "default"')
 
     def rank(self, request: Request) -> int:
         return self.priority.get(request.kind, self.priority["default"])

@@ -39,3 +39,7 @@ class UnknownBackendError(XattnError, LookupError):
 
 class SlowBackendWarning(UserWarning):
     """`auto` had to give a large problem to a backend that holds the whole score matrix."""
+
+
+class BrokenBackendWarning(UserWarning):
+    """A backend failed when asked whether it can serve a call. xattn goes on without it; `explain` says so too."""

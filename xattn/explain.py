@@ -13,7 +13,7 @@ from xattn.attention import Arguments, split
 from xattn.errors import UnsupportedError
 from xattn.override import Choice
 from xattn.reasons import Reason
-from xattn.registry import registry
+from xattn.registry import STRANGER, Entry, raised, registry
 from xattn.request import Request
 from xattn.selection import candidates, entry_reasons, select
 
@@ -40,7 +40,7 @@ class Explanation:
     backend: the chosen one's name, or None where the call would raise UnsupportedError.
     kernel:  what it would run.
     candidates: every registered backend in the order of `auto`.
-    notes:   faster backends that something keeps away, and plugins that failed to load.
+    notes:   faster backends that something keeps away, and plugins and backends with a failure.
     """
 
     request: Request
@@ -68,11 +68,14 @@ class Explanation:
                 lines.append(f"{candidate.name} cannot, because:")
                 lines += [f"    {reason}" for reason in candidate.reasons]
             elif candidate.name != self.backend:
-                lines.append(f"{candidate.name} could ({candidate.kernel})" + ("" if candidate.asked else ", not asked"))
+                not_asked = "" if candidate.asked else ", not asked"
+                lines.append(f"{candidate.name} could ({candidate.kernel}){not_asked}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def explain(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Unpack[Arguments]) -> Explanation:
+def explain(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Unpack[Arguments]
+) -> Explanation:
     """What `attention` with the same arguments would do, without doing it. Raises only InvalidArgumentError and
     UnknownBackendError."""
     options, tensors, backend = split(return_lse=return_lse, **arguments)
@@ -83,9 +86,10 @@ def explain_request(request: Request, choice: Choice = "auto") -> Explanation:
     """`explain` for a request that was made by hand: another device's, say."""
     allowed = candidates(choice)
     found: list[Candidate] = []
+    failures: list[str] = []
     for entry in registry().ordered(request):
         reasons = tuple(entry_reasons(entry, request))
-        kernel = "" if reasons else entry.backend.kernel(request)
+        kernel = "" if reasons else _kernel(entry, request, failures)
         asked = allowed is None or entry.name in allowed
         found.append(Candidate(entry.name, entry.plugin, asked, kernel, reasons))
     try:
@@ -99,19 +103,30 @@ def explain_request(request: Request, choice: Choice = "auto") -> Explanation:
         backend,
         by_name[backend].kernel if backend is not None else None,
         tuple(found),
-        tuple(_notes(request, backend, by_name)),
+        (*_kept_away(backend, by_name), *failures, *registry().problems()),
     )
 
 
-def _notes(request: Request, backend: str | None, found: Mapping[str, Candidate]) -> list[str]:
+def _kernel(entry: Entry, request: Request, failures: list[str]) -> str:
+    # A stranger's code, and no part of a call: a backend that cannot name its kernel can still serve.
+    try:
+        return entry.backend.kernel(request)
+    except STRANGER as error:
+        failures.append(f"{entry.name}: kernel() raised {raised(error)}")
+        return entry.name
+
+
+def _kept_away(backend: str | None, found: Mapping[str, Candidate]) -> list[str]:
+    """Backends that `auto` would have preferred to the chosen one, each with what keeps it away."""
     notes = []
     for name, candidate in found.items():
         if name == backend:
             break
-        if not candidate.reasons and not candidate.asked:
-            notes.append(f"{name} ranks higher for this call, but the choice of backend leaves it out")
-        elif candidate.reasons and all(reason.code == "disabled" for reason in candidate.reasons):
-            notes.append(f"{name} ranks higher for this call and could serve it, but is disabled {candidate.reasons[0].got}")
-    for plugin in registry().plugins:
-        notes += [f"plugin {plugin.name} ({plugin.distribution}): {failure}" for failure in plugin.failures]
+        codes = {reason.code for reason in candidate.reasons}
+        if not codes and not candidate.asked:
+            notes.append(f"{name} ranks higher and could serve this call, but the choice of backend leaves it out")
+        elif codes == {"disabled"}:
+            notes.append(f"{name} ranks higher and could serve this call, but is disabled {candidate.reasons[0].got}")
+        elif codes == {"broken"}:
+            notes.append(f"{name} may rank higher, but is broken: {candidate.reasons[0].got}")
     return notes

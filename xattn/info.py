@@ -11,7 +11,7 @@ import torch
 
 from xattn import override
 from xattn.backend import API_VERSION
-from xattn.registry import registry
+from xattn.registry import STRANGER, Entry, raised, registry
 
 
 def backends() -> tuple[str, ...]:
@@ -20,11 +20,15 @@ def backends() -> tuple[str, ...]:
 
 
 def info() -> dict[str, Any]:
-    """Versions, devices, plugins with their distributions and failures, and each backend's own account.
+    """Versions, devices, plugins with their distributions and failures, each backend's own account, and, under
+    "problems", a line for everything that is wrong.
 
     Imports no vendor package beyond what a backend's `info()` needs to say whether it can be used.
     """
-    entries = registry().entries.values()
+    problems = registry().problems()
+    named = (override.environment,) if isinstance(override.environment, str) else override.environment
+    unknown = [name for name in named if name != "auto" and not registry().names(name)]
+    problems += [f"XATTN_BACKEND: {registry().unknown(name)}" for name in unknown]
     return {
         "xattn": version("xattn"),
         "plugin_api": API_VERSION,
@@ -39,19 +43,21 @@ def info() -> dict[str, Any]:
                 "plugin": entry.plugin,
                 "disabled_by": entry.disabled_by,
                 "devices": [block.device for block in entry.backend.capabilities],
-                **_account(entry.backend.info),
+                "info": _account(entry, problems),
             }
-            for entry in entries
+            for entry in registry().entries.values()
         ],
+        "problems": problems,
     }
 
 
-def _account(ask: Any) -> dict[str, Any]:
+def _account(entry: Entry, problems: list[str]) -> dict[str, str]:
     # A stranger's code: its failure belongs in the table, not in the user's face.
     try:
-        return {"info": dict(ask())}
-    except Exception as error:
-        return {"info": {"failure": f"{type(error).__name__}: {error}"}}
+        return {str(key): str(value) for key, value in entry.backend.info().items()}
+    except STRANGER as error:
+        problems.append(f"{entry.name}: info() raised {raised(error)}")
+        return {}
 
 
 def _devices() -> list[str]:

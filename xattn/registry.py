@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -15,7 +16,11 @@ from xattn.backend import API_VERSION, ENTRY_POINT_GROUP, Backend
 from xattn.capabilities import Capabilities
 from xattn.request import Request
 
+# What a stranger's code may raise when xattn calls it; SystemExit because some modules call sys.exit on import.
+STRANGER = (Exception, SystemExit)
+
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_NO_NAME = "is no legal one: lower-case letters, digits, - and _, and not auto"
 
 
 @dataclass
@@ -42,6 +47,11 @@ class Entry:
     def name(self) -> str:
         return self.backend.name
 
+    def rank(self, request: Request) -> int:
+        """The declared priority; -1 where nothing is declared for the request's device."""
+        block = self.backend.block(request)
+        return -1 if block is None else block.rank(request)
+
 
 class Registry:
     """The backends of this process, in order of registration, and the plugins they came from."""
@@ -55,40 +65,43 @@ class Registry:
 
     def load(self, found: Iterable[EntryPoint]) -> None:
         # xattn's own plugins first: a stranger cannot take their names.
-        for entry_point in sorted(found, key=lambda e: (_distribution(e) != "xattn", _distribution(e), e.name)):
-            self._load(entry_point)
-
-    def _load(self, entry_point: EntryPoint) -> None:
-        version = entry_point.dist.version if entry_point.dist is not None else ""
-        plugin = Plugin(entry_point.name, entry_point.value, _distribution(entry_point), version)
-        if any(other.name == plugin.name for other in self.plugins):
-            plugin.failures.append(f'another plugin is already called "{plugin.name}"')
+        origins = [(entry_point, *_origin(entry_point)) for entry_point in found]
+        for entry_point, distribution, version in sorted(origins, key=lambda o: (o[1] != "xattn", o[1], o[0].name)):
+            plugin = Plugin(entry_point.name, entry_point.value, distribution, version)
+            problem = self._plugin_problem(plugin)
             self.plugins.append(plugin)
-            return
-        self.plugins.append(plugin)
-        # A stranger's code runs here: whatever it raises is reported in info() and explain(), and stops nobody else.
-        try:
-            self._manager.register(entry_point.load(), name=plugin.name)
-        except (Exception, SystemExit) as error:
-            plugin.failures.append(f"{type(error).__name__}: {error}")
-            return
+            if problem is not None:
+                plugin.failures.append(problem)
+                continue
+            # A stranger's code: whatever it raises is reported in info() and explain(), and stops nobody else.
+            try:
+                self._manager.register(entry_point.load(), name=plugin.name)
+            except STRANGER as error:
+                plugin.failures.append(f"failed to load: {raised(error)}")
+                continue
+            try:
+                self._collect(plugin)
+            except STRANGER as error:
+                plugin.failures.append(f"xattn_backends() raised {raised(error)}")
+
+    def _collect(self, plugin: Plugin) -> None:
         hooks = [hook for hook in self._manager.hook.xattn_backends.get_hookimpls() if hook.plugin_name == plugin.name]
         if not hooks:
             plugin.failures.append(f"{plugin.module} implements no xattn_backends hook (is @xattn.hookimpl missing?)")
         for hook in hooks:
-            try:
-                candidates = list(hook.function())
-            except (Exception, SystemExit) as error:
-                plugin.failures.append(f"xattn_backends() raised {type(error).__name__}: {error}")
+            found = hook.function()
+            if isinstance(found, str) or not isinstance(found, Iterable):
+                plugin.failures.append(f"xattn_backends() returned {found!r:.80}, want a list of xattn.Backend")
                 continue
-            for candidate in candidates:
+            for candidate in found:
                 self._add(candidate, plugin)
 
     def _add(self, candidate: object, plugin: Plugin) -> None:
         if not isinstance(candidate, Backend):
-            plugin.failures.append(f"xattn_backends() returned {candidate!r:.80}, which is no xattn.Backend")
+            hint = "; return an instance of it" if isinstance(candidate, type) else ""
+            plugin.failures.append(f"xattn_backends() returned {candidate!r:.80}, which is no xattn.Backend{hint}")
             return
-        problem = self._problem(candidate, plugin)
+        problem = self._backend_problem(candidate, plugin)
         if problem is not None:
             plugin.failures.append(f"backend {getattr(candidate, 'name', type(candidate).__name__)!r}: {problem}")
             return
@@ -97,21 +110,50 @@ class Registry:
         self.entries[candidate.name] = Entry(candidate, plugin.name, source)
         plugin.backends.append(candidate.name)
 
-    def _problem(self, candidate: Backend, plugin: Plugin) -> str | None:
+    def _plugin_problem(self, plugin: Plugin) -> str | None:
+        if not _is_name(plugin.name):
+            return f"the entry point's name {_NO_NAME}"
+        if any(other.name == plugin.name for other in self.plugins):
+            return f'another plugin is already called "{plugin.name}"'
+        if plugin.name in self.entries:
+            return f'the plugin "{self.entries[plugin.name].plugin}" already has a backend called "{plugin.name}"'
+        return None
+
+    def _backend_problem(self, candidate: Backend, plugin: Plugin) -> str | None:
         version = getattr(candidate, "api_version", None)
+        if version is None:
+            return f"sets no api_version; this xattn has plugin API {API_VERSION}"
         if version != API_VERSION:
-            return f"written for plugin API {version}, this xattn has {API_VERSION}; update {plugin.distribution}"
+            return f"written for plugin API {version}, this xattn has {API_VERSION}; update the older of the two"
         name = getattr(candidate, "name", None)
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "auto":
-            return f"{name!r} is no name: lower-case letters, digits, - and _, and not auto"
+        if not _is_name(name):
+            return f"its name {_NO_NAME}"
         if name in self.entries:
             return f'the plugin "{self.entries[name].plugin}" already has a backend of this name'
         if any(other.name == name and other is not plugin for other in self.plugins):
-            return "a plugin has this name"
+            return "another plugin has this name"
         blocks = getattr(candidate, "capabilities", None)
         if not isinstance(blocks, tuple) or not all(isinstance(block, Capabilities) for block in blocks):
             return "capabilities is no tuple of xattn.Capabilities"
         return None
+
+    def problems(self) -> list[str]:
+        """What is wrong with this installation, a line each: plugins that failed, names that stand for nothing."""
+        found = [
+            f"plugin {plugin.name} ({plugin.distribution} {plugin.version}): {failure}"
+            for plugin in self.plugins
+            for failure in plugin.failures
+        ]
+        plugins = {plugin.name for plugin in self.plugins}
+        unknown = [name for name in self.disabled if name not in plugins and name not in self.entries]
+        return found + [f"XATTN_DISABLE: {self.unknown(name)}" for name in unknown]
+
+    def unknown(self, name: object) -> str:
+        """What to tell the user of a name that no backend and no plugin has."""
+        known = sorted({*self.entries, *(entry.plugin for entry in self.entries.values())})
+        text = f"no backend or plugin is called {name!r}; there are: {', '.join(known) or 'none'}"
+        close = difflib.get_close_matches(str(name).lower(), known, n=1)
+        return f'{text}. Did you mean "{close[0]}"?' if close else text
 
     def names(self, name: str) -> list[str]:
         """The backends that a name stands for: a backend's own, or all of a plugin's."""
@@ -123,14 +165,32 @@ class Registry:
         """Entries in the order in which `auto` tries them: by declared priority, then by registration."""
 
         def rank(entry: Entry) -> int:
-            block = entry.backend.block(request)
-            return -1 if block is None else block.rank(request)
+            try:
+                return entry.rank(request)
+            except STRANGER:
+                return -1  # selection.entry_reasons asks again and reports it
 
         return sorted(self.entries.values(), key=rank, reverse=True)
 
 
-def _distribution(entry_point: EntryPoint) -> str:
-    return entry_point.dist.name if entry_point.dist is not None else ""
+def raised(error: BaseException) -> str:
+    """An exception in one line of a report."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name != "auto"
+
+
+def _origin(entry_point: EntryPoint) -> tuple[str, str]:
+    """Name and version of the distribution that an entry point comes from."""
+    if entry_point.dist is None:
+        return "", ""
+    # What a half-removed distribution without METADATA does here, error or None, depends on Python's version.
+    try:
+        return entry_point.dist.name or "unknown", entry_point.dist.version or "unknown"
+    except Exception:
+        return "unknown", "unknown"
 
 
 def split_names(value: str) -> tuple[str, ...]:
