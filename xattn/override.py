@@ -10,6 +10,7 @@ from types import TracebackType
 
 import torch
 
+from xattn.errors import InvalidArgumentError
 from xattn.registry import split_names
 
 Choice = str | tuple[str, ...]
@@ -50,8 +51,12 @@ def _mirror() -> None:
 
 
 def as_choice(backend: str | Sequence[str]) -> Choice:
-    """A backend argument in hashable form."""
-    return backend if isinstance(backend, str) else tuple(backend)
+    """A backend argument in hashable form. Raises InvalidArgumentError for what is neither a name nor names."""
+    if isinstance(backend, str):
+        return backend
+    if not isinstance(backend, (tuple, list)) or not all(isinstance(name, str) for name in backend):
+        raise InvalidArgumentError("backend", repr(backend), 'a name, a tuple or list of names, or "auto"')
+    return tuple(backend)
 
 
 def chosen(backend: str | Sequence[str]) -> Choice:

@@ -11,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 
 from xattn.arguments import Options, Tensors, check_values, describe
 from xattn.backend import Plan
-from xattn.errors import InvalidArgumentError
+from xattn.errors import InvalidArgumentError, add_note
 from xattn.guard import Check, guard, is_plain, kind
 from xattn.override import Choice, as_choice
 from xattn.request import Request
@@ -28,11 +28,7 @@ class Resolved:
 
     def annotate(self, error: Exception) -> None:
         """Add to a kernel's error what was asked of whom."""
-        note = f"raised by xattn's backend {self.backend!r} for {self.request}"
-        if hasattr(error, "add_note"):
-            error.add_note(note)
-        else:  # Python 3.10: printed by pytest and the exceptiongroup package alone
-            error.__notes__ = [*getattr(error, "__notes__", []), note]
+        add_note(error, f"raised by xattn's backend {self.backend!r} for {self.request}")
 
 
 # Two tables. `recent` has the plan last used for each set of options, behind a guard on the tensors: the hit that a
@@ -120,7 +116,11 @@ def resolve(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors,
     """Describe the call, select a backend, make its plan."""
     request = described(q, k, v, options, tensors)
     entry = select(request, choice)
-    run = entry.backend.plan(request)
+    try:
+        run = entry.backend.plan(request)
+    except Exception as error:
+        add_note(error, f"raised by plan() of xattn's backend {entry.name!r}, which had accepted {request}")
+        raise
     dtype = _autocast_dtype(q)
     return Resolved(request, entry.name, run if dtype is None else _under_autocast(run, dtype, q.device.type))
 
