@@ -42,18 +42,6 @@ class Options:
     deterministic: bool = False
     return_lse: bool = False
 
-    def hashable(self) -> tuple[object, ...]:
-        """The fields in order, fit for a dictionary's key. Raises InvalidArgumentError for what no key can hold."""
-        window = tuple(self.window) if isinstance(self.window, list) else self.window
-        scores = (self.causal, window, self.align, self.scale, self.softcap)
-        key = (*scores, self.dropout_p, self.deterministic, self.return_lse)
-        try:
-            hash(key)
-        except TypeError:
-            _check_options(self)  # says which one; no legal value is unhashable
-            raise
-        return key
-
 
 def describe(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, tensors: Tensors) -> Request:
     """Check a call against the contract and describe it. Raises InvalidArgumentError."""

@@ -102,21 +102,24 @@ def attention(
         return plans.uncached(q, k, v, options, tensors, override.traced(backend))
     if backend == "auto":
         backend = _scoped.get()
-    values = (causal, window, align, scale, softcap, dropout_p, deterministic, return_lse, backend)
-    if sinks is None and alibi_slopes is None and bias is None and mask is None and seqlens_k is None:
-        # The hit that a model makes in every layer; everything else takes plans.call.
-        try:
-            check, resolved = _recent[values]
-        except (KeyError, TypeError):  # TypeError: a window or backend given as a list
-            return plans.call(q, k, v, values, {})
+    # One look-up says which options are on, that no optional tensor is there (a tensor is never a key), and what ran
+    # last; the guard says whether these tensors are of the same kind. A model's layers all end here.
+    try:
+        check, run, resolved = _recent[
+            causal, window, align, scale, softcap, sinks, alibi_slopes, bias, mask, seqlens_k,
+            dropout_p, deterministic, return_lse, backend
+        ]  # fmt: skip
+    except (KeyError, TypeError):  # TypeError: a window or backend given as a list
+        pass
+    else:
         if check(q, k, v):
             try:
-                return resolved.run(q, k, v)
+                return run(q, k, v)
             except Exception as error:
                 resolved.annotate(error)
                 raise
-        return plans.call(q, k, v, values, {})
-    return plans.call(q, k, v, values, present(sinks, alibi_slopes, bias, mask, seqlens_k))
+    options = Options(causal, window, align, scale, softcap, dropout_p, deterministic, return_lse)
+    return plans.call(q, k, v, options, present(sinks, alibi_slopes, bias, mask, seqlens_k), backend)
 
 
 def plan(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Unpack[Arguments]) -> Plan:
@@ -125,9 +128,9 @@ def plan(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **argumen
     Takes the arguments of `attention`. The result is called as `run(q, k, v)`, with the optional tensors, where there
     are any, as keywords: `run(q, k, v, sinks=sinks)`. The options are bound, the tensors are not.
 
-    It serves tensors of the shapes, dtypes and device that it was made for, in any layout; a call that would need
-    another plan raises InvalidArgumentError. Scopes of `use_backend` opened later do not change it.
-    Raises what `attention` raises.
+    A plan trusts its caller: it is for tensors of the shapes, dtypes, device and need of gradients that it was made
+    with, in any layout, and does not look. Under another autocast state, or with other sizes, call `attention` or make
+    another plan. Scopes of `use_backend` opened later do not change it. Raises what `attention` raises.
     """
     options, tensors, backend = split(return_lse=return_lse, **arguments)
     return plans.held(q, k, v, options, tensors, override.chosen(backend))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Resolved:
 
 # Two tables. `recent` has the plan last used for each set of options, behind a guard on the tensors: the hit that a
 # model makes in every layer. `_plans` has all of them by full key, for calls that alternate between shapes.
-recent: dict[object, tuple[Check, Resolved]] = {}
+recent: dict[object, tuple[Check, Plan, Resolved]] = {}
 _plans: dict[object, Resolved] = {}
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
 _PLANS_MAX = 4096
@@ -45,17 +46,18 @@ def clear() -> None:
     _plans.clear()
 
 
-def call(q: Tensor, k: Tensor, v: Tensor, values: tuple[Any, ...], tensors: Tensors) -> Any:
-    """Serve an eager call. `values`: the fields of Options in order, then the backend."""
+def call(
+    q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, backend: str | Sequence[str]
+) -> Any:
+    """Serve an eager call that `recent` did not serve at once."""
     check_values(k, tensors)
-    *fields, backend = values
-    options, choice = Options(*fields), as_choice(backend)
+    choice = as_choice(backend)
     every = (q, k, v, *tensors.values())
     if not all(map(is_plain, every)):
         return uncached(q, k, v, options, tensors, choice)
-    slot = (*options.hashable(), choice, *tensors)
+    slot = _slot(options, tensors, choice)
     if slot in recent:
-        check, resolved = recent[slot]
+        check, _, resolved = recent[slot]
         if check(*every):
             return _run(resolved, q, k, v, tensors)
     key = (slot, kind(*every))
@@ -64,8 +66,16 @@ def call(q: Tensor, k: Tensor, v: Tensor, values: tuple[Any, ...], tensors: Tens
             clear()
         _plans[key] = resolve(q, k, v, options, tensors, choice)
     resolved = _plans[key]
-    recent[slot] = guard(*every), resolved
+    recent[slot] = guard(*every), resolved.run, resolved
     return _run(resolved, q, k, v, tensors)
+
+
+def _slot(options: Options, tensors: Tensors, choice: Choice) -> tuple[object, ...]:
+    """The key of `recent`: as `attention` spells it, with a name where there is a tensor."""
+    window = tuple(options.window) if isinstance(options.window, list) else options.window
+    names = (name if name in tensors else None for name in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k"))
+    rest = (options.dropout_p, options.deterministic, options.return_lse, choice)
+    return (options.causal, window, options.align, options.scale, options.softcap, *names, *rest)
 
 
 def uncached(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, choice: Choice) -> Any:
@@ -77,39 +87,25 @@ def uncached(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors
 
 
 def held(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, choice: Choice) -> Plan:
-    """A bound callable, guarded like a remembered plan."""
+    """A plan for the caller to keep. Unguarded: the cheapest guard costs twice what the rest of the call does."""
     check_values(k, tensors)
     resolved = resolve(q, k, v, options, tensors, choice)
     run = resolved.run
 
-    def verified(q: Tensor, k: Tensor, v: Tensor, tensors: Tensors) -> Any:
-        """The way of a call that the guard does not recognise: another layout is served, another request is not."""
-        got = described(q, k, v, options, tensors)
-        if got != resolved.request:
-            hint = "Make a plan for it, or call xattn.attention."
-            raise InvalidArgumentError("plan", f"a call of another kind ({got})", str(resolved.request), hint)
-        return _run(resolved, q, k, v, tensors)
-
-    if tensors:
-
-        def planned_with_tensors(q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> Any:
-            check_values(k, tensors)
-            return verified(q, k, v, tensors)
-
-        return planned_with_tensors
-
-    check = guard(q, k, v) if all(map(is_plain, (q, k, v))) else None
-
     def planned(q: Tensor, k: Tensor, v: Tensor) -> Any:
-        if is_dynamo_compiling() or check is None or not check(q, k, v):
-            return verified(q, k, v, {})
         try:
             return run(q, k, v)
         except Exception as error:
             resolved.annotate(error)
             raise
 
-    return planned
+    def planned_with_tensors(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Any:
+        if given.keys() != tensors.keys():
+            raise TypeError(f"this plan takes the tensors {sorted(tensors)}, got {sorted(given)}")
+        check_values(k, given)
+        return _run(resolved, q, k, v, given)
+
+    return planned_with_tensors if tensors else planned
 
 
 def resolve(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, choice: Choice) -> Resolved:

@@ -1,0 +1,170 @@
+"""Attention in blocks of matmuls, for what torch's fused kernels lack: softcap, the gradient of a bias, gradients
+through lse. Memory is one block of scores, and the backward pass computes them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xattn_sdpa.problem import Problem, cut
+from xattn_sdpa.tiling import Tile, tiles
+
+# Scores in a block: 8 MB in float32, the size at which the CPU caches served the passes over them best.
+_BLOCK = 2**21
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The operands of one batch row, some key-value heads and one tile: q (heads, group * rows, headdim), k and v
+    (heads, keys, headdim), all wide."""
+
+    b: int
+    heads: slice
+    tile: Tile
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    hidden: Tensor | None
+
+
+def _blocks(problem: Problem) -> Iterator[_Block]:
+    batch, seqlen_q, nheads, _ = problem.q.shape
+    seqlen_k, nheads_k = problem.k.shape[1:3]
+    group = problem.group
+    block = _BLOCK if problem.q.device.type == "cpu" else 16 * _BLOCK
+    rows = min(seqlen_q, max(16, min(256, block // max(1, nheads * seqlen_k))))
+    step = max(1, min(nheads_k, block // max(1, group * rows * seqlen_k)))
+    plan = list(tiles(seqlen_q, seqlen_k, problem.offset, problem.left, problem.right, max(rows, 1), False))
+    for b in range(batch):
+        for first in range(0, nheads_k, step):
+            heads = slice(first, min(first + step, nheads_k))
+            k = problem.k[b, :, heads].transpose(0, 1).to(problem.wide)
+            v = problem.v[b, :, heads].transpose(0, 1).to(problem.wide)
+            for tile in plan:
+                keys = slice(tile.key, tile.key_end)
+                hidden = problem.hidden(tile)
+                if hidden is not None:
+                    hidden = _part(hidden, b, heads, group)
+                q = _rows(problem.q[b, tile.row : tile.row_end], heads, group, problem.wide)
+                yield _Block(b, heads, tile, q, k[:, keys], v[:, keys], hidden)
+
+
+def _rows(x: Tensor, heads: slice, group: int, dtype: torch.dtype) -> Tensor:
+    """(rows, nheads, dim) -> (heads, group * rows, dim): a key-value head's queries in one matrix."""
+    x = x[:, heads.start * group : heads.stop * group].to(dtype)
+    return x.unflatten(1, (-1, group)).permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def _unrows(x: Tensor, group: int) -> Tensor:
+    """(heads, group * rows, dim) -> (rows, heads * group, dim)."""
+    return x.unflatten(1, (group, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _part(x: Tensor, b: int, heads: slice, group: int) -> Tensor:
+    """A (batch or 1, nheads or 1, rows, keys) tensor for one block: (heads or 1, group or 1, rows, keys)."""
+    x = x[0] if x.shape[0] == 1 else x[b]
+    if x.shape[0] == 1:
+        return x.unsqueeze(0)
+    return x[heads.start * group : heads.stop * group].unflatten(0, (heads.stop - heads.start, group))
+
+
+def _scores(problem: Problem, block: _Block) -> tuple[Tensor, Tensor | None]:
+    """The block's scores after softcap, bias, ALiBi and masks, (heads, group * rows, keys), and tanh where capped."""
+    cap = problem.softcap
+    alpha = problem.scale if cap is None else problem.scale / cap
+    scores = torch.baddbmm(block.q.new_empty(1, 1, 1), block.q, block.k.transpose(1, 2), beta=0, alpha=alpha)
+    tanh = None
+    if cap is not None:
+        scores.tanh_()
+        tanh = scores
+        scores = scores * cap
+    grouped = scores.unflatten(1, (problem.group, -1))
+    alibi = problem.alibi(block.tile)
+    if problem.bias is not None:
+        grouped += _part(cut(problem.bias, block.tile), block.b, block.heads, problem.group).to(problem.wide)
+    if alibi is not None:
+        grouped += _part(alibi, block.b, block.heads, problem.group)
+    if block.hidden is not None:
+        grouped.masked_fill_(block.hidden, -torch.inf)
+    return scores, tanh
+
+
+def forward(problem: Problem, out: Tensor, lse: Tensor) -> None:
+    """As `fused.forward`."""
+    group = problem.group
+    for block in _blocks(problem):
+        scores, _ = _scores(problem, block)
+        top = scores.amax(-1, keepdim=True)
+        dead = None
+        if block.hidden is not None:
+            rows = block.tile.row_end - block.tile.row
+            dead = block.hidden.all(-1).expand(scores.shape[0], group, rows).reshape(scores.shape[0], -1, 1)
+            top.masked_fill_(dead, 0.0)
+        weights = scores.sub_(top).exp_()
+        total = weights.sum(-1, keepdim=True)
+        part_lse = total.log() + top
+        if dead is not None:
+            part_lse.masked_fill_(dead, -torch.inf)
+            total.masked_fill_(dead, 1.0)
+        part = torch.bmm(weights, block.v).div_(total)
+        rows, heads = _places(block, group)
+        out[block.b, rows, heads] = _unrows(part, group).to(out.dtype)
+        lse[block.b, heads, rows] = part_lse.view(-1, block.tile.row_end - block.tile.row)
+
+
+def _places(block: _Block, group: int) -> tuple[slice, slice]:
+    """Where a block lies among the query rows and the query heads."""
+    return slice(block.tile.row, block.tile.row_end), slice(block.heads.start * group, block.heads.stop * group)
+
+
+def backward(
+    problem: Problem,
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dbias: Tensor | None,
+) -> None:
+    """As `fused.backward`; dlse is (batch, nheads, seqlen_q) or None, dbias as dq or None."""
+    group = problem.group
+    # d score = weight * (dout . v - delta), and lse adds its own weight times dlse.
+    delta = (dout.to(problem.wide) * out.to(problem.wide)).sum(-1).transpose(1, 2)
+    if dlse is not None:
+        delta = delta - dlse
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+    for block in _blocks(problem):
+        rows, heads = _places(block, group)
+        keys = slice(block.tile.key, block.tile.key_end)
+        scores, tanh = _scores(problem, block)
+        flat = (scores.shape[0], scores.shape[1], 1)
+        weights = scores.sub_(lse[block.b, heads, rows].reshape(flat)).exp_()
+        do = _rows(dout[block.b, rows], block.heads, group, problem.wide)
+        dv[block.b, keys, block.heads] += torch.bmm(weights.transpose(1, 2), do).transpose(0, 1)
+        dscores = torch.bmm(do, block.v.transpose(1, 2))
+        dscores.sub_(delta[block.b, heads, rows].reshape(flat)).mul_(weights)
+        if dbias is not None:
+            _add_to_bias(dbias, dscores, block, group)
+        if tanh is not None:
+            dscores.mul_(tanh.square_().neg_().add_(1.0))
+        dscores.mul_(problem.scale)
+        dq[block.b, rows, heads] += _unrows(torch.bmm(dscores, block.k), group)
+        dk[block.b, keys, block.heads] += torch.bmm(dscores.transpose(1, 2), block.q).transpose(0, 1)
+
+
+def _add_to_bias(dbias: Tensor, dscores: Tensor, block: _Block, group: int) -> None:
+    """Sum a block's score gradients over the dimensions that the bias broadcasts."""
+    rows, heads = _places(block, group)
+    grad = dscores.unflatten(1, (group, -1)).flatten(0, 1).unsqueeze(0)
+    place = (
+        slice(None) if dbias.shape[0] == 1 else slice(block.b, block.b + 1),
+        slice(None) if dbias.shape[1] == 1 else heads,
+        slice(None) if dbias.shape[2] == 1 else rows,
+        slice(None) if dbias.shape[3] == 1 else slice(block.tile.key, block.tile.key_end),
+    )
+    dbias[place] += grad.sum_to_size(dbias[place].shape)

@@ -1,0 +1,102 @@
+"""The two CPU engines under one roof: outputs, sinks, key lengths, gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xattn_sdpa import blockwise, fused
+from xattn_sdpa.problem import Problem, rows
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The plain numbers of a call, as the ops take them."""
+
+    left: int | None
+    right: int | None
+    top_left: bool
+    scale: float
+    softcap: float | None
+
+
+def _problem(tensors: tuple[Tensor | None, ...], settings: Settings) -> Problem:
+    q, k, v, sinks, alibi_slopes, bias, mask = tensors
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    offset = 0 if settings.top_left else k.shape[1] - q.shape[1]
+    scale = settings.scale
+    if scale <= 0:
+        # The fused kernel masks the future before it scales, and -inf * 0 is NaN, -inf * -1 is inf.
+        q, scale = q * _sign(scale), abs(scale) or 1.0
+    left, right, softcap = settings.left, settings.right, settings.softcap
+    return Problem(q, k, v, sinks, alibi_slopes, bias, mask, left, right, offset, scale, softcap)
+
+
+def _sign(scale: float) -> float:
+    """What `_problem` has multiplied q with."""
+    return 1.0 if scale > 0 else -1.0 if scale < 0 else 0.0
+
+
+def forward(tensors: tuple[Tensor | None, ...], seqlens_k: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor]:
+    """tensors: q, k, v, sinks, alibi_slopes, bias, mask as in `Problem`.
+
+    Returns out, and lse (batch, nheads, seqlen_q) in the dtype of the scores.
+    """
+    whole = _problem(tensors, settings)
+    batch, seqlen_q, nheads, _ = whole.q.shape
+    out = whole.q.new_zeros(batch, seqlen_q, nheads, whole.v.shape[3])
+    lse = whole.q.new_full((batch, nheads, seqlen_q), -torch.inf, dtype=whole.wide)
+    compute = fused.forward if settings.softcap is None else blockwise.forward
+    for part, problem in rows(whole, seqlens_k, settings.top_left):
+        compute(problem.without_unseen(), out[part], lse[part])
+    sinks = whole.sink_rows()
+    if sinks is not None:
+        with_sink = torch.logaddexp(lse, sinks)
+        weight = torch.exp(lse - with_sink).masked_fill_(lse == -torch.inf, 0.0)
+        out.mul_(weight.transpose(1, 2).unsqueeze(-1))
+        lse = with_sink
+    return out, lse
+
+
+def backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    seqlens_k: Tensor | None,
+    settings: Settings,
+    need_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """dq, dk, dv, dsinks, dbias, each in the dtype and shape of its tensor."""
+    whole = _problem(tensors, settings)
+    dq, dk, dv = (torch.zeros(x.shape, dtype=whole.wide, device=x.device) for x in (whole.q, whole.k, whole.v))
+    bias = whole.bias
+    dbias = torch.zeros(bias.shape, dtype=whole.wide, device=bias.device) if need_dbias and bias is not None else None
+    for part, problem in rows(whole, seqlens_k, settings.top_left):
+        problem = problem.without_unseen()
+        args = dout[part], None if dlse is None else dlse[part], out[part], lse[part], dq[part], dk[part], dv[part]
+        if settings.softcap is not None or dlse is not None or dbias is not None:
+            blockwise.backward(problem, *args, _bias_part(dbias, part))
+        else:
+            fused.backward(problem, args[0], *args[2:])
+    dsinks = None
+    sinks = whole.sink_rows()
+    if sinks is not None:
+        # The sink's weight is exp(sink - lse), and it has no value: d sink = weight * (dlse - dout . out).
+        delta = (dout.to(whole.wide) * out.to(whole.wide)).sum(-1).transpose(1, 2)
+        grad = torch.exp(sinks - lse) * (-delta if dlse is None else dlse - delta)
+        assert whole.sinks is not None
+        dsinks = grad.sum(-1).sum_to_size(whole.sinks.shape).to(whole.sinks.dtype)
+    if settings.scale <= 0:
+        dq.mul_(_sign(settings.scale))
+    dtype = whole.q.dtype
+    return dq.to(dtype), dk.to(dtype), dv.to(dtype), dsinks, None if dbias is None else dbias.to(bias.dtype)
+
+
+def _bias_part(dbias: Tensor | None, part: slice) -> Tensor | None:
+    return dbias if dbias is None or dbias.shape[0] == 1 else dbias[part]

@@ -1,0 +1,49 @@
+"""`attn_implementation="xattn"` in Hugging Face transformers. docs/transformers.md says what maps to what.
+
+    from xattn.integrations.transformers import register
+
+    register()
+    model = AutoModel.from_pretrained(path, attn_implementation="xattn")
+"""
+
+from __future__ import annotations
+
+from xattn.errors import InvalidArgumentError
+
+# 5.4 is the first release whose mask functions are told q_length and q_offset.
+_OLDEST = (5, 4)
+
+# transformers reads meaning into these parts of a name. Above all "flash": a model then unpads its batches, passes
+# cu_seq_lens and leaves windows and packing out of the mask, and `generate` and `from_pretrained` may exchange the
+# implementation for a flash-attention kernel. "/" and ":" name a kernel of the hub, "|" is the paged cache.
+_TAKEN = ("flash", "flex_attention", "sdpa", "eager", "|", "/", ":")
+
+
+def register(name: str = "xattn") -> None:
+    """Make xattn an attention implementation of transformers, under `name`.
+
+    Registers both halves: the attention function, and the mask function without which transformers would pass no mask
+    at all, padding and causality included. Affects nobody who does not ask for the name. May be called again.
+
+    Raises ImportError without transformers >= 5.4, InvalidArgumentError for a name that means something else there.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError("xattn's adapter needs transformers: pip install 'xattn[hf]'") from error
+    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < _OLDEST:
+        wanted = ".".join(map(str, _OLDEST))
+        raise ImportError(
+            f"xattn's adapter needs transformers >= {wanted}, here is {transformers.__version__}: "
+            "pip install -U 'xattn[hf]'"
+        )
+    for part in _TAKEN:
+        if part in name:
+            hint = f'transformers takes a name with "{part}" in it for an implementation of its own.'
+            raise InvalidArgumentError("name", repr(name), f'a name without "{part}"', hint)
+
+    from xattn.integrations._transformers_attention import attention_forward
+    from xattn.integrations._transformers_mask import attention_mask
+
+    transformers.AttentionInterface.register(name, attention_forward)
+    transformers.AttentionMaskInterface.register(name, attention_mask)
