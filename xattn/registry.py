@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -168,7 +169,7 @@ class Registry:
             try:
                 return entry.rank(request)
             except STRANGER:
-                return -1  # selection.entry_reasons asks again and reports it
+                return sys.maxsize  # asked first, so that selection.entry_reasons reports the failure
 
         return sorted(self.entries.values(), key=rank, reverse=True)
 

@@ -109,8 +109,8 @@ def _warn_if_broken(rejected: Mapping[str, Sequence[Reason]]) -> None:
         return
     for name, reasons in rejected.items():
         # One that is also disabled has that reason first, and its user knows.
-        if reasons[0].code == "broken" and (name, reasons[0]) not in _warned:
-            _warned.add((name, reasons[0]))
+        if reasons[0].code == "broken" and name not in _warned:
+            _warned.add(name)
             text = f"xattn goes on without the backend {name!r}: {reasons[0]}"
             warnings.warn(text, BrokenBackendWarning, stacklevel=5)
 

@@ -1,0 +1,43 @@
+"""Fixtures for tests that load plugins of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import EntryPoint, distribution
+from pathlib import Path
+
+import pytest
+
+from xattn import plans, registry, selection
+
+Load = Callable[..., registry.Registry]
+
+
+@pytest.fixture
+def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on sys.path for strangers' distributions; what was imported from it is forgotten afterwards."""
+    folder = tmp_path / "strangers"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Make a registry of the plugin `reference` and the given entry points the one of this process, for one test."""
+
+    def load(found: Sequence[EntryPoint], disabled: Sequence[str] = ()) -> registry.Registry:
+        loaded = registry.Registry(disabled)
+        loaded.load([*found, *distribution("xattn").entry_points.select(group="xattn", name="reference")])
+        monkeypatch.setattr(registry, "_registry", loaded)
+        plans.clear()
+        monkeypatch.setattr(selection, "_warned", set())
+        return loaded
+
+    yield load
+    plans.clear()

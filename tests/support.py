@@ -1,0 +1,118 @@
+"""What the tests share: tensors, other Python processes, wheels, and strangers' plugins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from importlib.metadata import Distribution, EntryPoint
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def qkv(
+    batch: int = 2,
+    seqlen_q: int = 4,
+    seqlen_k: int | None = None,
+    nheads: int = 4,
+    nheads_k: int | None = None,
+    headdim: int = 8,
+    dtype: torch.dtype = torch.float32,
+) -> Qkv:
+    """q, k, v of one attention call, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    seqlen_k, nheads_k = seqlen_k or seqlen_q, nheads_k or nheads
+    shapes = ((batch, seqlen_q, nheads, headdim), *[(batch, seqlen_k, nheads_k, headdim)] * 2)
+    q, k, v = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    return q, k, v
+
+
+def execute(command: Sequence[str | Path], cwd: Path, environment: Mapping[str, str] | None = None) -> str:
+    """Run a command to its end, with nothing of this process's XATTN_* settings, and return what it printed."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("XATTN_", "PYTHONPATH"))}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**clean, "OMP_NUM_THREADS": "1", **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, f"{done.args} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_python(code: str, cwd: Path, path: Sequence[Path] = (), **environment: str) -> str:
+    """Run code in a Python of its own, started in `cwd`, with `path` ahead of what is installed."""
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    return execute([sys.executable, "-c", textwrap.dedent(code)], cwd, environment)
+
+
+def build(source: Path, folder: Path, *options: str) -> Path:
+    """Build a project offline, with what is installed, into `folder`. Returns the one file that came out."""
+    before = set(folder.glob("*"))
+    execute([sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", folder, source], folder)
+    (made,) = set(folder.glob("*")) - before
+    return made
+
+
+def install(wheel: Path, target: Path) -> Path:
+    """Install a wheel, without its dependencies, into a folder of its own."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target, wheel]
+    execute(pip, wheel.parent)
+    return target
+
+
+def stranger(
+    folder: Path, name: str, source: str, *, plugin: str | None = None, value: str | None = None, metadata: bool = True
+) -> list[EntryPoint]:
+    """Lay out an installed distribution `name` with one module and one entry point in the group xattn.
+
+    source: the module's text; the module is called `name` with _ for -.
+    plugin: the entry point's name, by default the distribution's. value: what it points to, by default the module.
+    metadata: False leaves METADATA out, as a removal that went wrong does.
+    """
+    module = name.replace("-", "_")
+    (folder / f"{module}.py").write_text(textwrap.dedent(source))
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text(f"[xattn]\n{plugin or name} = {value or module}\n")
+    if metadata:
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    return list(Distribution.at(info).entry_points)
+
+
+def backend_source(name: str, answer: float, priority: int = 1000, body: str = "") -> str:
+    """A plugin module with one backend that accepts every float32 call on the CPU and answers with a constant, so that
+    its answer tells who served. `body`: further members of the class, which may override the ones here."""
+    return f"""
+import torch
+import xattn
+from xattn.capabilities import FEATURES, GRADS
+
+class Stranger(xattn.Backend):
+    name = {name!r}
+    api_version = 1
+    capabilities = (
+        xattn.Capabilities(
+            device="cpu", dtypes=frozenset({{torch.float32}}), features=frozenset(FEATURES), grads=frozenset(GRADS),
+            priority={{"default": {priority}}}, checked="never",
+        ),
+    )
+
+    def plan(self, request):
+        return lambda q, k, v, **tensors: torch.full_like(q, {answer})
+
+{textwrap.indent(textwrap.dedent(body), "    ")}
+
+@xattn.hookimpl
+def xattn_backends():
+    return [Stranger()]
+"""
