@@ -100,7 +100,7 @@ def _check_main(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             raise InvalidArgumentError(name, dtype_name(tensor.dtype), "a floating-point dtype", f"Cast {name} first.")
         if tensor.shape[3] == 0 or tensor.shape[2] == 0:
             raise InvalidArgumentError(name, f"shape {tuple(tensor.shape)}", "at least one head and one dimension")
-        if tensor.stride(3) != 1 and tensor.shape[3] > 1:
+        if tensor.stride(3) != 1 and tensor.shape[3] > 1 and tensor.numel() > 0:
             raise InvalidArgumentError(
                 name, f"strides {tensor.stride()}", "a dense last dimension", f"Call {name}.contiguous() first."
             )
@@ -115,7 +115,7 @@ def _check_main(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
 def _check_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> None:
     # A (batch, nheads, seqlen, headdim) call: taken as BNSH everything fits, taken as BSNH something does not.
     hint = ""
-    if q[0] == k[0] == v[0] and k[1] == v[1] and k[2] == v[2] and q[3] == k[3] and q[1] % k[1] == 0:
+    if q[0] == k[0] == v[0] and k[1] == v[1] and k[2] == v[2] and q[3] == k[3] and k[1] > 0 and q[1] % k[1] == 0:
         hint = "q, k, v look like (batch, nheads, seqlen, headdim); xattn takes (batch, seqlen, nheads, headdim): "
         hint += "pass x.transpose(1, 2), which copies nothing."
     if k[0] != q[0]:

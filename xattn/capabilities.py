@@ -74,13 +74,13 @@ class Capabilities:
         if request.dtype not in self.dtypes:
             found.append(Reason("dtype", dtype_name(request.dtype), ", ".join(sorted(map(dtype_name, self.dtypes)))))
         if self.archs is not None and request.arch not in self.archs:
-            found.append(Reason("arch", str(request.arch), ", ".join(sorted(self.archs))))
+            found.append(Reason("arch", request.arch, ", ".join(sorted(self.archs))))
         smallest, largest, multiple = self.headdim
         for name in ("headdim", "headdim_v"):
             size = getattr(request, name)
             if size < smallest or (largest is not None and size > largest) or size % multiple != 0:
                 most = "" if largest is None else f" to {largest}"
-                found.append(Reason(name, str(size), f"{smallest}{most}, a multiple of {multiple}"))
+                found.append(Reason(name, size, f"{smallest}{most}, a multiple of {multiple}"))
         for name, got, hint in _needs(request):
             if name not in self.features:
                 found.append(Reason(name, got, "off", hint))
@@ -95,30 +95,27 @@ class Capabilities:
         return found
 
 
-def _needs(request: Request) -> list[tuple[str, str, str]]:
+def _needs(request: Request) -> list[tuple[str, object, str]]:
     """(feature, what the call has, hint) for every feature that the call uses."""
-    needs: list[tuple[str, str, str]] = []
+    needs: list[tuple[str, object, str]] = []
     if request.causal:
-        needs.append(("causal", "True", ""))
+        needs.append(("causal", True, ""))
     if request.window is not None:
-        needs.append(("window", str(request.window), ""))
+        needs.append(("window", request.window, ""))
     if request.positional and (request.seqlens_k is not None or request.seqlen_q != request.seqlen_k):
         other = "top_left" if request.align == "bottom_right" else "bottom_right"
         needs.append((request.align, "asked for", f'The backend may serve align="{other}", which is another answer.'))
     if request.nheads_k != request.nheads:
-        needs.append(("gqa", f"{request.nheads}/{request.nheads_k} heads", ""))
+        needs.append(("gqa", (request.nheads, request.nheads_k), ""))
     if request.headdim_v != request.headdim:
-        needs.append(("headdim_v", f"{request.headdim_v} beside headdim {request.headdim}", ""))
-    for name in ("softcap", "dropout_p"):
-        if getattr(request, name) is not None:
-            needs.append((name, str(getattr(request, name)), ""))
-    for name in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k"):
-        spec = getattr(request, name)
-        if spec is not None:
-            needs.append((name, f"{tuple(spec.shape)} {dtype_name(spec.dtype)}", ""))
+        needs.append(("headdim_v", request.headdim_v, "The backend wants headdim_v == headdim."))
+    for name in ("softcap", "dropout_p", "sinks", "alibi_slopes", "bias", "mask", "seqlens_k"):
+        value = getattr(request, name)
+        if value is not None:
+            needs.append((name, value, ""))
     for name in ("deterministic", "return_lse"):
         if getattr(request, name):
-            needs.append((name, "True", ""))
+            needs.append((name, True, ""))
     if request.empty:
         needs.append(("empty", "a size of 0", ""))
     return needs

@@ -39,7 +39,9 @@ def python_guard(*tensors: Tensor) -> Check:
 def kind(*tensors: Tensor) -> tuple[object, ...]:
     """All that decides a plan, hashable."""
     grad = torch.is_grad_enabled()
-    state = (torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, {t.device.type for t in tensors}))
+    # The meta device, for one, knows no autocast, and asking about it raises.
+    devices = {t.device.type for t in tensors if torch.amp.is_autocast_available(t.device.type)}
+    state = (torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, devices))
     return (
         state,
         *((type(t), t.shape, t.stride(), t.dtype, t.device, grad and t.requires_grad) for t in tensors),

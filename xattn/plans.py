@@ -38,6 +38,7 @@ recent: dict[object, tuple[Check, Plan, Resolved]] = {}
 _plans: dict[object, Resolved] = {}
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
 _PLANS_MAX = 4096
+_GIVEN = object()
 
 
 def clear() -> None:
@@ -56,6 +57,10 @@ def call(
     if not all(map(is_plain, every)):
         return uncached(q, k, v, options, tensors, choice)
     slot = _slot(options, tensors, choice)
+    try:
+        hash(slot)
+    except TypeError:  # an option of an illegal type, which describing the call names
+        return uncached(q, k, v, options, tensors, choice)
     if slot in recent:
         check, _, resolved = recent[slot]
         if check(*every):
@@ -71,11 +76,11 @@ def call(
 
 
 def _slot(options: Options, tensors: Tensors, choice: Choice) -> tuple[object, ...]:
-    """The key of `recent`: as `attention` spells it, with a name where there is a tensor."""
+    """The key of `recent`: as `attention` spells it, with a mark that no caller has where there is a tensor."""
     window = tuple(options.window) if isinstance(options.window, list) else options.window
-    names = (name if name in tensors else None for name in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k"))
+    marks = (_GIVEN if name in tensors else None for name in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k"))
     rest = (options.dropout_p, options.deterministic, options.return_lse, choice)
-    return (options.causal, window, options.align, options.scale, options.softcap, *names, *rest)
+    return (options.causal, window, options.align, options.scale, options.softcap, *marks, *rest)
 
 
 def uncached(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, choice: Choice) -> Any:

@@ -202,11 +202,23 @@ def split_names(value: str) -> tuple[str, ...]:
 _registry: Registry | None = None
 
 
-def registry() -> Registry:
-    """The registry of this process, loaded on first use: `import xattn` imports no plugin."""
+def _load() -> bool:
+    """Load the plugins, once."""
     global _registry
     if _registry is None:
         loading = Registry(split_names(os.environ.get("XATTN_DISABLE", "")))
         loading.load(entry_points(group=ENTRY_POINT_GROUP))
         _registry = loading
+    return True
+
+
+# What torch.compiler.assume_constant_result does, which would import all of torch._dynamo: torch.compile calls the
+# function while it traces instead of tracing through importlib. It then reads `_registry` as any global, with guards.
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def registry() -> Registry:
+    """The registry of this process, loaded on first use: `import xattn` imports no plugin."""
+    _load()
+    assert _registry is not None
     return _registry

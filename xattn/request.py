@@ -15,6 +15,9 @@ class TensorSpec:
     dtype: torch.dtype
     requires_grad: bool = False
 
+    def __str__(self) -> str:
+        return f"{tuple(self.shape)} {dtype_name(self.dtype)}" + (" requires_grad" if self.requires_grad else "")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -125,8 +128,7 @@ class Request:
         for name in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k"):
             spec: TensorSpec | None = getattr(self, name)
             if spec is not None:
-                grad = " requires_grad" if spec.requires_grad else ""
-                parts.append(f"{name}={tuple(spec.shape)} {dtype_name(spec.dtype)}{grad}")
+                parts.append(f"{name}={spec}")
         return f"{self.op}: " + ", ".join(parts)
 
 

@@ -3,13 +3,14 @@ through lse. Memory is one block of scores, and the backward pass computes them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from xattn_sdpa.problem import Problem, cut
+from xattn_sdpa.problem import Problem, cut, nothing
 from xattn_sdpa.tiling import Tile, tiles
 
 # Scores in a block: 8 MB in float32, the size at which the CPU caches served the passes over them best.
@@ -19,7 +20,7 @@ _BLOCK = 2**21
 @dataclass(frozen=True)
 class _Block:
     """The operands of one batch row, some key-value heads and one tile: q (heads, group * rows, headdim), k and v
-    (heads, keys, headdim), all wide."""
+    (heads, keys, headdim), all wide. hidden: as `Problem.hidden`, for these heads; no key before hidden_from is."""
 
     b: int
     heads: slice
@@ -28,6 +29,7 @@ class _Block:
     k: Tensor
     v: Tensor
     hidden: Tensor | None
+    hidden_from: int
 
 
 def _blocks(problem: Problem) -> Iterator[_Block]:
@@ -49,7 +51,10 @@ def _blocks(problem: Problem) -> Iterator[_Block]:
                 if hidden is not None:
                     hidden = _part(hidden, b, heads, group)
                 q = _rows(problem.q[b, tile.row : tile.row_end], heads, group, problem.wide)
-                yield _Block(b, heads, tile, q, k[:, keys], v[:, keys], hidden)
+                hidden_from = 0
+                if problem.left is None and problem.right is not None and not problem.masked:
+                    hidden_from = max(0, tile.row + problem.offset + problem.right + 1 - tile.key)
+                yield _Block(b, heads, tile, q, k[:, keys], v[:, keys], hidden, hidden_from)
 
 
 def _rows(x: Tensor, heads: slice, group: int, dtype: torch.dtype) -> Tensor:
@@ -71,48 +76,68 @@ def _part(x: Tensor, b: int, heads: slice, group: int) -> Tensor:
     return x[heads.start * group : heads.stop * group].unflatten(0, (heads.stop - heads.start, group))
 
 
-def _scores(problem: Problem, block: _Block) -> tuple[Tensor, Tensor | None]:
-    """The block's scores after softcap, bias, ALiBi and masks, (heads, group * rows, keys), and tanh where capped."""
-    cap = problem.softcap
-    alpha = problem.scale if cap is None else problem.scale / cap
-    scores = torch.baddbmm(block.q.new_empty(1, 1, 1), block.q, block.k.transpose(1, 2), beta=0, alpha=alpha)
-    tanh = None
-    if cap is not None:
-        scores.tanh_()
-        tanh = scores
-        scores = scores * cap
-    grouped = scores.unflatten(1, (problem.group, -1))
-    alibi = problem.alibi(block.tile)
-    if problem.bias is not None:
-        grouped += _part(cut(problem.bias, block.tile), block.b, block.heads, problem.group).to(problem.wide)
-    if alibi is not None:
-        grouped += _part(alibi, block.b, block.heads, problem.group)
-    if block.hidden is not None:
-        grouped.masked_fill_(block.hidden, -torch.inf)
-    return scores, tanh
+class _Scores:
+    """Computes the scores of blocks, in memory that the next block of the size uses again: a fresh block costs page
+    faults for every pass."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._memory: dict[str, Tensor] = {}
+
+    def room(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """An uninitialised tensor that is valid until the next call with this name."""
+        size = math.prod(shape)
+        if name not in self._memory or self._memory[name].numel() < size:
+            self._memory[name] = self._problem.q.new_empty(size, dtype=self._problem.wide)
+        return self._memory[name][:size].view(shape)
+
+    def compute(self, block: _Block, keep_tanh: bool) -> tuple[Tensor, Tensor | None]:
+        """Scores after softcap, bias, ALiBi and masks, (heads, group * rows, keys), and tanh where it is kept."""
+        problem, cap = self._problem, self._problem.softcap
+        scores = self.room("scores", (*block.q.shape[:2], block.k.shape[1]))
+        alpha = problem.scale if cap is None else problem.scale / cap
+        torch.baddbmm(scores, block.q, block.k.transpose(1, 2), beta=0, alpha=alpha, out=scores)
+        tanh = None
+        if cap is not None:
+            scores.tanh_()
+            if keep_tanh:
+                tanh = self.room("tanh", tuple(scores.shape)).copy_(scores)
+            scores.mul_(cap)
+        grouped = scores.unflatten(1, (problem.group, -1))
+        alibi = problem.alibi(block.tile)
+        if problem.bias is not None:
+            grouped += _part(cut(problem.bias, block.tile), block.b, block.heads, problem.group).to(problem.wide)
+        if alibi is not None:
+            grouped += _part(alibi, block.b, block.heads, problem.group)
+        if block.hidden is not None:
+            grouped[..., block.hidden_from :].masked_fill_(block.hidden[..., block.hidden_from :], -torch.inf)
+        return scores, tanh
 
 
-def forward(problem: Problem, out: Tensor, lse: Tensor) -> None:
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """As `fused.forward`."""
     group = problem.group
+    out, lse = nothing(problem)
+    scoring = _Scores(problem)
     for block in _blocks(problem):
-        scores, _ = _scores(problem, block)
-        top = scores.amax(-1, keepdim=True)
+        weights, _ = scoring.compute(block, keep_tanh=False)
+        top = weights.amax(-1, keepdim=True)
         dead = None
         if block.hidden is not None:
             rows = block.tile.row_end - block.tile.row
-            dead = block.hidden.all(-1).expand(scores.shape[0], group, rows).reshape(scores.shape[0], -1, 1)
+            dead = block.hidden.all(-1).expand(weights.shape[0], group, rows).reshape(weights.shape[0], -1, 1)
             top.masked_fill_(dead, 0.0)
-        weights = scores.sub_(top).exp_()
+        weights.sub_(top).exp_()
         total = weights.sum(-1, keepdim=True)
         part_lse = total.log() + top
         if dead is not None:
             part_lse.masked_fill_(dead, -torch.inf)
             total.masked_fill_(dead, 1.0)
         part = torch.bmm(weights, block.v).div_(total)
-        rows, heads = _places(block, group)
-        out[block.b, rows, heads] = _unrows(part, group).to(out.dtype)
-        lse[block.b, heads, rows] = part_lse.view(-1, block.tile.row_end - block.tile.row)
+        rows_place, heads = _places(block, group)
+        out[block.b, rows_place, heads] = _unrows(part, group).to(out.dtype)
+        lse[block.b, heads, rows_place] = part_lse.view(-1, block.tile.row_end - block.tile.row)
+    return out, lse
 
 
 def _places(block: _Block, group: int) -> tuple[slice, slice]:
@@ -138,15 +163,16 @@ def backward(
     if dlse is not None:
         delta = delta - dlse
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+    scoring = _Scores(problem)
     for block in _blocks(problem):
         rows, heads = _places(block, group)
         keys = slice(block.tile.key, block.tile.key_end)
-        scores, tanh = _scores(problem, block)
+        scores, tanh = scoring.compute(block, keep_tanh=True)
         flat = (scores.shape[0], scores.shape[1], 1)
         weights = scores.sub_(lse[block.b, heads, rows].reshape(flat)).exp_()
         do = _rows(dout[block.b, rows], block.heads, group, problem.wide)
         dv[block.b, keys, block.heads] += torch.bmm(weights.transpose(1, 2), do).transpose(0, 1)
-        dscores = torch.bmm(do, block.v.transpose(1, 2))
+        dscores = torch.bmm(do, block.v.transpose(1, 2), out=scoring.room("dscores", tuple(scores.shape)))
         dscores.sub_(delta[block.b, heads, rows].reshape(flat)).mul_(weights)
         if dbias is not None:
             _add_to_bias(dbias, dscores, block, group)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xattn_sdpa import blockwise, fused
-from xattn_sdpa.problem import Problem, rows
+from xattn_sdpa.problem import Problem, nothing, rows
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ def forward(tensors: tuple[Tensor | None, ...], seqlens_k: Tensor | None, settin
     Returns out, and lse (batch, nheads, seqlen_q) in the dtype of the scores.
     """
     whole = _problem(tensors, settings)
-    batch, seqlen_q, nheads, _ = whole.q.shape
-    out = whole.q.new_zeros(batch, seqlen_q, nheads, whole.v.shape[3])
-    lse = whole.q.new_full((batch, nheads, seqlen_q), -torch.inf, dtype=whole.wide)
     compute = fused.forward if settings.softcap is None else blockwise.forward
-    for part, problem in rows(whole, seqlens_k, settings.top_left):
-        compute(problem.without_unseen(), out[part], lse[part])
+    if seqlens_k is None:
+        out, lse = compute(whole.without_unseen())
+    else:
+        out, lse = nothing(whole)
+        for part, problem in rows(whole, seqlens_k, settings.top_left):
+            out[part], lse[part] = compute(problem.without_unseen())
     sinks = whole.sink_rows()
     if sinks is not None:
         with_sink = torch.logaddexp(lse, sinks)

@@ -123,6 +123,13 @@ class Problem:
         )
 
 
+def nothing(problem: Problem) -> tuple[Tensor, Tensor]:
+    """out and lse of queries that see no key."""
+    batch, seqlen_q, nheads, _ = problem.q.shape
+    out = problem.q.new_zeros(batch, seqlen_q, nheads, problem.v.shape[3])
+    return out, problem.q.new_full((batch, nheads, seqlen_q), -torch.inf, dtype=problem.wide)
+
+
 def cut(tensor: Tensor, tile: Tile) -> Tensor:
     """The part of a (batch or 1, nheads or 1, seqlen_q or 1, seqlen_k or 1) tensor that a tile reads."""
     if tensor.shape[2] != 1:

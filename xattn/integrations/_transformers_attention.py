@@ -22,11 +22,15 @@ HARMLESS = {
     "max_length_k": "only the maximum of cu_seq_lens_k, which raises",
 }
 
-# Arguments that change the answer and that xattn.attention cannot express, and what to do instead.
+# Arguments that change the answer and that the dense `attention` cannot express, and what to do instead.
+_PACKED = "Pass packed sequences by position_ids alone, with use_cache=False: the mask then keeps them apart."
 REFUSED = {
-    "cu_seq_lens_q": "Pass packed sequences by position_ids alone (and use_cache=False): the mask then separates them.",
-    "cu_seq_lens_k": "Pass packed sequences by position_ids alone (and use_cache=False): the mask then separates them.",
-    "cache": "Continuous batching has its own cache and layout; generate() works.",
+    "cu_seq_lens_q": _PACKED,
+    "cu_seq_lens_k": _PACKED,
+    "seq_idx": _PACKED,
+    "cache": "Continuous batching has a cache and a layout of its own; generate() works.",
+    "indices": "Sparse attention by indices is not served.",
+    "block_indices": "Sparse attention by indices is not served.",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import Any
 
@@ -39,7 +38,6 @@ def attention_mask(
     return mask
 
 
-@functools.cache
 def _check_model(config: type) -> None:
     """Stop a model that writes out its attention by hand: it would add our bool mask to its scores as 0 and 1.
 

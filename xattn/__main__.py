@@ -1,0 +1,6 @@
+"""`python -m xattn`: the same as `xattn`."""
+
+from xattn.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""`xattn bench`: one call on every backend that can serve it, and on torch's own SDPA where that can express it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+import xattn
+from xattn.arguments import Tensors
+from xattn.cli.call import Call, takes_call
+from xattn.cli.explain import present_arch, show
+from xattn.cli.plot import plot
+from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
+from xattn.explain import Explanation, explain_request
+from xattn.measure import Timing, alternate, hardware
+from xattn.measure.timing import OnRound
+from xattn.request import Request
+
+TORCH = "torch SDPA"
+# The progress bar is drawn between rounds, this rarely, so that drawing it costs the measurement nothing.
+REDRAW_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured. `base` is what the others are compared with: torch's SDPA, or the chosen backend."""
+
+    explanation: Explanation
+    device: str
+    base: str | None
+    timing: Timing | None
+    failures: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        measured: dict[str, Any] = {"base": None, "candidates": {}, "method": ""}
+        if self.timing is not None and self.base is not None:
+            measured = self.timing.as_dict(self.base)
+        return {
+            "request": str(self.explanation.request),
+            "backend": self.explanation.backend,
+            "device": self.device,
+            **measured,
+            "kernels": {name: kernel for name, kernel in kernels(self.explanation).items() if name in self._names()},
+            "failures": dict(self.failures),
+        }
+
+    def _names(self) -> set[str]:
+        return {*(() if self.timing is None else self.timing.samples), *self.failures}
+
+
+@takes_call
+def bench(
+    call: Call,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure, about.")] = 3.0,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write bench.json and bench.png there.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Time a call on every backend that can serve it, and torch's own SDPA called directly where it can express it.
+
+    Random tensors on this machine's device; with a --grad option, forward and backward together.
+    Exits with 1 where no backend can serve the call or one fails.
+    """
+    with usage_errors():
+        device = _device(call.device)
+        request = call.request(present_arch(call.device))
+        explanation = explain_request(request, call.choice)
+        if explanation.backend is None:
+            show(explanation, err())
+            raise typer.Exit(FAILED)
+        with _progress() as on_round:
+            result = measure(call, explanation, device, seconds, on_round)
+    if json:
+        print_json(result.as_dict())
+    else:
+        show_bench(result, out())
+    if out_dir is not None:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "bench.json").write_text(jsonlib.dumps(result.as_dict(), indent=2) + "\n")
+        if result.timing is not None and result.base is not None:
+            plot(result.timing, result.base, str(request), out_dir / "bench.png")
+    if result.failures:
+        raise typer.Exit(FAILED)
+
+
+def _device(name: str) -> torch.device:
+    cuda = "cuda" if torch.version.hip is None else "rocm"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == cuda and torch.cuda.is_available():
+        return torch.device("cuda")
+    there = f"cpu, {cuda}" if torch.cuda.is_available() else "cpu"
+    raise typer.BadParameter(f"this machine can time calls on: {there}", param_hint="--device")
+
+
+class _progress:  # noqa: N801 - a context manager reads as a function
+    """A bar on stderr, advanced by whoever measures."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("Measuring"), BarColumn(), TextColumn("round {task.completed}"), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=err(), auto_refresh=False, transient=True)
+        self._task = self._progress.add_task("", total=None)
+        self._drawn = 0.0
+
+    def __enter__(self) -> OnRound:
+        self._progress.start()
+        self._progress.refresh()
+        return self._on_round
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _on_round(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._drawn > REDRAW_SECONDS:
+            self._drawn = now
+            self._progress.update(self._task, completed=done, total=total, refresh=True)
+
+
+def measure(
+    call: Call, explanation: Explanation, device: torch.device, seconds: float, on_round: OnRound | None = None
+) -> Bench:
+    q, k, v, tensors = call.tensors(device)
+    arguments = call.arguments(tensors)
+    leaves = [tensor for tensor in (q, k, v, *tensors.values()) if tensor.requires_grad]
+    candidates: dict[str, Callable[[], object]] = {}
+    native = torch_arguments(explanation.request, tensors)
+    if native is not None:
+        candidates[TORCH] = _trained(lambda: _torch(q, k, v, native), leaves)
+    for candidate in explanation.candidates:
+        if candidate.asked and not candidate.reasons:
+            # Bound by default arguments: each candidate keeps its own name.
+            def attend(name: str = candidate.name) -> Any:
+                return xattn.attention(q, k, v, backend=name, **arguments)
+
+            candidates[candidate.name] = _trained(attend, leaves)
+    failures = _failures(candidates)
+    working = {name: run for name, run in candidates.items() if name not in failures}
+    if not working:
+        return Bench(explanation, hardware(device), None, None, failures)
+    base = next((name for name in (TORCH, explanation.backend) if name in working), next(iter(working)))
+    assert base is not None
+    timing = alternate(working, device=device, seconds=seconds, on_round=on_round)
+    return Bench(explanation, hardware(device), base, timing, failures)
+
+
+def _trained(run: Callable[[], Any], leaves: list[Tensor]) -> Callable[[], object]:
+    """Forward alone, or with the backward pass of the output where a gradient is wanted."""
+    if not leaves:
+        return run
+
+    def both() -> object:
+        result = run()
+        outputs = result if isinstance(result, tuple) else (result,)
+        return torch.autograd.grad(outputs, leaves, [torch.ones_like(output) for output in outputs])
+
+    return both
+
+
+def _failures(candidates: Mapping[str, Callable[[], object]]) -> dict[str, str]:
+    failures = {}
+    for name, run in candidates.items():
+        # Whatever a vendor's kernel raises is one line of the table, and the others are measured all the same.
+        try:
+            run()
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return failures
+
+
+def torch_arguments(request: Request, tensors: Tensors) -> dict[str, Any] | None:
+    """The arguments of F.scaled_dot_product_attention that mean the same call, or None where it has none.
+
+    Only what it takes as it is: no mask built to stand for a window, say.
+    """
+    lacks = (request.window, request.softcap, request.sinks, request.alibi_slopes, request.seqlens_k)
+    if any(feature is not None for feature in lacks) or request.return_lse or request.deterministic:
+        return None
+    # One query, aligned with the last key, sees every key.
+    causal = request.causal and request.offset < request.seqlen_k - 1
+    given = [tensors[name] for name in ("bias", "mask") if name in tensors]
+    if len(given) + causal > 1 or (causal and request.offset != 0):
+        return None
+    return {
+        "attn_mask": given[0] if given else None,
+        "is_causal": causal,
+        "scale": request.scale,
+        "dropout_p": request.dropout_p or 0.0,
+        "enable_gqa": request.group > 1,
+    }
+
+
+def _torch(q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]) -> Tensor:
+    heads_first = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    return F.scaled_dot_product_attention(*heads_first, **arguments).transpose(1, 2)
+
+
+def kernels(explanation: Explanation) -> dict[str, str]:
+    named = {candidate.name: candidate.kernel for candidate in explanation.candidates}
+    return {TORCH: "F.scaled_dot_product_attention on the same transposed views", **named}
+
+
+def show_bench(result: Bench, console: Console) -> None:
+    console.print(Text(str(result.explanation.request)))
+    if result.explanation.request.any_grad:
+        console.print("Forward and backward together.")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("Candidate", no_wrap=True)
+    for column in ("p50", "p10 to p90", "Difference", "Ratio"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("Kernel")
+    named = kernels(result.explanation)
+    if result.timing is not None and result.base is not None:
+        for name in sorted(result.timing.samples, key=result.timing.p50):
+            table.add_row(*_measured(result, result.timing, result.base, name), Text(named[name]))
+    for name, failure in result.failures.items():
+        table.add_row(Text(name, "red"), Text("failed", "red"), "", "", "", Text(failure, "red"))
+    console.print(table)
+    if result.timing is not None:
+        console.print(Text(f"Difference and ratio against {result.base}. {result.timing.method}.", "dim"))
+
+
+def _measured(result: Bench, timing: Timing, base: str, name: str) -> tuple[Text, ...]:
+    low, high = timing.spread(name)
+    chosen = name == result.explanation.backend
+    label = Text(name, "bold green" if chosen else "")
+    p50 = Text(duration(timing.p50(name)), "bold")
+    span = Text(f"{duration(low)} to {duration(high)}")
+    if name == base:
+        return label, p50, span, Text("-", "dim"), Text("1.00", "dim")
+    difference = timing.difference(name, base)
+    sign = "+" if difference >= 0 else "-"
+    return label, p50, span, Text(sign + duration(abs(difference))), Text(f"{timing.ratio(name, base):.2f}")
+
+
+def duration(microseconds: float) -> str:
+    """Three digits and a unit."""
+    for factor, unit in ((1e6, "s"), (1e3, "ms")):
+        if microseconds >= factor:
+            return f"{microseconds / factor:.3g} {unit}"
+    return f"{microseconds:.3g} us"

@@ -1,0 +1,135 @@
+"""`xattn info`: what is installed here and what each backend declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import xattn
+from xattn.capabilities import FEATURES, GRADS, Capabilities
+from xattn.cli.terminal import err, out, print_json
+from xattn.registry import registry
+from xattn.request import dtype_name
+
+
+def info(json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
+    """What is installed: versions, devices, plugins and their failures, backends and what they serve."""
+    with err().status("Asking every backend what it finds"):
+        document = report()
+    if json:
+        print_json(document)
+    else:
+        show(document, out())
+
+
+def report() -> dict[str, Any]:
+    """`xattn.info()`, and each backend's capability blocks under "capabilities"."""
+    document = xattn.info()
+    for backend in document["backends"]:
+        blocks = registry().entries[backend["name"]].backend.capabilities
+        backend["capabilities"] = [_as_data(block) for block in blocks]
+    return document
+
+
+def _as_data(block: Capabilities) -> dict[str, Any]:
+    return {
+        "device": block.device,
+        "archs": None if block.archs is None else sorted(block.archs),
+        "dtypes": sorted(map(dtype_name, block.dtypes)),
+        "headdim": list(block.headdim),
+        "features": [feature for feature in FEATURES if feature in block.features],
+        "grads": [grad for grad in GRADS if grad in block.grads],
+        "priority": dict(block.priority),
+        "fallback": block.fallback,
+        "checked": block.checked,
+    }
+
+
+def show(document: Mapping[str, Any], console: Console) -> None:
+    console.print(_versions(document))
+    console.print(_plugins(document))
+    console.print(_backends(document))
+    console.print(_features(document))
+    for problem in document["problems"]:
+        console.print(Text.assemble(("Problem: ", "bold red"), (problem, "red")), soft_wrap=True)
+
+
+def _versions(document: Mapping[str, Any]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    grid.add_row("xattn", f"{document['xattn']}, plugin API {document['plugin_api']}")
+    grid.add_row("python", document["python"])
+    grid.add_row("torch", document["torch"])
+    grid.add_row("devices", "\n".join(document["devices"]))
+    for name, value in document["environment"].items():
+        grid.add_row(name, Text(value if isinstance(value, str) else ", ".join(value) or "not set"))
+    return grid
+
+
+def _plugins(document: Mapping[str, Any]) -> Table:
+    table = Table(title="Plugins", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("Plugin", no_wrap=True)
+    table.add_column("From")
+    table.add_column("Module")
+    table.add_column("Backends")
+    for plugin in document["plugins"]:
+        brought = Text(", ".join(plugin["backends"]))
+        for failure in plugin["failures"]:
+            brought.append(("\n" if brought else "") + failure, style="red")
+        table.add_row(
+            Text(plugin["name"], style="red" if plugin["failures"] else ""),
+            Text(f"{plugin['distribution']} {plugin['version']}"),
+            Text(plugin["module"]),
+            brought,
+        )
+    return table
+
+
+def _backends(document: Mapping[str, Any]) -> Table:
+    table = Table(title="Backends", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("Backend", no_wrap=True)
+    for column in ("Device", "Dtypes", "Headdim", "Checked", "Says"):
+        table.add_column(column)
+    for backend in document["backends"]:
+        says = Text("\n".join(f"{key}: {value}" for key, value in backend["info"].items()))
+        if backend["disabled_by"]:
+            says.append(("\n" if says else "") + f"disabled by {backend['disabled_by']}", style="yellow")
+        for block in backend["capabilities"]:
+            archs = "" if block["archs"] is None else "\n" + "\n".join(block["archs"])
+            table.add_row(
+                Text(backend["name"]),
+                Text(block["device"] + archs),
+                Text("\n".join(block["dtypes"])),
+                Text(_headdim(*block["headdim"])),
+                Text(block["checked"]),
+                says,
+            )
+    return table
+
+
+def _headdim(smallest: int, largest: int | None, multiple: int) -> str:
+    span = f"{smallest} and up" if largest is None else f"{smallest} to {largest}"
+    return "any" if span == "1 and up" and multiple == 1 else span + (f", by {multiple}" if multiple > 1 else "")
+
+
+def _features(document: Mapping[str, Any]) -> Table:
+    """One row a feature, one column a backend and device."""
+    blocks = [(backend, block) for backend in document["backends"] for block in backend["capabilities"]]
+    table = Table(title="Features", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for backend, block in blocks:
+        table.add_column(Text(f"{backend['name']}\n{block['device']}"), justify="center")
+    rows = [(name, "features", name) for name in FEATURES]
+    rows += [("gradients of q, k, v" if name == "qkv" else f"gradients of {name}", "grads", name) for name in GRADS]
+    for label, kind, name in rows:
+        table.add_row(
+            label, *(Text("yes", "green") if name in block[kind] else Text("-", "dim") for _, block in blocks)
+        )
+    return table

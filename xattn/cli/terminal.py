@@ -1,0 +1,44 @@
+"""What every command shares: consoles, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from xattn.errors import InvalidArgumentError, UnknownBackendError
+
+OK, FAILED, USAGE = 0, 1, 2
+
+EXIT_CODES = """Exit codes: 0 fine; 1 no backend can serve the call, or a benchmark failed; 2 wrong usage: an option,
+an argument that contradicts the contract, or an unknown backend."""
+
+
+def out() -> Console:
+    """Results: stdout."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Errors, spinners and progress: stderr."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document and nothing else on stdout."""
+    print(json.dumps(document, indent=2))
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """What the caller asked wrongly is a message and exit code 2, no traceback."""
+    try:
+        yield
+    except (InvalidArgumentError, UnknownBackendError) as error:
+        err().print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+        raise typer.Exit(USAGE) from None

@@ -1,0 +1,182 @@
+"""Time several ways to do the same, so that what disturbs one of them disturbs all."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Call = Callable[[], object]
+OnRound = Callable[[int, int], None]
+
+WARM_UP_ROUNDS = 3
+MIN_ROUNDS = 7
+MAX_ROUNDS = 20_000
+# Zeroed before each call on a GPU: empties the L2 cache, and keeps the GPU busy while the CPU issues the call, so that
+# the events around it measure the GPU and not the launch.
+FLUSH_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds by candidate and round, and how they were taken."""
+
+    samples: Mapping[str, Sequence[float]]
+    method: str
+
+    def p50(self, name: str) -> float:
+        return statistics.median(self.samples[name])
+
+    def spread(self, name: str) -> tuple[float, float]:
+        """The 10th and the 90th percentile, in microseconds."""
+        ordered = sorted(self.samples[name])
+        last = len(ordered) - 1
+        return ordered[round(0.1 * last)], ordered[round(0.9 * last)]
+
+    def difference(self, name: str, base: str) -> float:
+        """Median over the rounds of `name` minus `base`, in microseconds."""
+        return statistics.median(a - b for a, b in zip(self.samples[name], self.samples[base], strict=True))
+
+    def ratio(self, name: str, base: str) -> float:
+        """Median over the rounds of `name` divided by `base`."""
+        return statistics.median(a / b for a, b in zip(self.samples[name], self.samples[base], strict=True))
+
+    def as_dict(self, base: str) -> dict[str, Any]:
+        """The summary against one candidate, without the samples."""
+        rows = {}
+        for name in self.samples:
+            low, high = self.spread(name)
+            rows[name] = {
+                "p50_us": self.p50(name),
+                "p10_us": low,
+                "p90_us": high,
+                "difference_us": self.difference(name, base),
+                "ratio": self.ratio(name, base),
+            }
+        return {"base": base, "candidates": rows, "method": self.method}
+
+
+def alternate(
+    candidates: Mapping[str, Call],
+    *,
+    device: torch.device | str = "cpu",
+    seconds: float = 2.0,
+    rounds: int | None = None,
+    on_round: OnRound | None = None,
+) -> Timing:
+    """Time each candidate once a round, in an order that rotates, all in this thread.
+
+    device:   whose time it is: "cpu" by time.perf_counter_ns, "cuda" (NVIDIA and ROCm) by events in the stream.
+    seconds:  how long to go on, about; at least MIN_ROUNDS, at most MAX_ROUNDS rounds.
+    rounds:   their number, instead of `seconds`.
+    on_round: called as (rounds done, rounds in all) between rounds, never inside what is timed.
+
+    Torch has one CPU thread meanwhile, Python's garbage collector is off, the first rounds are thrown away.
+    Raises ValueError for another device, and whatever a candidate raises.
+    """
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"times calls on cpu and cuda alone, not on {device.type}")
+    measure = _cpu_round if device.type == "cpu" else _CudaRounds(device)
+    names = list(candidates)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    with _quiet():
+        start = time.perf_counter()
+        for _ in range(WARM_UP_ROUNDS):
+            measure(candidates, names)
+        if rounds is None:
+            one = (time.perf_counter() - start) / WARM_UP_ROUNDS
+            # The very first call of a candidate may load or compile; without it the estimate is better.
+            start = time.perf_counter()
+            measure(candidates, names)
+            one = min(one, time.perf_counter() - start)
+            rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(seconds / one)))
+        orders = [names[first:] + names[:first] for first in range(len(names))]
+        for done in range(rounds):
+            for name, microseconds in measure(candidates, orders[done % len(orders)]).items():
+                samples[name].append(microseconds)
+            if on_round is not None:
+                on_round(done + 1, rounds)
+    return Timing(samples, _method(device, rounds, len(names)))
+
+
+def _cpu_round(candidates: Mapping[str, Call], order: Sequence[str]) -> dict[str, float]:
+    clock = time.perf_counter_ns
+    taken = {}
+    for name in order:
+        call = candidates[name]
+        start = clock()
+        call()
+        taken[name] = (clock() - start) / 1e3
+    return taken
+
+
+class _CudaRounds:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+
+    def __call__(self, candidates: Mapping[str, Call], order: Sequence[str]) -> dict[str, float]:
+        marks = {}
+        with torch.cuda.device(self.device):
+            for name in order:
+                start, stop = _event(), _event()
+                self.flush.zero_()
+                start.record()
+                candidates[name]()
+                stop.record()
+                marks[name] = start, stop
+            torch.cuda.synchronize()
+        return {name: start.elapsed_time(stop) * 1e3 for name, (start, stop) in marks.items()}
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One thread, no garbage collection."""
+    threads, collecting = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()
+
+
+def _method(device: torch.device, rounds: int, candidates: int) -> str:
+    if device.type == "cpu":
+        clock = "perf_counter_ns around each call, 1 thread"
+    else:
+        clock = f"CUDA events around each call, {FLUSH_BYTES // 2**20} MiB zeroed before each"
+    together = "alone" if candidates == 1 else f"{candidates} candidates alternating in one process, order rotating"
+    return (
+        f"{together}; {clock}, garbage collector off; medians of {rounds} rounds, differences and ratios taken in each "
+        f"round; torch {torch.__version__}, Python {platform.python_version()}, {hardware(device)}"
+    )
+
+
+def hardware(device: torch.device | str = "cpu") -> str:
+    """The processor's name."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
