@@ -112,7 +112,7 @@ def _warn_if_broken(rejected: Mapping[str, Sequence[Reason]]) -> None:
         if reasons[0].code == "broken" and name not in _warned:
             _warned.add(name)
             text = f"xattn goes on without the backend {name!r}: {reasons[0]}"
-            warnings.warn(text, BrokenBackendWarning, stacklevel=5)
+            warnings.warn(text, BrokenBackendWarning, stacklevel=6)
 
 
 def _warn_if_slow(entry: Entry, request: Request, rejected: Mapping[str, Sequence[Reason]]) -> None:
@@ -132,5 +132,5 @@ def _warn_if_slow(entry: Entry, request: Request, rejected: Mapping[str, Sequenc
         f"xattn takes the slow backend {entry.name!r} for a large problem ({request}). It holds all "
         f"{request.scores:,} scores at once. The faster ones cannot serve it: {text}",
         SlowBackendWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
