@@ -83,7 +83,7 @@ def bench(
         if explanation.backend is None:
             show(explanation, err())
             raise typer.Exit(FAILED)
-        with _progress() as on_round:
+        with _Bar() as on_round:
             result = measure(call, explanation, device, seconds, on_round)
     if json:
         print_json(result.as_dict())
@@ -108,7 +108,7 @@ def _device(name: str) -> torch.device:
     raise typer.BadParameter(f"this machine can time calls on: {there}", param_hint="--device")
 
 
-class _progress:  # noqa: N801 - a context manager reads as a function
+class _Bar:
     """A bar on stderr, advanced by whoever measures."""
 
     def __init__(self) -> None:
@@ -206,8 +206,8 @@ def torch_arguments(request: Request, tensors: Tensors) -> dict[str, Any] | None
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]) -> Tensor:
-    heads_first = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    return F.scaled_dot_product_attention(*heads_first, **arguments).transpose(1, 2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, **arguments).transpose(1, 2)
 
 
 def kernels(explanation: Explanation) -> dict[str, str]:

@@ -1,0 +1,118 @@
+"""What xattn adds to a call, to a first call, and to an import."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+
+import fillers
+import torch
+from common import Row, qkv, sdpa
+
+import xattn
+from xattn.measure import alternate
+
+SHAPES = ((1, 1, 1, 8), (1, 16, 8, 64))
+HIT_US, PLAN_US, MISS_US, IMPORT_MS = 1.5, 0.2, 200.0, 30.0
+BACKENDS = 6
+# Packages that hold kernels, or that only an integration may import.
+VENDORS = (
+    "aiter",
+    "flash_attn",
+    "neuronxcc",
+    "nki",
+    "torch_neuronx",
+    "torch_xla",
+    "transformers",
+    "triton",
+    "xformers",
+)
+IMPORT = f"""
+import json, sys, time, torch
+before = set(sys.modules)
+start = time.perf_counter()
+import xattn
+taken = (time.perf_counter() - start) * 1e3
+new = sorted({{name.partition(".")[0] for name in set(sys.modules) - before}})
+print(json.dumps([taken, new, sorted(set(new) & set({VENDORS!r}))]))
+"""
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    for shape in SHAPES:
+        yield from _hit_and_plan(shape, 1.0 if quick else 6.0)
+    yield _miss(1.0 if quick else 4.0)
+    yield _import(3 if quick else 9)
+
+
+def _hit_and_plan(shape: tuple[int, int, int, int], seconds: float) -> Iterator[Row]:
+    q, k, v = qkv(*shape)
+    with torch.no_grad():
+        held = xattn.plan(q, k, v)
+        timing = alternate(
+            {
+                "SDPA": lambda: sdpa(q, k, v),
+                "attention": lambda: xattn.attention(q, k, v),
+                "plan": lambda: held(q, k, v),
+            },
+            seconds=seconds,
+        )
+    data = timing.as_dict("SDPA")
+    for name, what, limit in (("attention", "attention()", HIT_US), ("plan", "a held plan", PLAN_US)):
+        extra = timing.difference(name, "SDPA")
+        measured = f"{extra:+.2f} us ({timing.p50(name):.2f} after {timing.p50('SDPA'):.2f})"
+        what = f"{what} over the same SDPA call, q {shape}"
+        yield Row("overhead", what, f"<= {limit} us", measured, extra, limit, timing.method, data)
+
+
+def _miss(seconds: float) -> Row:
+    q, k, v = qkv(*SHAPES[1])
+
+    def miss() -> None:
+        xattn.plans.clear()
+        xattn.attention(q, k, v)
+
+    with torch.no_grad(), _six_backends() as declining:
+        timing = alternate({"miss": miss, "SDPA": lambda: sdpa(q, k, v)}, seconds=seconds)
+        served = xattn.explain(q, k, v).backend
+    xattn.plans.clear()
+    p50 = timing.p50("miss")
+    what = f"a miss, the whole call: {BACKENDS} backends, {declining} decline before {served}"
+    measured = f"{p50:.0f} us"
+    return Row("overhead", what, f"<= {MISS_US:.0f} us", measured, p50, MISS_US, timing.method, timing.as_dict("SDPA"))
+
+
+@contextmanager
+def _six_backends() -> Iterator[int]:
+    """A registry filled up to BACKENDS; gives the number of those added, which are asked first."""
+    installed = xattn.registry.registry()
+    added = BACKENDS - len(installed.entries)
+    filled = xattn.registry.Registry()
+    fillers.COUNT = max(added, 0)
+    filled.load([*entry_points(group="xattn"), EntryPoint("fillers", "fillers", "xattn")])
+    xattn.registry._registry = filled
+    xattn.plans.clear()
+    try:
+        yield fillers.COUNT
+    finally:
+        xattn.registry._registry = installed
+
+
+def _import(times: int) -> Row:
+    runs = [
+        json.loads(subprocess.run([sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True).stdout)
+        for _ in range(times)
+    ]
+    p50 = statistics.median(taken for taken, _, _ in runs)
+    _, new, vendors = runs[0]
+    found = f"imports {', '.join(vendors)}" if vendors else "no vendor package"
+    method = f"median of {times} fresh processes, each after `import torch`"
+    data = {"ms": [taken for taken, _, _ in runs], "new_modules": new, "vendors": vendors}
+    value = float("inf") if vendors else p50
+    bar = f"<= {IMPORT_MS:.0f} ms, no vendor package"
+    return Row("overhead", "import xattn after torch", bar, f"{p50:.1f} ms, {found}", value, IMPORT_MS, method, data)
