@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from xattn import override, plans
+from xattn.arguments import check_values
 from xattn.attention import Arguments, split
 from xattn.errors import UnsupportedError
 from xattn.override import Choice
@@ -79,6 +80,7 @@ def explain(
     """What `attention` with the same arguments would do, without doing it. Raises only InvalidArgumentError and
     UnknownBackendError."""
     options, tensors, backend = split(return_lse=return_lse, **arguments)
+    check_values(k, tensors)
     return explain_request(plans.described(q, k, v, options, tensors), override.chosen(backend))
 
 

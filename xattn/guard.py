@@ -33,7 +33,7 @@ def guard(*tensors: Tensor) -> Check:
 def python_guard(*tensors: Tensor) -> Check:
     """`guard` by public means."""
     wanted = kind(*tensors)
-    return lambda *others: kind(*others) == wanted
+    return lambda *others: all(map(is_plain, others)) and kind(*others) == wanted
 
 
 def kind(*tensors: Tensor) -> tuple[object, ...]:

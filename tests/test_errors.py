@@ -1,0 +1,441 @@
+"""Every way to call xattn wrongly: what is raised, which argument it names, what it says, and that nothing lingers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Load
+from support import backend_source, qkv, stranger
+
+import xattn
+from xattn import guard, plans
+from xattn.registry import registry
+
+# batch 2, seqlen_q 5, seqlen_k 6, nheads 4, nheads_k 2, headdim 8: no two sizes that matter are equal.
+Q, K, V = qkv(batch=2, seqlen_q=5, seqlen_k=6, nheads=4, nheads_k=2, headdim=8)
+EXPECTED = torch.nn.functional.scaled_dot_product_attention(
+    *(x.transpose(1, 2) for x in (Q, K, V)), enable_gqa=True
+).transpose(1, 2)
+
+
+def ones(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+def strided(x: torch.Tensor) -> torch.Tensor:
+    """x with a last dimension that is not dense."""
+    return x.transpose(2, 3).contiguous().transpose(2, 3)
+
+
+# Legal values of every argument: what a program calls with before and after it makes a mistake.
+LEGAL: dict[str, Any] = {
+    "causal": True,
+    "window": (1, 0),
+    "align": "top_left",
+    "scale": 1.0,
+    "softcap": 1.0,
+    "dropout_p": 0.5,
+    "deterministic": True,
+    "return_lse": True,
+    "sinks": ones(4),
+    "alibi_slopes": ones(4),
+    "bias": ones(2, 4, 5, 6),
+    "mask": ones(2, 4, 5, 6, dtype=torch.bool),
+    "seqlens_k": ones(2, dtype=torch.int32),
+}
+
+# what is wrong: (the arguments, the one that is named, parts of the message)
+Row = tuple[dict[str, Any], str, tuple[str, ...]]
+WRONG: dict[str, Row] = {
+    # What is no tensor of four dimensions.
+    "q None": ({"q": None}, "q", ("got NoneType", "a torch.Tensor")),
+    "k None": ({"k": None}, "k", ("got NoneType",)),
+    "v a list": ({"v": V.tolist()}, "v", ("got list",)),
+    "q an array": ({"q": Q.numpy()}, "q", ("got ndarray", "a torch.Tensor")),
+    "k an array, lengths given": ({"k": K.numpy(), "seqlens_k": LEGAL["seqlens_k"]}, "k", ("got ndarray",)),
+    "q packed": ({"q": Q[0]}, "q", ("shape (5, 4, 8)", "(batch, seqlen, nheads, headdim)", "varlen_attention")),
+    "k packed, lengths given": ({"k": K[0], "seqlens_k": LEGAL["seqlens_k"]}, "k", ("shape (6, 2, 8)",)),
+    "k without dimensions": ({"k": ones(), "seqlens_k": LEGAL["seqlens_k"]}, "k", ("shape ()",)),
+    "v of five dimensions": ({"v": V[None]}, "v", ("shape (1, 2, 6, 2, 8)", "4 dimensions")),
+    "q without heads": ({"q": Q[:, :, :0]}, "q", ("shape (2, 5, 0, 8)", "at least one head")),
+    "k without heads": ({"k": K[:, :, :0], "v": V[:, :, :0]}, "k", ("shape (2, 6, 0, 8)", "at least one head")),
+    "headdim 0": ({"q": Q[..., :0], "k": K[..., :0]}, "q", ("shape (2, 5, 4, 0)", "one dimension")),
+    "headdim_v 0": ({"v": V[..., :0]}, "v", ("shape (2, 6, 2, 0)",)),
+    "q strided": ({"q": strided(Q)}, "q", ("strides (160, 32, 1, 4)", "dense last dimension", "q.contiguous()")),
+    "k strided": ({"k": strided(K)}, "k", ("dense last dimension", "k.contiguous()")),
+    "v expanded": ({"v": V[..., :1].expand_as(V)}, "v", ("dense last dimension", "v.contiguous()")),
+    # Dtypes and devices.
+    "integers": ({"q": Q.int(), "k": K.int(), "v": V.int()}, "q", ("got int32", "floating-point", "Cast q first")),
+    "q bool": ({"q": Q > 0}, "q", ("got bool",)),
+    "v complex": ({"v": V.to(torch.complex64)}, "v", ("got complex64",)),
+    "k of another dtype": ({"k": K.half()}, "k", ("got float16", "float32, the dtype of q")),
+    "v of another dtype": ({"v": V.double()}, "v", ("got float64", "float32, the dtype of q")),
+    "q of another dtype": ({"q": Q.bfloat16()}, "k", ("got float32", "bfloat16, the dtype of q")),
+    "k on another device": ({"k": K.to("meta")}, "k", ("device meta", "cpu, the device of q")),
+    "v on another device": ({"v": V.to("meta")}, "v", ("device meta", "cpu, the device of q")),
+    "mask on another device": ({"mask": LEGAL["mask"].to("meta")}, "mask", ("device meta", "cpu, the device of q")),
+    "sinks on another device": ({"sinks": ones(4).to("meta")}, "sinks", ("device meta",)),
+    "lengths on another device": ({"seqlens_k": LEGAL["seqlens_k"].to("meta")}, "seqlens_k", ("device meta",)),
+    # Shapes that do not fit together.
+    "BNSH": (
+        {"q": Q.transpose(1, 2), "k": K.transpose(1, 2), "v": V.transpose(1, 2)},
+        "k",
+        (
+            "nheads_k 6",
+            "a divisor of nheads, which is 5",
+            "look like (batch, nheads, seqlen, headdim)",
+            "transpose(1, 2)",
+        ),
+    ),
+    "batch of k": ({"k": K[:1]}, "k", ("batch 1", "2, the batch of q")),
+    "batch of v": ({"v": V[:1]}, "v", ("batch 1", "2, the batch of q")),
+    "headdim of k": ({"k": K[..., :4]}, "k", ("headdim 4", "8, the headdim of q")),
+    "seqlen of v": ({"v": V[:, :5]}, "v", ("seqlen_k 5", "6, the seqlen_k of k")),
+    "heads of v": ({"v": V[:, :, :1]}, "v", ("nheads_k 1", "2, the nheads_k of k")),
+    "heads that do not divide": ({"q": Q[:, :, :3]}, "k", ("nheads_k 2", "a divisor of nheads, which is 3")),
+    "more heads in k than in q": ({"q": Q[:, :, :1]}, "k", ("nheads_k 2", "a divisor of nheads, which is 1")),
+    # Options.
+    "causal None": ({"causal": None}, "causal", ("got None", "True or False")),
+    "causal 2": ({"causal": 2}, "causal", ("got 2", "True or False")),
+    "causal a tensor": ({"causal": torch.tensor(True)}, "causal", ("tensor(True)", "True or False")),
+    "causal a mask": ({"causal": LEGAL["mask"]}, "causal", ("got Tensor", "True or False")),
+    "causal a list": ({"causal": [True]}, "causal", ("got [True]", "True or False")),
+    "deterministic a str": ({"deterministic": "warn"}, "deterministic", ("'warn'", "True or False")),
+    "return_lse None": ({"return_lse": None}, "return_lse", ("got None", "True or False")),
+    "align misspelt": ({"align": "bottom-right"}, "align", ("'bottom-right'", '"bottom_right" or "top_left"')),
+    "align None": ({"align": None}, "align", ("got None",)),
+    "align a list": ({"align": ["top_left"]}, "align", ("got ['top_left']",)),
+    "window an int": ({"window": 4}, "window", ("got 4", "(left, right)", "sliding window of W keys", "(4 - 1, 0)")),
+    "window a str": ({"window": "10"}, "window", ("'10'", "(left, right), each an int >= 0 or None")),
+    "window of three": ({"window": (1, 2, 3)}, "window", ("(1, 2, 3)", "(left, right)")),
+    "window of one": ({"window": [1]}, "window", ("[1]", "(left, right)")),
+    "window a dict": ({"window": {"left": 1}}, "window", ("{'left': 1}", "(left, right)")),
+    "window an array": ({"window": Q.numpy()}, "window", ("got ndarray",)),
+    "window negative left": ({"window": (-1, 0)}, "window", ("(-1, 0)", "None is open; xattn has no -1")),
+    "window negative right": ({"window": (1, -1)}, "window", ("(1, -1)", "None is open")),
+    "window a fraction": ({"window": (1.5, 0)}, "window", ("(1.5, 0)",)),
+    "window infinite": ({"window": (float("inf"), 0)}, "window", ("(inf, 0)",)),
+    "window of strs": ({"window": ("1", 0)}, "window", ("('1', 0)",)),
+    "window nested": ({"window": ([1], 0)}, "window", ("([1], 0)",)),
+    "scale nan": ({"scale": float("nan")}, "scale", ("got nan", "a finite float or None")),
+    "scale inf": ({"scale": float("inf")}, "scale", ("got inf", "a finite float or None")),
+    "scale a str": ({"scale": "1"}, "scale", ("'1'", "a finite float or None")),
+    "scale a tensor": ({"scale": torch.tensor(1.0)}, "scale", ("tensor(1.)", "a finite float or None")),
+    "scale an array": ({"scale": Q.numpy()}, "scale", ("got ndarray", "a finite float or None")),
+    "softcap 0": ({"softcap": 0.0}, "softcap", ("got 0.0", "a float > 0, or None", "None switches it off")),
+    "softcap 0, an int": ({"softcap": 0}, "softcap", ("got 0", "None switches it off")),
+    "softcap False": ({"softcap": False}, "softcap", ("None switches it off",)),
+    "softcap negative": ({"softcap": -30.0}, "softcap", ("got -30.0", "a float > 0, or None")),
+    "softcap nan": ({"softcap": float("nan")}, "softcap", ("got nan", "finite")),
+    "softcap inf": ({"softcap": float("inf")}, "softcap", ("got inf", "finite")),
+    "dropout_p 1": ({"dropout_p": 1.0}, "dropout_p", ("got 1.0", "a float in [0, 1)")),
+    "dropout_p negative": ({"dropout_p": -0.1}, "dropout_p", ("got -0.1", "a float in [0, 1)", "0.0 switches it off")),
+    "dropout_p nan": ({"dropout_p": float("nan")}, "dropout_p", ("got nan",)),
+    "dropout_p None": ({"dropout_p": None}, "dropout_p", ("got None", "0.0 switches it off")),
+    "dropout_p a str": ({"dropout_p": "0.5"}, "dropout_p", ("'0.5'",)),
+    # Optional tensors.
+    "mask of (batch, seqlen_k)": (
+        {"mask": ones(2, 6, dtype=torch.bool)},
+        "mask",
+        ("shape (2, 6)", "(batch, nheads, seqlen_q, seqlen_k) = (2, 4, 5, 6)", "mask[:, None, None, :]"),
+    ),
+    "mask of (batch, seqlen_q, seqlen_k)": (
+        {"mask": ones(2, 5, 6, dtype=torch.bool)},
+        "mask",
+        ("shape (2, 5, 6)", "mask[:, None]"),
+    ),
+    "mask of five dimensions": (
+        {"mask": ones(1, 2, 4, 5, 6, dtype=torch.bool)},
+        "mask",
+        ("shape (1, 2, 4, 5, 6)", "broadcastable"),
+    ),
+    "mask of key-value heads": ({"mask": ones(2, 2, 5, 6, dtype=torch.bool)}, "mask", ("shape (2, 2, 5, 6)",)),
+    "mask float": ({"mask": ones(5, 6)}, "mask", ("got float32", "want bool", "is bias=")),
+    "mask of ones and zeros": ({"mask": ones(5, 6, dtype=torch.int64)}, "mask", ("int64", "want bool", "mask.bool()")),
+    "mask a list": ({"mask": [[True]]}, "mask", ("got list", "a torch.Tensor or None")),
+    "mask a bool": ({"mask": True}, "mask", ("got bool", "a torch.Tensor or None")),
+    "bias bool": ({"bias": ones(5, 6, dtype=torch.bool)}, "bias", ("got bool", "floating-point", "is mask=")),
+    "bias int": ({"bias": ones(5, 6, dtype=torch.int32)}, "bias", ("got int32", "floating-point")),
+    "bias of (batch, seqlen_k)": ({"bias": ones(2, 6)}, "bias", ("shape (2, 6)", "bias[:, None, None, :]")),
+    "bias a float": ({"bias": 1.0}, "bias", ("got float", "a torch.Tensor or None")),
+    "sinks of another length": ({"sinks": ones(3)}, "sinks", ("shape (3,)", "(4,)")),
+    "sinks of key-value heads": ({"sinks": ones(2)}, "sinks", ("shape (2,)", "(4,)")),
+    "sinks of two dimensions": ({"sinks": ones(2, 4)}, "sinks", ("shape (2, 4)", "(4,)")),
+    "sinks int": ({"sinks": ones(4, dtype=torch.int32)}, "sinks", ("got int32", "floating-point")),
+    "sinks a float": ({"sinks": 0.0}, "sinks", ("got float", "a torch.Tensor or None")),
+    "slopes 0": ({"alibi_slopes": torch.tensor([1.0, 0, 1, 1])}, "alibi_slopes", ("slope of 0.0", "slopes > 0")),
+    "slopes negative": ({"alibi_slopes": -ones(4)}, "alibi_slopes", ("slope of -1.0", "slopes > 0")),
+    "slopes nan": ({"alibi_slopes": ones(4) * torch.nan}, "alibi_slopes", ("slope of nan", "slopes > 0")),
+    "slopes float64": ({"alibi_slopes": ones(4, dtype=torch.float64)}, "alibi_slopes", ("float64", "want float32")),
+    "slopes complex": ({"alibi_slopes": ones(4).to(torch.complex64)}, "alibi_slopes", ("complex64", "want float32")),
+    "slopes of another length": ({"alibi_slopes": ones(2)}, "alibi_slopes", ("shape (2,)", "(4,) or (2, 4)")),
+    "slopes that want a gradient": (
+        {"alibi_slopes": ones(4).requires_grad_()},
+        "alibi_slopes",
+        ("requires grad", "Detach it"),
+    ),
+    "lengths past seqlen_k": (
+        {"seqlens_k": torch.tensor([6, 7])},
+        "seqlens_k",
+        ("values from 6 to 7", "0 to seqlen_k, which is 6"),
+    ),
+    "lengths negative": ({"seqlens_k": torch.tensor([-1, 6])}, "seqlens_k", ("values from -1 to 6", "0 to seqlen_k")),
+    "lengths float": ({"seqlens_k": ones(2)}, "seqlens_k", ("got float32", "int32 or int64")),
+    "lengths nan": ({"seqlens_k": ones(2) * torch.nan}, "seqlens_k", ("got float32", "int32 or int64")),
+    "lengths int16": ({"seqlens_k": ones(2, dtype=torch.int16)}, "seqlens_k", ("got int16", "int32 or int64")),
+    "lengths as a mask": ({"seqlens_k": ones(2, 6, dtype=torch.int64)}, "seqlens_k", ("shape (2, 6)", "(2,)")),
+    "lengths for another batch": ({"seqlens_k": ones(3, dtype=torch.int64)}, "seqlens_k", ("shape (3,)", "(2,)")),
+    "lengths a list": ({"seqlens_k": [6, 6]}, "seqlens_k", ("got list", "a torch.Tensor or None")),
+}
+
+
+def call(entry: Callable[..., Any], wrong: dict[str, Any]) -> Any:
+    arguments = {"q": Q, "k": K, "v": V, "backend": "reference", **wrong}
+    return entry(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
+
+
+def call_rightly(names: set[str]) -> None:
+    """Make the plain call, check its answer, and make each call that differs from a wrong one in its fault alone."""
+    torch.testing.assert_close(call(xattn.attention, {}), EXPECTED)
+    legal = {name: LEGAL[name] for name in names - set("qkv")}
+    for arguments in ({}, legal, *({name: value} for name, value in legal.items())):
+        assert call(xattn.attention, {**arguments, "return_lse": True}).lse.shape == (2, 4, 5)
+        call(xattn.attention, arguments)
+
+
+@pytest.mark.parametrize("entry", [xattn.attention, xattn.explain, xattn.plan], ids=lambda entry: entry.__name__)
+@pytest.mark.parametrize("row", WRONG)
+def test_a_wrong_argument(row: str, entry: Callable[..., Any]) -> None:
+    wrong, argument, parts = WRONG[row]
+    plans.clear()
+    with pytest.raises(xattn.InvalidArgumentError) as caught:
+        call(entry, wrong)
+    assert caught.value.argument == argument
+    message = str(caught.value)
+    assert message.startswith(f"{argument}: got ")
+    for part in parts:
+        assert part in message
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, xattn.XattnError)
+    torch.testing.assert_close(call(xattn.attention, {}), EXPECTED)
+
+
+@pytest.mark.parametrize("by", ["torch's guard", "python_guard"])
+@pytest.mark.parametrize("row", WRONG)
+def test_a_wrong_argument_after_right_calls(row: str, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remembered plans let nothing through: the same error as at first, each time."""
+    if by == "python_guard":
+        monkeypatch.setattr(guard, "TensorGuards", None)
+    wrong, _, _ = WRONG[row]
+    plans.clear()
+    with pytest.raises(xattn.InvalidArgumentError) as first:
+        call(xattn.attention, wrong)
+    call_rightly(set(wrong))
+    for _ in range(2):
+        with pytest.raises(xattn.InvalidArgumentError) as later:
+            call(xattn.attention, wrong)
+        assert str(later.value) == str(first.value)
+
+
+def test_a_plan_takes_the_tensors_it_was_made_with() -> None:
+    run = xattn.plan(Q, K, V, sinks=LEGAL["sinks"], seqlens_k=LEGAL["seqlens_k"], backend="reference")
+    for given in ({}, {"sinks": ones(4)}, {"sinks": ones(4), "seqlens_k": LEGAL["seqlens_k"], "bias": ones(5, 6)}):
+        with pytest.raises(TypeError, match=r"this plan takes the tensors \['seqlens_k', 'sinks'\], got"):
+            run(Q, K, V, **given)
+    with pytest.raises(xattn.InvalidArgumentError, match="seqlens_k: got values from 7 to 7"):
+        run(Q, K, V, sinks=ones(4), seqlens_k=torch.tensor([7, 7]))
+    assert run(Q, K, V, sinks=ones(4), seqlens_k=LEGAL["seqlens_k"]).shape == Q.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "same"),
+    [
+        ("causal", 1, True),
+        ("causal", 0.0, False),
+        ("return_lse", 0, False),
+        ("window", (True, 0), (1, 0)),
+        ("window", [1.0, None], (1, None)),
+        ("scale", True, 1.0),
+        ("scale", 2, 2.0),
+        ("softcap", 3, 3.0),
+        ("dropout_p", False, 0.0),
+    ],
+)
+def test_what_equals_a_legal_value_is_legal(name: str, value: Any, same: Any) -> None:
+    for first, second in ((value, same), (same, value)):
+        plans.clear()
+        one, two = (call(xattn.attention, {name: each}) for each in (first, second))
+        assert torch.equal(one, two)
+    request = xattn.explain(Q, K, V, **{name: value}).request
+    assert repr(getattr(request, name)) == repr(getattr(xattn.explain(Q, K, V, **{name: same}).request, name))
+
+
+@pytest.mark.parametrize("entry", [xattn.attention, xattn.explain, xattn.plan], ids=lambda entry: entry.__name__)
+def test_a_misspelt_keyword(entry: Callable[..., Any]) -> None:
+    for wrong in ("casual", "window_size", "softmax_scale", "attn_mask", "is_causal"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{wrong}'"):
+            entry(Q, K, V, **{wrong: True})
+    with pytest.raises(TypeError, match="positional argument"):
+        entry(Q, K, V, True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Calls that are legal and that a backend cannot serve, and kernels that fail
+# ---------------------------------------------------------------------------------------------------------------------
+
+# A backend that declares little, and one that would serve anything and counts what it is given.
+SMALL = backend_source(
+    "small",
+    1,
+    priority=3000,
+    body="""
+    capabilities = (
+        xattn.Capabilities(device="cpu", dtypes=frozenset({torch.float16}), features=frozenset({"gqa", "softcap"}),
+                           headdim=(16, 128, 16), checked="never"),
+        xattn.Capabilities(device="xpu", dtypes=frozenset({torch.float16}), features=frozenset(), checked="never"),
+    )
+    def limits(self, request):
+        return [xattn.Reason("seqlen_q", str(request.seqlen_q), "1", "Decode only.")] if request.seqlen_q > 1 else []
+    """,
+)
+EAGER = backend_source(
+    "eager",
+    2,
+    priority=2000,
+    body="""
+    served = 0
+    def plan(self, request):
+        def run(q, k, v, **tensors):
+            type(self).served += 1
+            return q * 0
+        return run
+    """,
+)
+
+
+def test_a_named_backend_gives_exactly_its_reasons(strangers: Path, load: Load) -> None:
+    load([*stranger(strangers, "small", SMALL), *stranger(strangers, "eager", EAGER)])
+    eager = registry().entries["eager"].backend
+    wanted = [
+        xattn.Reason("dtype", "float32", "float16"),
+        xattn.Reason("headdim", 8, "16 to 128, a multiple of 16"),
+        xattn.Reason("headdim_v", 8, "16 to 128, a multiple of 16"),
+        xattn.Reason("causal", True, "off"),
+        xattn.Reason("sinks", xattn.TensorSpec((4,), torch.float32, requires_grad=True), "off"),
+        xattn.Reason("grad_sinks", "required", "forward only", "Call it under torch.no_grad()."),
+        xattn.Reason("seqlen_q", "5", "1", "Decode only."),
+    ]
+    arguments = {"causal": True, "softcap": 1.0, "sinks": ones(4).requires_grad_()}
+    bottom_right = 'The backend may serve align="top_left", which is another answer.'
+    wanted.insert(4, xattn.Reason("bottom_right", "asked for", "off", bottom_right))
+    for backend in ("small", ["small"], ("small",)):
+        with pytest.raises(xattn.UnsupportedError) as caught:
+            xattn.attention(Q, K, V, **arguments, backend=backend)
+        assert caught.value.reasons == {"small": wanted}
+        assert caught.value.request == xattn.explain(Q, K, V, **arguments).request
+    message = str(caught.value)
+    assert message.startswith(
+        "the choice of backend (small) cannot serve this call exactly as asked.\n  attention: q=(2, 5"
+    )
+    for reason in wanted:
+        assert f"\n    {reason}\n" in message
+    assert message.endswith("Not asked, and able: reference, eager.")
+    with xattn.use_backend("small"), pytest.raises(xattn.UnsupportedError):
+        xattn.attention(Q, K, V, **arguments)
+    with pytest.raises(xattn.UnsupportedError):
+        xattn.plan(Q, K, V, **arguments, backend="small")
+    assert eager.served == 0  # never a fall-back
+    assert isinstance(caught.value, NotImplementedError)
+    assert isinstance(caught.value, xattn.XattnError)
+    # auto is another question, and it has another answer.
+    xattn.attention(Q, K, V, **arguments)
+    assert eager.served == 1
+
+
+def test_a_backend_for_another_device(strangers: Path, load: Load) -> None:
+    source = SMALL.replace('device="cpu"', 'device="mps"')
+    load(stranger(strangers, "small", source))
+    with pytest.raises(xattn.UnsupportedError) as caught:
+        xattn.attention(Q, K, V, backend="small")
+    assert caught.value.reasons == {"small": [xattn.Reason("device", "cpu", "mps, xpu")]}
+
+
+def test_auto_gives_the_reasons_of_all(strangers: Path, load: Load) -> None:
+    load([*stranger(strangers, "small", SMALL), *stranger(strangers, "eager", EAGER)], disabled=["reference"])
+    q, k, v = Q.double(), K.double(), V.double()
+    with pytest.raises(xattn.UnsupportedError) as caught:
+        xattn.attention(q, k, v)
+    reasons = {name: [reason.code for reason in found] for name, found in caught.value.reasons.items()}
+    assert reasons == {
+        "small": ["dtype", "headdim", "headdim_v", "seqlen_q"],
+        "eager": ["dtype"],
+        "reference": ["disabled"],
+    }
+    message = str(caught.value)
+    assert message.startswith("no backend can serve this call exactly as asked.")
+    for name in reasons:
+        assert f"\n{name} cannot, because:\n    " in message
+    explanation = xattn.explain(q, k, v)
+    assert explanation.backend is None
+    assert explanation.kernel is None
+    assert {candidate.name: list(candidate.reasons) for candidate in explanation.candidates} == caught.value.reasons
+
+
+def test_no_backend_at_all(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load([]), "entries", {})
+    with pytest.raises(
+        xattn.UnsupportedError, match="No backend is registered; `xattn info` shows what failed to load"
+    ):
+        xattn.attention(Q, K, V)
+    with pytest.raises(xattn.UnknownBackendError, match="there are: none"):
+        xattn.attention(Q, K, V, backend="reference")
+    assert xattn.explain(Q, K, V).backend is None
+
+
+def test_an_unknown_backend(load: Load) -> None:
+    load([])
+    with pytest.raises(xattn.UnknownBackendError) as caught:
+        xattn.attention(Q, K, V, backend="referense")
+    expected = "no backend or plugin is called 'referense'; there are: reference. Did you mean \"reference\"?"
+    assert str(caught.value) == expected
+    assert isinstance(caught.value, LookupError)
+    assert isinstance(caught.value, xattn.XattnError)
+    torch.testing.assert_close(xattn.attention(Q, K, V, backend="reference"), EXPECTED)
+
+
+@pytest.mark.parametrize("how", ["argument", "auto", "scope", "plan"])
+@pytest.mark.parametrize("arguments", [{}, {"sinks": ones(4)}], ids=["plain", "sinks"])
+def test_a_kernel_that_raises(how: str, arguments: dict[str, Any], strangers: Path, load: Load) -> None:
+    body = """
+    def plan(self, request):
+        def run(q, k, v, **tensors):
+            raise RuntimeError("invalid argument for fmha_fwd")
+        return run
+    """
+    source = backend_source("vendor", 1, priority=3000, body=body)
+    load([*stranger(strangers, "vendor", source), *stranger(strangers, "eager", EAGER)])
+
+    def within_scope() -> None:
+        with xattn.use_backend("vendor"):
+            xattn.attention(Q, K, V, scale=0.5, **arguments)
+
+    calls = {
+        "argument": lambda: xattn.attention(Q, K, V, scale=0.5, backend="vendor", **arguments),
+        "auto": lambda: xattn.attention(Q, K, V, scale=0.5, **arguments),
+        "scope": within_scope,
+        "plan": lambda: xattn.plan(Q, K, V, scale=0.5, backend="vendor", **arguments)(Q, K, V, **arguments),
+    }
+    for _ in range(2):  # when the plan is made, and when it is remembered
+        with pytest.raises(RuntimeError, match="invalid argument for fmha_fwd") as caught:
+            calls[how]()
+        assert caught.value.args == ("invalid argument for fmha_fwd",)
+        (note,) = caught.value.__notes__
+        assert re.fullmatch(r"raised by xattn's backend 'vendor' for attention: q=\(2, 5, 4, 8\), .*scale=0\.5.*", note)
+        assert ("sinks=(4,) float32" in note) == ("sinks" in arguments)
+    assert registry().entries["eager"].backend.served == 0  # never retried on another backend
+    torch.testing.assert_close(xattn.attention(Q, K, V, backend="reference"), EXPECTED)
