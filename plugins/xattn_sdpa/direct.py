@@ -1,4 +1,4 @@
-"""Plans that are one call of F.scaled_dot_product_attention with views around it."""
+"""Plans on the CPU that are one call of F.scaled_dot_product_attention with views around it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xattn import Request
 from xattn.backend import Plan
+from xattn_sdpa.masks import seen_keys, with_four
 
 _sdpa = F.scaled_dot_product_attention
 # The unbound method: 0.1 us less a call, and an attention has four.
@@ -109,12 +110,13 @@ def _folded(options: dict[str, Any], how: Direct, group: int, cut: bool) -> Plan
 def _masked(request: Request, options: dict[str, Any], how: Direct) -> Plan:
     nheads, nheads_k, group = request.nheads, request.nheads_k, request.group
     keys = slice(how.first, how.last)
-    # Reading out says whether NaN came in from a hidden key; where values cannot be read, hidden keys are zeroed first.
-    look = not request.any_grad and request.device == "cpu"
+    # A finite output tells that no NaN came in from a hidden key, and spares writing k and v anew. Not so with
+    # gradients: an infinite key can leave the output finite and its gradient not.
+    look = not request.any_grad
 
     def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         k, v = k[:, keys], v[:, keys]
-        mask, bias = _four(mask, keys), _four(bias, keys)
+        mask, bias = _cut_keys(with_four(mask), keys), _cut_keys(with_four(bias), keys)
         if bias is None:
             added = mask
         else:
@@ -125,10 +127,7 @@ def _masked(request: Request, options: dict[str, Any], how: Direct) -> Plan:
             out = once(q, k, v, added)
             if bool(out.isfinite().all()):
                 return out
-        seen = _seen(mask, bias, q.shape[1], k.shape[1], how.causal)
-        if nheads_k != nheads and seen.shape[1] != 1:
-            seen = seen.unflatten(1, (nheads_k, group)).any(2)
-        seen = _t(seen, 1, 2).unsqueeze(3)
+        seen = seen_keys(mask, bias, q, k, how.causal)
         return once(q, torch.where(seen, k, 0.0), torch.where(seen, v, 0.0), added)
 
     def once(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:
@@ -145,23 +144,5 @@ def _masked(request: Request, options: dict[str, Any], how: Direct) -> Plan:
     return masked
 
 
-def _four(tensor: Tensor | None, keys: slice) -> Tensor | None:
-    """With 4 dimensions (three-dimensional ones push torch onto its unfused path) and the keys that are read."""
-    if tensor is None:
-        return None
-    tensor = tensor[(None,) * (4 - tensor.dim())]
-    return tensor if tensor.shape[3] == 1 else tensor[..., keys]
-
-
-def _seen(mask: Tensor | None, bias: Tensor | None, seqlen_q: int, seqlen_k: int, causal: bool) -> Tensor:
-    """Which keys some query sees: (batch or 1, nheads or 1, seqlen_k)."""
-    visible = mask
-    if bias is not None:
-        unhidden = bias.detach() != -torch.inf
-        visible = unhidden if visible is None else visible & unhidden
-    assert visible is not None
-    if causal and visible.shape[2] != 1:
-        device = visible.device
-        diagonal = torch.arange(seqlen_q, device=device).unsqueeze(1) >= torch.arange(seqlen_k, device=device)
-        visible = visible & diagonal
-    return visible.any(2).expand(-1, -1, seqlen_k)
+def _cut_keys(tensor: Tensor | None, keys: slice) -> Tensor | None:
+    return tensor if tensor is None or tensor.shape[3] == 1 else tensor[..., keys]

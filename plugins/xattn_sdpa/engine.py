@@ -1,13 +1,14 @@
-"""The two CPU engines under one roof: outputs, sinks, key lengths, gradients."""
+"""The engines under one roof: which one computes, sinks, key lengths, gradients."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from xattn_sdpa import blockwise, fused
+from xattn_sdpa import blockwise, flash, fused
 from xattn_sdpa.problem import Problem, nothing, rows
 
 
@@ -41,19 +42,43 @@ def _sign(scale: float) -> float:
     return 1.0 if scale > 0 else -1.0 if scale < 0 else 0.0
 
 
+def _kernels(problem: Problem) -> ModuleType:
+    """The module whose kernels are the fastest that are exact for the problem."""
+    if problem.softcap is not None:
+        return blockwise
+    if problem.q.device.type == "cpu":
+        return fused
+    if problem.masked or problem.alibi_slopes is not None:
+        return blockwise
+    served = flash.serves(
+        dtype=problem.q.dtype,
+        headdim=problem.q.shape[3],
+        headdim_v=problem.v.shape[3],
+        seqlen_q=problem.q.shape[1],
+        seqlen_k=problem.k.shape[1],
+        offset=problem.offset,
+        left=problem.left,
+        right=problem.right,
+    )
+    return flash if served else blockwise
+
+
 def forward(tensors: tuple[Tensor | None, ...], seqlens_k: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor]:
     """tensors: q, k, v, sinks, alibi_slopes, bias, mask as in `Problem`.
 
     Returns out, and lse (batch, nheads, seqlen_q) in the dtype of the scores.
     """
     whole = _problem(tensors, settings)
-    compute = fused.forward if settings.softcap is None else blockwise.forward
     if seqlens_k is None:
-        out, lse = compute(whole.without_unseen())
-    else:
+        out, lse = _kernels(whole).forward(whole.without_unseen())
+    elif 0 in whole.q.shape or 0 in whole.k.shape:
+        out, lse = nothing(whole)
+    elif whole.q.device.type == "cpu":
         out, lse = nothing(whole)
         for part, problem in rows(whole, seqlens_k, settings.top_left):
-            out[part], lse[part] = compute(problem.without_unseen())
+            out[part], lse[part] = _kernels(problem).forward(problem.without_unseen())
+    else:
+        out, lse = flash.forward_ragged(whole, seqlens_k)
     sinks = whole.sink_rows()
     if sinks is not None:
         with_sink = torch.logaddexp(lse, sinks)
@@ -81,10 +106,11 @@ def backward(
     for part, problem in rows(whole, seqlens_k, settings.top_left):
         problem = problem.without_unseen()
         args = dout[part], None if dlse is None else dlse[part], out[part], lse[part], dq[part], dk[part], dv[part]
-        if settings.softcap is not None or dlse is not None or dbias is not None:
+        kernels = _kernels(problem)
+        if kernels is blockwise or dlse is not None or dbias is not None:
             blockwise.backward(problem, *args, _bias_part(dbias, part))
         else:
-            fused.backward(problem, args[0], *args[2:])
+            kernels.backward(problem, args[0], *args[2:])
     dsinks = None
     sinks = whole.sink_rows()
     if sinks is not None:

@@ -30,11 +30,11 @@ _backward = torch.ops.xattn_sdpa.backward.default
 Inputs = tuple[Tensor | None, ...]  # q, k, v, sinks, alibi_slopes, bias, mask, seqlens_k
 
 
-def _forward_cpu(*args: Any) -> tuple[Tensor, Tensor]:
+def _forward_impl(*args: Any) -> tuple[Tensor, Tensor]:
     return engine.forward(args[:7], args[7], Settings(*args[8:]))
 
 
-def _backward_cpu(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _backward_impl(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> tuple[Tensor, ...]:
     # loss.backward() may be called under autocast, which would cast the matmuls in here.
     with torch.autocast(dout.device.type, enabled=False):
         dq, dk, dv, dsinks, dbias = engine.backward(
@@ -60,8 +60,9 @@ def _backward_fake(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, 
     return like(q), like(k), like(v), like(sinks), like(bias if args[13] else None)
 
 
-_library.impl("forward", _forward_cpu, "CPU")
-_library.impl("backward", _backward_cpu, "CPU")
+for _key in ("CPU", "CUDA"):
+    _library.impl("forward", _forward_impl, _key)
+    _library.impl("backward", _backward_impl, _key)
 torch.library.register_fake("xattn_sdpa::forward", _forward_fake, lib=_library)
 torch.library.register_fake("xattn_sdpa::backward", _backward_fake, lib=_library)
 

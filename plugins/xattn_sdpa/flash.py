@@ -1,0 +1,170 @@
+"""Attention by the flash kernel in torch's CUDA builds, called below F.scaled_dot_product_attention: it takes BSNH,
+windows, and causal from the bottom right, and returns lse. Facts beside the code were measured on an NVIDIA H200 with
+torch 2.11."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xattn_sdpa.problem import Problem, nothing
+
+_forward = torch.ops.aten._flash_attention_forward
+_backward = torch.ops.aten._flash_attention_backward
+
+_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def band(
+    seqlen_q: int, seqlen_k: int, offset: int, left: int | None, right: int | None
+) -> tuple[int, int, int | None, int | None] | None:
+    """The keys [first, last) that some query sees, and the band among them counted from the bottom right, which is how
+    the kernel counts. None if the kernel cannot serve it; first == last if no query sees a key."""
+    first = 0 if left is None else max(0, offset - left)
+    last = seqlen_k if right is None else min(seqlen_k, seqlen_q + offset + right)
+    if last <= first:
+        return 0, 0, None, None
+    # i + offset - left <= j means i + corner - (left - shift) <= j - first.
+    corner = last - first - seqlen_q
+    shift = offset - first - corner
+    if left is not None:
+        left -= shift
+        left = None if left >= last - first - 1 else left
+    if right is not None:
+        right += shift
+        right = None if right >= seqlen_q - 1 else right
+    if (left is not None and left < 0) or (right is not None and right < 0):
+        return None
+    # With more queries than keys the kernel mistakes an open right side beside a left one, and a right side of
+    # seqlen_k or more.
+    if corner < 0 and not (left is None and right is None) and (right is None or right >= last - first):
+        return None
+    return first, last, left, right
+
+
+def serves(
+    *, dtype: torch.dtype, headdim: int, headdim_v: int, seqlen_q: int, seqlen_k: int, offset: int,
+    left: int | None, right: int | None,
+) -> bool:  # fmt: skip
+    """Whether the kernel can serve a call that has no softcap, ALiBi, mask, bias or seqlens_k."""
+    if torch.version.hip is not None or dtype not in _DTYPES or headdim > 256 or headdim_v > 256:
+        return False
+    return seqlen_q > 0 and seqlen_k > 0 and band(seqlen_q, seqlen_k, offset, left, right) is not None
+
+
+def serves_ragged(*, dtype: torch.dtype, headdim: int, headdim_v: int, left: int | None, right: int | None) -> bool:
+    """Whether the kernel can serve a forward call with seqlens_k, all else as for `serves`."""
+    if torch.version.hip is not None or dtype not in _DTYPES or headdim > 256 or headdim_v > 256:
+        return False
+    return right == 0 or (left is None and right is None)
+
+
+def _kernel_form(x: Tensor, width: int) -> Tensor:
+    """x as the kernel must have it: the kernel's width, 16-byte aligned rows. A copy where it is not; the kernel would
+    take the process down with a misaligned address."""
+    if x.shape[3] != width:
+        return F.pad(x, (0, width - x.shape[3]))
+    aligned = x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:3])
+    return x if aligned else x.contiguous() if not x.is_contiguous() else x.clone()
+
+
+def _operands(problem: Problem, first: int, last: int) -> list[Tensor]:
+    # headdim == headdim_v, a multiple of 8: zeros make it so, and change no score and no output.
+    width = -(-max(problem.q.shape[3], problem.v.shape[3]) // 8) * 8
+    keys = slice(first, last)
+    return [_kernel_form(x, width) for x in (problem.q, problem.k[:, keys], problem.v[:, keys])]
+
+
+def _sides(left: int | None, right: int | None) -> dict[str, int]:
+    return {"window_size_left": -1 if left is None else left, "window_size_right": -1 if right is None else right}
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """As `fused.forward`."""
+    seqlen_q, seqlen_k = problem.q.shape[1], problem.k.shape[1]
+    found = band(seqlen_q, seqlen_k, problem.offset, problem.left, problem.right)
+    assert found is not None
+    first, last, left, right = found
+    if first == last:
+        return nothing(problem)
+    q, k, v = _operands(problem, first, last)
+    causal = left is None and right == 0
+    sides = {} if causal else _sides(left, right)
+    out, lse, *_ = _forward(
+        q, k, v, None, None, seqlen_q, last - first, 0.0, causal, False, scale=problem.scale, **sides
+    )
+    return _finish(out, problem), lse.masked_fill(lse == torch.inf, -torch.inf)
+
+
+def _finish(out: Tensor, problem: Problem) -> Tensor:
+    return out[..., : problem.v.shape[3]].contiguous()
+
+
+def forward_ragged(problem: Problem, seqlens_k: Tensor) -> tuple[Tensor, Tensor]:
+    """`forward` with a number of valid keys for each batch row, read on the device alone. Keys outside are not read."""
+    batch, seqlen_q, nheads, _ = problem.q.shape
+    seqlen_k = problem.k.shape[1]
+    q, k, v = _operands(problem, 0, seqlen_k)
+    lengths = seqlens_k.to(torch.int32)
+    # A row's keys start where its first query's window does: the kernel must not even load the ones before.
+    starts = torch.zeros_like(lengths) if problem.left is None else (lengths - seqlen_q - problem.left).clamp_min(0)
+    rows = torch.arange(batch + 1, device=q.device, dtype=torch.int32)
+    starts_k = rows * seqlen_k
+    starts_k[:-1] += starts
+    causal = problem.left is None and problem.right == 0
+    sides = {} if causal else _sides(problem.left, problem.right)
+    out, lse, *_ = _forward(
+        q.reshape(batch * seqlen_q, *q.shape[2:]),
+        k.reshape(batch * seqlen_k, *k.shape[2:]),
+        v.reshape(batch * seqlen_k, *v.shape[2:]),
+        rows * seqlen_q,
+        starts_k,
+        seqlen_q,
+        seqlen_k,
+        0.0,
+        causal,
+        False,
+        scale=problem.scale,
+        seqused_k=lengths - starts,
+        **sides,
+    )
+    out = out.view(batch, seqlen_q, nheads, out.shape[2])
+    lse = lse.view(nheads, batch, seqlen_q).transpose(0, 1).contiguous()
+    return _finish(out, problem), lse.masked_fill(lse == torch.inf, -torch.inf)
+
+
+def backward(problem: Problem, dout: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+    """As `fused.backward`."""
+    seqlen_q, seqlen_k = problem.q.shape[1], problem.k.shape[1]
+    found = band(seqlen_q, seqlen_k, problem.offset, problem.left, problem.right)
+    assert found is not None
+    first, last, left, right = found
+    if first == last:
+        return
+    q, k, v = _operands(problem, first, last)
+    causal = left is None and right == 0
+    sides = {} if causal else _sides(left, right)
+    # The kernel takes lse by its memory, whatever its strides say.
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
+    grads = _backward(
+        _kernel_form(dout, q.shape[3]),
+        q,
+        k,
+        v,
+        _kernel_form(out, q.shape[3]),
+        lse,
+        None,
+        None,
+        seqlen_q,
+        last - first,
+        0.0,
+        causal,
+        None,
+        None,
+        scale=problem.scale,
+        **sides,
+    )
+    keys = slice(first, last)
+    for total, part, grad in ((dq, slice(None), grads[0]), (dk, keys, grads[1]), (dv, keys, grads[2])):
+        total[:, part] += grad[..., : total.shape[3]]

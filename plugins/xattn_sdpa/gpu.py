@@ -1,0 +1,159 @@
+"""Plans on CUDA and ROCm that are one call of torch's own attention. Facts beside the code were measured on an NVIDIA
+H200 with torch 2.11; nothing in here was run on ROCm."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xattn import Request
+from xattn.backend import Plan
+from xattn_sdpa.masks import seen_keys, with_four
+
+_HALF = (torch.float16, torch.bfloat16)
+# cuDNN is 1.4 to 2.2 times as fast as flash here, but builds a plan of 60 ms for every new shape.
+_CUDNN_ARCHS = frozenset({"sm_90"})
+# So the first calls of a shape go to flash: a decode loop over a growing cache never pays, a shape that stays does.
+_FLASH_CALLS = 8
+
+
+def direct(request: Request) -> str | None:
+    """The kernel of F.scaled_dot_product_attention that serves the request, or None if it would be the unfused one."""
+    left, right = request.band
+    square = request.seqlen_q == request.seqlen_k
+    causal = left is None and right == 0 and square
+    if request.has_band and not causal and not _sees_all(request):
+        return None
+    if causal and request.scale is not None and request.scale <= 0:
+        return None  # the kernels mask before they scale, and -inf * 0 is NaN
+    masked = request.mask is not None or request.bias is not None
+    sizes = request.headdim, request.headdim_v
+    if request.dtype in _HALF:
+        cudnn = request.arch in _CUDNN_ARCHS and all(size % 8 == 0 and size <= 256 for size in sizes)
+        if masked:
+            # cuDNN takes a bias of q's dtype alone, and gives garbage for any other without a word.
+            exact = request.bias is None or request.bias.dtype == request.dtype
+            return "cudnn, masks as bias" if cudnn and exact and request.dropout_p is None else None
+        if request.headdim != request.headdim_v:
+            return "cudnn" if cudnn and request.dropout_p is None else None
+        if max(sizes) > 256:
+            return None
+        repeatable = request.deterministic or request.dropout_p is not None
+        return "flash, cudnn once the shape recurs" if cudnn and not repeatable else "flash"
+    if request.dtype == torch.float32 and all(size % 4 == 0 and size <= 512 for size in sizes):
+        exact = request.bias is None or request.bias.dtype == request.dtype
+        if request.dropout_p is not None or not exact or (masked and (request.group > 1 or causal)):
+            return None
+        return "efficient" if request.group == 1 else "efficient, a call for each query head of a group"
+    return None
+
+
+def _sees_all(request: Request) -> bool:
+    """Whether the band hides no key from any query."""
+    left, right = request.band
+    first = left is None or request.seqlen_q - 1 + request.offset - left <= 0
+    return first and (right is None or request.offset + right >= request.seqlen_k - 1)
+
+
+def plan(request: Request, kernel: str) -> Plan:
+    """The plan for what `direct` returned."""
+    causal = request.has_band and not _sees_all(request)
+    if kernel.startswith("flash, cudnn"):
+        return _recurring(request, causal)
+    if kernel.startswith("efficient, a call"):
+        return _by_group(request, causal)
+    if request.mask is not None or request.bias is not None:
+        return _masked(request, causal)
+    return _whole(request, causal)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x with 16-byte aligned rows, a copy if it must be. On misaligned rows cuDNN computes garbage without a word, and
+    flash takes the process down."""
+    size = 16 // x.element_size()
+    if x.data_ptr() % 16 == 0 and all(stride % size == 0 for stride in x.stride()[:3]):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _views(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if not torch.compiler.is_compiling():
+        q, k, v = _aligned(q), _aligned(k), _aligned(v)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def _bsnh(out: Tensor) -> Tensor:
+    return out.transpose(1, 2).contiguous()
+
+
+def _whole(request: Request, causal: bool) -> Plan:
+    gqa = request.nheads_k != request.nheads
+    scale, dropout_p = request.scale, request.dropout_p or 0.0
+
+    def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = _views(q, k, v)
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=causal, scale=scale, enable_gqa=gqa, dropout_p=dropout_p
+        )
+        return _bsnh(out)
+
+    return whole
+
+
+def _recurring(request: Request, causal: bool) -> Plan:
+    scale, grad = request.scale, request.requires_grad
+    fallback = _whole(request, causal)
+    padded = request.headdim % 8 != 0
+    calls = 0
+
+    def recurring(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        nonlocal calls
+        if torch.compiler.is_compiling() or padded:
+            return fallback(q, k, v)
+        q, k, v = _views(q, k, v)
+        calls += 1
+        if calls <= _FLASH_CALLS:
+            out = torch._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)[0]
+        else:
+            out = torch._scaled_dot_product_cudnn_attention(q, k, v, None, grad, 0.0, causal, False, scale=scale)[0]
+        return _bsnh(out)
+
+    return recurring
+
+
+def _by_group(request: Request, causal: bool) -> Plan:
+    group, scale = request.group, request.scale
+
+    def by_group(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = _views(q, k, v)
+        # Query head h reads key-value head h // group: heads g, g + group, ... read k and v as they are.
+        outs = [
+            F.scaled_dot_product_attention(q[:, g::group], k, v, is_causal=causal, scale=scale) for g in range(group)
+        ]
+        return torch.stack(outs, 2).flatten(1, 2).transpose(1, 2).contiguous()
+
+    return by_group
+
+
+def _masked(request: Request, causal: bool) -> Plan:
+    gqa, scale, grad = request.nheads_k != request.nheads, request.scale, request.requires_grad
+
+    def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        mask, bias = with_four(mask), with_four(bias)
+        seen = seen_keys(mask, bias, q, k, causal)
+        q, k, v = _views(q, torch.where(seen, k, 0.0), torch.where(seen, v, 0.0))
+        if bias is None:
+            assert mask is not None
+            # Through F.scaled_dot_product_attention a bool mask gives a row without keys some other value than 0.
+            added = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
+        else:
+            # cuDNN takes the lowest finite numbers for -inf.
+            added = torch.where(bias == -torch.inf, bias, bias.clamp_min(-1e30))
+            added = added if mask is None else added.masked_fill(~mask, -torch.inf)
+        if q.dtype == torch.float32:
+            return _bsnh(F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale, enable_gqa=gqa))
+        out = torch._scaled_dot_product_cudnn_attention(q, k, v, added, grad, 0.0, causal, False, scale=scale)[0]
+        return _bsnh(out)
+
+    return masked
