@@ -8,10 +8,14 @@ from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
 
 import pytest
+import torch
 
 from xattn import plans, registry, selection
 
 Load = Callable[..., registry.Registry]
+
+# The problems here are small: with more threads each call waits for them longer than it computes.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,0 +1,133 @@
+"""What users get: a wheel built from the sdist, installed away from the checkout and run where that is out of sight."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tarfile
+import textwrap
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path, PurePosixPath
+from sysconfig import get_path
+from typing import Any, NamedTuple
+
+import pytest
+from support import ROOT, build, execute, install
+
+# Folders of packages in the checkout, and where each ends up in a wheel.
+SOURCES = {"xattn": "xattn", **{f"plugins/{folder.name}": folder.name for folder in (ROOT / "plugins").glob("xattn_*")}}
+
+
+class Built(NamedTuple):
+    sdist: Path
+    wheel: Path
+    site: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("packaging")
+    sdist = build(ROOT, folder, "--sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    wheel = build(folder / sdist.name.removesuffix(".tar.gz"), folder, "--wheel")
+    return Built(sdist, wheel, install(wheel, folder / "site"))
+
+
+def python_files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+
+
+def run(built: Built, code: str, cwd: Path, **environment: str) -> Any:
+    """Run code on the installed wheel, and parse the JSON it prints.
+
+    -S leaves .pth files alone, and with them the editable install of the checkout that the tests run on.
+    """
+    path = os.pathsep.join([str(built.site), get_path("purelib"), get_path("platlib")])
+    command = [sys.executable, "-S", "-c", textwrap.dedent(code)]
+    return json.loads(execute(command, cwd, {"PYTHONPATH": path, **environment}))
+
+
+def test_the_sdist_holds_the_project_and_no_junk(built: Built) -> None:
+    with tarfile.open(built.sdist) as archive:
+        names = [PurePosixPath(*PurePosixPath(member.name).parts[1:]) for member in archive if not member.isdir()]
+        assert all(member.isreg() for member in archive if not member.isdir())
+    for name in names:
+        hidden = any(part.startswith(".") for part in name.parts)
+        assert not hidden or name.parts[0] in (".gitignore", ".ci"), name
+        assert not {"__pycache__", "build", "dist", "node_modules", "site"} & set(name.parts), name
+        assert name.suffix not in {".pyc", ".so", ".o", ".whl", ".gz", ".zip", ".log", ".orig", ".rej"}, name
+    assert built.sdist.stat().st_size < 5 * 2**20
+    held = {str(name) for name in names}
+    assert {"PKG-INFO", "README.md", "pyproject.toml", "docs/write-a-backend.md", "tests/test_packaging.py"} <= held
+    for folder in ("tests", *SOURCES):
+        assert {f"{folder}/{name}" for name in python_files(ROOT / folder)} <= held
+
+
+def test_the_wheel_holds_every_package_and_nothing_else(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as archive:
+        names = set(archive.namelist())
+        points = ConfigParser()
+        points.read_string(archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode())
+    assert "xattn/py.typed" in names
+    for folder, package in SOURCES.items():
+        assert {f"{package}/{name}" for name in python_files(ROOT / folder)} <= names, package
+        if package != "xattn":
+            plugin = package.removeprefix("xattn_")
+            assert points["xattn"][plugin] == package
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops - {"xattn_conformance"} == set(SOURCES.values())
+    assert points["console_scripts"]["xattn"] == "xattn.cli:main"
+
+
+def test_the_wheel_works_away_from_the_checkout(built: Built, tmp_path: Path) -> None:
+    code = """
+    import json, sys, torch, xattn
+
+    q, k, v = (torch.randn(2, n, h, 16) for n, h in ((3, 4), (7, 2), (7, 2)))
+    names = ("auto", "reference", "sdpa")
+    answers = [xattn.attention(q, k, v, causal=True, window=(2, None), backend=name) for name in names]
+    for answer in answers[1:]:
+        torch.testing.assert_close(answer, answers[0])
+    info = xattn.info()
+    print(json.dumps({
+        "files": [m.__file__ for name, m in sys.modules.items() if name.split(".")[0].startswith("xattn")],
+        "version": xattn.info()["xattn"],
+        "plugins": {plugin["name"]: plugin["failures"] for plugin in info["plugins"]},
+        "problems": info["problems"],
+    }))
+    """
+    told = run(built, code, tmp_path)
+    assert all(Path(file).is_relative_to(built.site) for file in told["files"]), told["files"]
+    assert f"xattn-{told['version']}-py3-none-any.whl" == built.wheel.name
+    assert told["plugins"] == {package.removeprefix("xattn_"): [] for package in SOURCES.values() if package != "xattn"}
+    assert told["problems"] == []
+
+
+def test_importing_xattn_imports_no_plugin_and_no_vendor(built: Built, tmp_path: Path) -> None:
+    code = """
+    import json, sys, torch
+
+    def tops():
+        return {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+
+    seen = [tops()]
+    import xattn
+    seen.append(tops())
+    xattn.info(), xattn.explain(*[torch.zeros(1, 1, 1, 8)] * 3)
+    seen.append(tops())
+    print(json.dumps([sorted(after - before) for before, after in zip(seen, seen[1:])]))
+    """
+    by_import, by_use = run(built, code, tmp_path)
+    assert by_import == ["pluggy", "xattn"]
+    assert by_use == sorted(set(SOURCES.values()) - {"xattn"})
+
+
+@pytest.mark.parametrize("how", ["python -m xattn", "xattn"])
+def test_the_command_is_there(how: str, built: Built, tmp_path: Path) -> None:
+    command = [built.site / "bin" / "xattn"] if how == "xattn" else [sys.executable, "-m", "xattn"]
+    told = execute([*command, "--help"], tmp_path, {"PYTHONPATH": str(built.site)})
+    for name in ("info", "explain", "bench"):
+        assert name in told
