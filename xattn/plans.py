@@ -12,7 +12,7 @@ from torch.compiler import is_dynamo_compiling
 
 from xattn.arguments import Options, Tensors, check_values, describe
 from xattn.backend import Plan
-from xattn.errors import InvalidArgumentError, add_note
+from xattn.errors import add_note
 from xattn.guard import Check, guard, is_plain, kind
 from xattn.override import Choice, as_choice
 from xattn.request import Request
@@ -144,7 +144,10 @@ def _run(resolved: Resolved, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors) 
 
 def _autocast_dtype(q: object) -> torch.dtype | None:
     """The dtype that autocast wants, or None outside it. As torch does for its own attention, float64 stays."""
-    if not isinstance(q, Tensor) or not torch.amp.is_autocast_available(q.device.type):
+    if not isinstance(q, Tensor):
+        return None
+    # torch.compile cannot trace is_autocast_available before torch 2.12, and knows every device that it compiles for.
+    if not is_dynamo_compiling() and not torch.amp.is_autocast_available(q.device.type):
         return None
     if not torch.is_autocast_enabled(q.device.type):
         return None

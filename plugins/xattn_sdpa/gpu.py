@@ -9,13 +9,10 @@ from torch import Tensor
 
 from xattn import Request
 from xattn.backend import Plan
+from xattn_sdpa import cudnn
 from xattn_sdpa.masks import seen_keys, with_four
 
 _HALF = (torch.float16, torch.bfloat16)
-# cuDNN is 1.4 to 2.2 times as fast as flash here, but builds a plan of 60 ms for every new shape.
-_CUDNN_ARCHS = frozenset({"sm_90"})
-# So the first calls of a shape go to flash: a decode loop over a growing cache never pays, a shape that stays does.
-_FLASH_CALLS = 8
 
 
 def direct(request: Request) -> str | None:
@@ -30,23 +27,30 @@ def direct(request: Request) -> str | None:
     masked = request.mask is not None or request.bias is not None
     sizes = request.headdim, request.headdim_v
     if request.dtype in _HALF:
-        cudnn = request.arch in _CUDNN_ARCHS and all(size % 8 == 0 and size <= 256 for size in sizes)
-        if masked:
-            # cuDNN takes a bias of q's dtype alone, and gives garbage for any other without a word.
-            exact = request.bias is None or request.bias.dtype == request.dtype
-            return "cudnn, masks as bias" if cudnn and exact and request.dropout_p is None else None
-        if request.headdim != request.headdim_v:
-            return "cudnn" if cudnn and request.dropout_p is None else None
         if max(sizes) > 256:
             return None
         repeatable = request.deterministic or request.dropout_p is not None
-        return "flash, cudnn once the shape recurs" if cudnn and not repeatable else "flash"
+        on_cudnn = request.arch in cudnn.ARCHS and cudnn.fits(*sizes, request.seqlen_k) and not repeatable
+        if masked:
+            return "cudnn, masks as bias" if on_cudnn and _cudnn_bias(request) else None
+        if request.headdim != request.headdim_v:
+            return None
+        return "flash, cudnn once the shape recurs" if on_cudnn else "flash"
     if request.dtype == torch.float32 and all(size % 4 == 0 and size <= 512 for size in sizes):
         exact = request.bias is None or request.bias.dtype == request.dtype
         if request.dropout_p is not None or not exact or (masked and (request.group > 1 or causal)):
             return None
         return "efficient" if request.group == 1 else "efficient, a call for each query head of a group"
     return None
+
+
+def _cudnn_bias(request: Request) -> bool:
+    """Whether cuDNN gives the right answer for the mask and the bias. For a bias of another dtype than q's, or one that
+    broadcasts over the keys, it gives garbage without a word."""
+    if request.bias is not None and request.bias.dtype != request.dtype:
+        return False
+    specs = (request.mask, request.bias)
+    return all(spec is None or (len(spec.shape) > 0 and spec.shape[-1] == request.seqlen_k) for spec in specs)
 
 
 def _sees_all(request: Request) -> bool:
@@ -103,20 +107,16 @@ def _whole(request: Request, causal: bool) -> Plan:
 
 def _recurring(request: Request, causal: bool) -> Plan:
     scale, grad = request.scale, request.requires_grad
-    fallback = _whole(request, causal)
-    padded = request.headdim % 8 != 0
-    calls = 0
+    compiled = _whole(request, causal)
 
     def recurring(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        nonlocal calls
-        if torch.compiler.is_compiling() or padded:
-            return fallback(q, k, v)
+        if torch.compiler.is_compiling():
+            return compiled(q, k, v)
         q, k, v = _views(q, k, v)
-        calls += 1
-        if calls <= _FLASH_CALLS:
-            out = torch._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)[0]
-        else:
+        if cudnn.recurs("direct", q, k, v, causal):
             out = torch._scaled_dot_product_cudnn_attention(q, k, v, None, grad, 0.0, causal, False, scale=scale)[0]
+        else:
+            out = torch._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)[0]
         return _bsnh(out)
 
     return recurring
