@@ -44,7 +44,8 @@ def rows(quick: bool) -> Iterator[Row]:
         call()  # what a plan prepares once is no copy of a call
         ran = operations(call, (q, k, v) if grad else ())
         calls += 1
-        label = f"{name}, {dtype_name(dtype)}, mask {kind}{', causal' if causal else ''}, {'backward' if grad else 'no grad'}"
+        way = ("causal, " if causal else "") + ("with backward" if grad else "no grad")
+        label = f"{name}, {dtype_name(dtype)}, mask {kind}, {way}"
         if ran.materialising():
             copied.update(ran.materialising())
             copying[label] = ran.materialising()

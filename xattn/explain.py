@@ -57,7 +57,10 @@ class Explanation:
             "choice": self.choice,
             "backend": self.backend,
             "kernel": self.kernel,
-            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "candidates": [
+                {**asdict(candidate), "reasons": [reason.as_dict() for reason in candidate.reasons]}
+                for candidate in self.candidates
+            ],
             "notes": list(self.notes),
         }
 

@@ -32,13 +32,19 @@ class Call:
     ]
     shape_k: Annotated[
         str | None,
-        typer.Option(metavar="B,SK,HK", help="Batch, seqlen_k, nheads_k of k and v. [q's]", rich_help_panel=SHAPE),
+        typer.Option(
+            metavar="B,SK,HK", help="Batch, seqlen_k, nheads_k of k and v; by default q's.", rich_help_panel=SHAPE
+        ),
     ] = None
-    seqlen_k: Annotated[int | None, typer.Option(min=0, help="Keys. [seqlen_q]", rich_help_panel=SHAPE)] = None
-    nheads_k: Annotated[int | None, typer.Option(min=1, help="Heads of k and v. [nheads]", rich_help_panel=SHAPE)] = (
-        None
-    )
-    headdim_v: Annotated[int | None, typer.Option(min=1, help="Headdim of v. [headdim]", rich_help_panel=SHAPE)] = None
+    seqlen_k: Annotated[
+        int | None, typer.Option(min=0, help="Keys; by default as many as queries.", rich_help_panel=SHAPE)
+    ] = None
+    nheads_k: Annotated[
+        int | None, typer.Option(min=1, help="Heads of k and v; by default q's.", rich_help_panel=SHAPE)
+    ] = None
+    headdim_v: Annotated[
+        int | None, typer.Option(min=1, help="Headdim of v; by default q's.", rich_help_panel=SHAPE)
+    ] = None
     dtype: Annotated[str, typer.Option(help="A torch dtype, or fp64, fp32, fp16, bf16.", rich_help_panel=SHAPE)] = (
         "float32"
     )
@@ -56,7 +62,9 @@ class Call:
     align: Annotated[
         str, typer.Option(help="Where the diagonal is: bottom_right or top_left.", rich_help_panel=FEATURES)
     ] = "bottom_right"
-    scale: Annotated[float | None, typer.Option(help="Of q @ k.T. [1/sqrt(headdim)]", rich_help_panel=FEATURES)] = None
+    scale: Annotated[
+        float | None, typer.Option(help="Of q @ k.T; by default 1/sqrt(headdim).", rich_help_panel=FEATURES)
+    ] = None
     softcap: Annotated[float | None, typer.Option(help="c * tanh(score / c).", rich_help_panel=FEATURES)] = None
     sinks: Annotated[bool, typer.Option("--sinks", help="One sink logit a head.", rich_help_panel=FEATURES)] = False
     alibi: Annotated[bool, typer.Option("--alibi", help="ALiBi, one slope a head.", rich_help_panel=FEATURES)] = False
@@ -79,8 +87,12 @@ class Call:
         False
     )
     grad: Annotated[bool, typer.Option("--grad", help="Gradients of q, k, v.", rich_help_panel=FEATURES)] = False
-    grad_bias: Annotated[bool, typer.Option("--grad-bias", help="One of bias.", rich_help_panel=FEATURES)] = False
-    grad_sinks: Annotated[bool, typer.Option("--grad-sinks", help="One of sinks.", rich_help_panel=FEATURES)] = False
+    grad_bias: Annotated[bool, typer.Option("--grad-bias", help="The gradient of bias.", rich_help_panel=FEATURES)] = (
+        False
+    )
+    grad_sinks: Annotated[
+        bool, typer.Option("--grad-sinks", help="The gradient of sinks.", rich_help_panel=FEATURES)
+    ] = False
     device: Annotated[
         str,
         typer.Option(help="cpu, cuda (NVIDIA), rocm, neuron, ...: as plugins call it.", rich_help_panel=WHERE),

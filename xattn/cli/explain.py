@@ -22,7 +22,7 @@ def explain(
     call: Call,
     arch: Annotated[
         str | None,
-        typer.Option(help="gfx942, sm_90, ... [this machine's]", rich_help_panel="Where it runs"),
+        typer.Option(help="gfx942, sm_90, ...; by default this machine's.", rich_help_panel="Where it runs"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:

@@ -15,8 +15,14 @@ from xattn.errors import InvalidArgumentError, UnknownBackendError
 
 OK, FAILED, USAGE = 0, 1, 2
 
-EXIT_CODES = """Exit codes: 0 fine; 1 no backend can serve the call, or a benchmark failed; 2 wrong usage: an option,
-an argument that contradicts the contract, or an unknown backend."""
+# Typer sets what a blank line separates on lines of their own.
+EXIT_CODES = """Exit codes
+
+0  fine
+
+1  no backend can serve the call, or a benchmark failed
+
+2  wrong usage: of an option, a call that contradicts the contract, an unknown backend"""
 
 
 def out() -> Console:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch._C._profiler import _ExtraFields_Allocation
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,34 @@ def _cuda(call: Callable[[], object], device: torch.device) -> Memory:
 
 def _cpu(call: Callable[[], object]) -> Memory:
     # The allocator reports to the profiler, so that buffers inside a kernel count, which no dispatch mode sees.
-    # Memory from before the call that is freed inside it is not reported.
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=False) as profile:
         result = call()
-    live = peak = 0
-    assert profile.kineto_results is not None
-    for event in profile.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
+    live: dict[int, int] = {}
+    now = peak = 0
+    for address, size in _allocations(profile):
+        if size > 0:
+            live[address] = size
+            now += size
+            peak = max(peak, now)
+        else:
+            # By what was seen allocated here, if anything was: of a block from before the call, the profiler may report
+            # a size that it remembers from an earlier use.
+            now -= live.pop(address, 0)
     del result
-    return Memory(peak, live)
+    return Memory(peak, now)
+
+
+def _allocations(profile: torch.autograd.profiler.profile) -> list[tuple[int, int]]:
+    """(address, bytes) of every allocation and, below zero, every release, in order of time.
+
+    The event tree is the only place where torch 2.x gives addresses; torch.profiler's memory timeline reads it too.
+    """
+    assert profile.kineto_results is not None
+    found, events = [], list(profile.kineto_results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        events += event.children
+        fields = event.typed[1]
+        if isinstance(fields, _ExtraFields_Allocation):
+            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+    return [(address, size) for _, address, size in sorted(found, key=lambda each: each[0])]
