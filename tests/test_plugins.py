@@ -279,6 +279,7 @@ BREAKS_WHEN_ASKED = {
     "def limits(self, request): return 1 / 0": "reasons() raised ZeroDivisionError: division by zero",
     "def limits(self, request): return None": "reasons() raised TypeError",
     "def block(self, request): raise OSError('no driver')": "reasons() raised OSError: no driver",
+    "def block(self, request): raise OSError()\ndef reasons(self, request): return []": "reasons() raised OSError",
     "def reasons(self, request): return None": "reasons() returned None",
     "def reasons(self, request): return 'too big'": "reasons() returned 'too big'",
     "def reasons(self, request): return ['too big']": "reasons() returned ['too big']",
@@ -476,6 +477,18 @@ def test_disable(three: Callable[..., Registry]) -> None:
     assert xattn.info()["problems"] == [
         f"XATTN_DISABLE: no backend or plugin is called 'sollo'; {known}. Did you mean \"solo\"?",
         f"XATTN_DISABLE: no backend or plugin is called 'zzz'; {known}",
+    ]
+
+
+def test_every_problem_is_listed(strangers: Path, load: Load) -> None:
+    body = "def info(self): raise OSError('no driver')"
+    points = stranger(strangers, "a-bad", "raise OSError('too old')") + stranger(strangers, "b-bad", "")
+    load([*points, *stranger(strangers, "good", backend_source("good", 7, body=body))], disabled=["nobody"])
+    assert [line.split(":")[0] for line in xattn.info()["problems"]] == [
+        "plugin a-bad (a-bad 1.0)",
+        "plugin b-bad (b-bad 1.0)",
+        "XATTN_DISABLE",
+        "good",
     ]
 
 
