@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from xattn.devices import hardware
 from xattn.errors import InvalidArgumentError
 from xattn.guard import is_plain
 from xattn.request import Request, TensorSpec, dtype_name
@@ -57,7 +57,7 @@ def describe(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options
     if "alibi_slopes" in specs and specs["alibi_slopes"].requires_grad:
         hint = "Detach it; slopes have no gradient in xattn."
         raise InvalidArgumentError("alibi_slopes", "a tensor that requires grad", "one that does not", hint)
-    device, arch = _hardware(q.device)
+    device, arch = hardware(q.device)
     window = options.window
     return Request(
         device=device,
@@ -260,18 +260,3 @@ def check_values(k: torch.Tensor, tensors: Tensors) -> None:
 def _readable(tensor: torch.Tensor, *dtypes: torch.dtype) -> bool:
     """Whether a tensor has legal values at hand: a plain CPU tensor, no fake one, none inside vmap."""
     return is_plain(tensor) and tensor.device.type == "cpu" and tensor.dtype in dtypes and tensor.numel() > 0
-
-
-def _hardware(device: torch.device) -> tuple[str, str | None]:
-    """(device name, architecture) as in `Request`."""
-    if device.type != "cuda":
-        return device.type, None
-    return ("cuda" if torch.version.hip is None else "rocm"), _arch(device.index or 0)
-
-
-@functools.cache
-def _arch(index: int) -> str:
-    properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip is not None:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"

@@ -11,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from xattn import override, plans
 from xattn.arguments import Options, Tensors, present
 from xattn.backend import Plan
-from xattn.output import AttentionOutput
+from xattn.output import AttentionOutput, Output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,9 +42,13 @@ _recent = plans.recent
 
 
 @overload
-def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = False, **rest: Unpack[Arguments]) -> Tensor: ...
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = False, **rest: Unpack[Arguments]
+) -> Tensor: ...
 @overload
-def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **rest: Unpack[Arguments]) -> AttentionOutput: ...
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **rest: Unpack[Arguments]
+) -> AttentionOutput: ...
 def attention(
     q: Tensor,
     k: Tensor,
@@ -64,7 +68,7 @@ def attention(
     deterministic: bool = False,
     return_lse: bool = False,
     backend: str | Sequence[str] = "auto",
-) -> Tensor | AttentionOutput:
+) -> Output:
     """Attention on BSNH tensors by the best backend that can serve the call exactly as asked.
 
     q: (batch, seqlen_q, nheads, headdim). Any strides with a dense last dimension, as k and v.

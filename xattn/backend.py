@@ -21,11 +21,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pluggy
 
 from xattn.capabilities import Capabilities
+from xattn.output import Output
 from xattn.reasons import Reason
 from xattn.request import Request
 
@@ -35,7 +36,7 @@ ENTRY_POINT_GROUP = "xattn"
 hookspec = pluggy.HookspecMarker("xattn")
 hookimpl = pluggy.HookimplMarker("xattn")
 
-Plan = Callable[..., Any]
+Plan = Callable[..., Output]
 
 
 @hookspec

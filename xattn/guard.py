@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Check = Callable[..., bool]
 
+TensorGuards: Any
 try:
     # torch.compile's own guard: type, dtype, device, sizes, strides, requires_grad under the current grad mode, and
     # the dispatch keys, so autocast and functorch wrappers too. One C++ call of 0.4 us where reading the same from
@@ -50,4 +52,8 @@ def kind(*tensors: Tensor) -> tuple[object, ...]:
 
 def is_plain(tensor: object) -> bool:
     """Whether plans may be remembered for this tensor: no subclass, no functorch wrapper, no symbolic size."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return (
+        isinstance(tensor, Tensor)
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )

@@ -13,3 +13,7 @@ class AttentionOutput(NamedTuple):
 
     out: Tensor
     lse: Tensor
+
+
+# What a call returns: out, or both with return_lse=True.
+Output = Tensor | AttentionOutput

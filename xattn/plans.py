@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from xattn.arguments import Options, Tensors, check_values, describe
 from xattn.backend import Plan
 from xattn.errors import add_note
 from xattn.guard import Check, guard, is_plain, kind
+from xattn.output import Output
 from xattn.override import Choice, as_choice
 from xattn.request import Request
 from xattn.selection import select
@@ -47,9 +47,7 @@ def clear() -> None:
     _plans.clear()
 
 
-def call(
-    q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, backend: str | Sequence[str]
-) -> Any:
+def call(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, backend: str | Sequence[str]) -> Output:
     """Serve an eager call that `recent` did not serve at once."""
     check_values(k, tensors)
     choice = as_choice(backend)
@@ -83,7 +81,7 @@ def _slot(options: Options, tensors: Tensors, choice: Choice) -> tuple[object, .
     return (options.causal, window, options.align, options.scale, options.softcap, *marks, *rest)
 
 
-def uncached(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, choice: Choice) -> Any:
+def uncached(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, choice: Choice) -> Output:
     """Serve a call that leaves no trace in the tables: compiled ones, and tensors that are no plain tensors."""
     resolved = resolve(q, k, v, options, tensors, choice)
     if is_dynamo_compiling():
@@ -97,14 +95,14 @@ def held(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, ch
     resolved = resolve(q, k, v, options, tensors, choice)
     run = resolved.run
 
-    def planned(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    def planned(q: Tensor, k: Tensor, v: Tensor) -> Output:
         try:
             return run(q, k, v)
         except Exception as error:
             resolved.annotate(error)
             raise
 
-    def planned_with_tensors(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Any:
+    def planned_with_tensors(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Output:
         if given.keys() != tensors.keys():
             raise TypeError(f"this plan takes the tensors {sorted(tensors)}, got {sorted(given)}")
         check_values(k, given)
@@ -134,7 +132,7 @@ def described(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensor
     return describe(q, k, v, options, tensors)
 
 
-def _run(resolved: Resolved, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors) -> Any:
+def _run(resolved: Resolved, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors) -> Output:
     try:
         return resolved.run(q, k, v, **tensors)
     except Exception as error:
@@ -163,7 +161,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _under_autocast(run: Plan, dtype: torch.dtype, device: str) -> Plan:
     """The plan with the casts done here, once, so that autocast touches nothing inside a backend."""
 
-    def cast_and_run(q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> Any:
+    def cast_and_run(q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> Output:
         with torch.autocast(device, enabled=False):
             return run(_cast(q, dtype), _cast(k, dtype), _cast(v, dtype), **tensors)
 

@@ -99,7 +99,7 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """"train", "decode" (one query a sequence) or "prefill": what a backend's priority may depend on."""
+        """What a backend's priority may depend on: "train", "decode" (one query a sequence) or "prefill"."""
         if self.any_grad:
             return "train"
         return "decode" if self.seqlen_q == 1 else "prefill"

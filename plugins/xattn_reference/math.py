@@ -56,10 +56,7 @@ def attention(
     top = top.masked_fill(top == -torch.inf, 0.0)
     weights = torch.exp(scores - top)
     total = weights.sum(-1, keepdim=True)
-    if sinks is not None:
-        total = total + torch.exp(sink - top)
-    else:
-        total = total.masked_fill(dead, 1.0)
+    total = total.masked_fill(dead, 1.0) if sinks is None else total + torch.exp(sink - top)
     probabilities = weights / total
     if request.dropout_p is not None:
         probabilities = F.dropout(probabilities, request.dropout_p)

@@ -60,12 +60,14 @@ def _blocks(problem: Problem) -> Iterator[_Block]:
 def _rows(x: Tensor, heads: slice, group: int, dtype: torch.dtype) -> Tensor:
     """(rows, nheads, dim) -> (heads, group * rows, dim): a key-value head's queries in one matrix."""
     x = x[:, heads.start * group : heads.stop * group].to(dtype)
-    return x.unflatten(1, (-1, group)).permute(1, 2, 0, 3).flatten(1, 2)
+    grouped: Tensor = x.unflatten(1, (-1, group))
+    return grouped.permute(1, 2, 0, 3).flatten(1, 2)
 
 
 def _unrows(x: Tensor, group: int) -> Tensor:
     """(heads, group * rows, dim) -> (rows, heads * group, dim)."""
-    return x.unflatten(1, (group, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+    grouped: Tensor = x.unflatten(1, (group, -1))
+    return grouped.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _part(x: Tensor, b: int, heads: slice, group: int) -> Tensor:
@@ -73,7 +75,8 @@ def _part(x: Tensor, b: int, heads: slice, group: int) -> Tensor:
     x = x[0] if x.shape[0] == 1 else x[b]
     if x.shape[0] == 1:
         return x.unsqueeze(0)
-    return x[heads.start * group : heads.stop * group].unflatten(0, (heads.stop - heads.start, group))
+    x = x[heads.start * group : heads.stop * group]
+    return x.view(heads.stop - heads.start, group, *x.shape[1:])
 
 
 class _Scores:

@@ -3,10 +3,10 @@ as fast as flash, but 60 ms to plan every new shape, 120 ms with gradients."""
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
+
+from xattn.devices import hardware
 
 ARCHS = frozenset({"sm_90"})
 # The first calls of a shape go to flash: a decode loop over a growing cache never pays for a plan, a shape that stays
@@ -19,12 +19,6 @@ _SEQLEN_MIN = 128
 _calls: dict[object, int] = {}
 
 
-@functools.cache
-def _arch(index: int) -> str:
-    major, minor = torch.cuda.get_device_capability(index)
-    return f"sm_{major}{minor}"
-
-
 def fits(headdim: int, headdim_v: int, seqlen_k: int) -> bool:
     """Whether cuDNN takes these sizes and is the faster one for them."""
     return seqlen_k >= _SEQLEN_MIN and all(size % 8 == 0 and size <= 256 for size in (headdim, headdim_v))
@@ -32,7 +26,7 @@ def fits(headdim: int, headdim_v: int, seqlen_k: int) -> bool:
 
 def recurs(name: str, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> bool:
     """Whether this shape has been here often enough. BNSH or BSNH, but always the same for a name."""
-    if torch.version.hip is not None or _arch(q.device.index or 0) not in ARCHS:
+    if hardware(q.device)[1] not in ARCHS:
         return False
     key = (name, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, q.device, causal)
     if len(_calls) >= _SHAPES_MAX:

@@ -122,7 +122,13 @@ def backward(
     if settings.scale <= 0:
         dq.mul_(_sign(settings.scale))
     dtype = whole.q.dtype
-    return dq.to(dtype), dk.to(dtype), dv.to(dtype), dsinks, None if dbias is None else dbias.to(bias.dtype)
+    return (
+        dq.to(dtype),
+        dk.to(dtype),
+        dv.to(dtype),
+        dsinks,
+        None if dbias is None or bias is None else dbias.to(bias.dtype),
+    )
 
 
 def _bias_part(dbias: Tensor | None, part: slice) -> Tensor | None:

@@ -141,7 +141,7 @@ def _weight(part: Tensor, merged: Tensor, dtype: torch.dtype) -> Tensor:
 def _forward_tile(problem: Problem, tile: Tile, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     q = problem.q[:, tile.row : tile.row_end]
     k, v = (x[:, tile.key : tile.key_end] for x in (problem.k, problem.v))
-    batch, seqlen_q, nheads, headdim = q.shape
+    batch, seqlen_q, nheads, _ = q.shape
     headdim_v = v.shape[3]
     q, k, v = _same_width(q, k, v)
     if seqlen_q == 1 and problem.group > 1:

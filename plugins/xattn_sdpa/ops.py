@@ -6,6 +6,7 @@ graph serves every sequence length. The autograd functions around the operators 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ class _Attend(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, bias: Tensor | None,
         mask: Tensor | None, seqlens_k: Tensor | None, left: int | None, right: int | None, top_left: bool,
         scale: float, softcap: float | None,
@@ -153,7 +154,9 @@ class _Attend(Function):
         if dout is None:
             dout = torch.zeros_like(out)
         need = ctx.needs_input_grad
-        dq, dk, dv, dsinks, dbias = _AttendBackward.apply(dout, dlse, out, lse, *tensors, *ctx.settings, need[5])
+        dq, dk, dv, dsinks, dbias = _AttendBackward.apply(  # type: ignore[no-untyped-call]
+            dout, dlse, out, lse, *tensors, *ctx.settings, need[5]
+        )
         found = [dq, dk, dv, dsinks if need[3] else None, None, dbias if need[5] else None]
         return (*found, *(None for _ in range(2 + len(ctx.settings))))
 
@@ -164,7 +167,7 @@ class _AttendBackward(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
         sinks: Tensor | None, alibi_slopes: Tensor | None, bias: Tensor | None, mask: Tensor | None,
         seqlens_k: Tensor | None, left: int | None, right: int | None, top_left: bool, scale: float,
@@ -188,5 +191,5 @@ class _AttendBackward(Function):
 def attend(inputs: Inputs, settings: Settings, grad: bool) -> tuple[Tensor, Tensor]:
     """out and lse (batch, nheads, seqlen_q) in the dtype of the scores."""
     numbers = (settings.left, settings.right, settings.top_left, settings.scale, settings.softcap)
-    result: tuple[Tensor, Tensor] = (_Attend.apply if grad else _forward)(*inputs, *numbers)
-    return result
+    apply: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply if grad else _forward
+    return apply(*inputs, *numbers)
