@@ -27,8 +27,7 @@ class AcmeBackend(xattn.Backend):
     def limits(self, request: xattn.Request) -> list[xattn.Reason]:
         if request.causal and request.seqlen_q > request.seqlen_k:
             # The first queries see no key then, and the softmax below would give them NaN.
-            got, want = str(request.seqlen_q), f"at most seqlen_k={request.seqlen_k} with causal"
-            return [xattn.Reason("seqlen_q", got, want)]
+            return [xattn.Reason("seqlen_q", request.seqlen_q, "at most seqlen_k, with causal")]
         return []
 
     def plan(self, request: xattn.Request) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
