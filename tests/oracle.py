@@ -130,13 +130,16 @@ def _row(problem: Problem, b: int, h: int, i: int, keys: NDArray[np.int64]) -> R
         slope = problem.alibi_slopes[h] if problem.alibi_slopes.ndim == 1 else problem.alibi_slopes[b, h]
         added -= slope * np.abs(i + problem.offset(b) - keys)
 
-    # One list of terms for the denominator: the keys, then the sink. A dead row without a sink has none.
+    # The terms of the denominator: the keys, then the sink. A dead row without a sink has none.
     sink = -np.inf if problem.sinks is None else float(problem.sinks[h])
-    terms = [*(capped + added), sink]
-    largest = max(terms)
-    lse = -np.inf if largest == -np.inf else largest + np.log(sum(np.exp(term - largest) for term in terms))
-    p = np.array([np.exp(term - lse) for term in terms[:-1]])
-    p_sink = 0.0 if sink == -np.inf else float(np.exp(sink - lse))
+    terms = np.array([*(capped + added), sink])
+    lse, shares = -np.inf, np.zeros(len(terms))
+    if (terms > -np.inf).any():
+        largest = terms.max()
+        shares = np.exp(terms - largest)
+        lse = largest + np.log(shares.sum())
+        shares = shares / shares.sum()  # not exp(terms - lse): beside a large lse the logarithm of the sum is lost
+    p, p_sink = shares[:-1], float(shares[-1])
     out = np.zeros(problem.v.shape[3])
     for weight, j in zip(p, keys, strict=True):
         out += weight * problem.v[b, j, kv]

@@ -6,7 +6,7 @@ XATTN_TEST_PROFILE=deep searches longer and at random; the default is quick and 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,8 @@ settings.register_profile(
 settings.load_profile(os.environ.get("XATTN_TEST_PROFILE", "quick"))
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Sampled, not drawn as integers, which Hypothesis prefers small: at one key no window has edges. 0 is drawn apart.
+SEQLENS = (3, 1, 2, 4, 5, 6, 7, 8, 9)
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,13 @@ def calls(draw: st.DrawFn, layouts: tuple[str, ...] = tuple(LAYOUTS), dropout: b
     """A legal call. `layouts`: of q, k and v; with "expanded" among them, packed ones are drawn too."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dtype = draw(st.sampled_from(DTYPES))
-    batch = draw(st.sampled_from([1, 2, 3, 0]))
-    seqlen_q = draw(st.integers(0, 9))
-    seqlen_k = draw(st.one_of(st.just(seqlen_q), st.integers(0, 9)))
+    batch = draw(st.sampled_from([1, 2, 3]))
+    seqlen_q = draw(st.sampled_from(SEQLENS))
+    seqlen_k = draw(st.one_of(st.just(seqlen_q), st.sampled_from(SEQLENS), st.sampled_from(SEQLENS)))
+    if draw(st.sampled_from([False] * 9 + [True])):
+        batch, seqlen_q, seqlen_k = draw(
+            st.sampled_from([(0, seqlen_q, seqlen_k), (batch, 0, seqlen_k), (batch, seqlen_q, 0), (batch, 0, 0)])
+        )
     nheads_k = draw(st.sampled_from([1, 2, 3, 6]))
     nheads = nheads_k * draw(st.integers(1, 6 // nheads_k))
     headdim = draw(st.integers(1, 17))
@@ -188,19 +194,22 @@ def calls(draw: st.DrawFn, layouts: tuple[str, ...] = tuple(LAYOUTS), dropout: b
     return Call(q, k, v, options, _tensors(draw, rng, (batch, nheads, seqlen_q, seqlen_k), dtype))
 
 
+def _some(draw: st.DrawFn, names: Iterable[str]) -> list[str]:
+    """Each name with a chance of a third: calls of few arguments are those that fast kernels serve."""
+    return [name for name in names if draw(st.sampled_from([False, False, True]))]
+
+
 def _options(draw: st.DrawFn) -> dict[str, Any]:
-    side = st.one_of(st.none(), st.integers(0, 10))
+    side = st.sampled_from([0, None, 1, 2, 3, 10])
     choices: dict[str, st.SearchStrategy[Any]] = {
-        "causal": st.booleans(),
-        "window": st.one_of(st.none(), st.tuples(side, side)),
+        "causal": st.sampled_from([True, False]),
+        "window": st.tuples(side, side),
         "align": st.sampled_from(["bottom_right", "top_left"]),
-        "scale": st.sampled_from([None, 0.0, 1.0, 0.3, -0.7, 2]),
-        "softcap": st.sampled_from([None, 0.5, 2.0, 30.0, 50]),
-        "deterministic": st.booleans(),
+        "scale": st.sampled_from([1.0, 0.0, 0.3, -0.7, 2, None]),
+        "softcap": st.sampled_from([0.5, 2.0, 30.0, 50, None]),
+        "deterministic": st.sampled_from([True, False]),
     }
-    # Most calls use few arguments, and those are the ones that fast kernels serve.
-    used = draw(st.sets(st.sampled_from(sorted(choices))))
-    return {name: draw(choices[name]) for name in sorted(used)}
+    return {name: draw(choices[name]) for name in _some(draw, choices)}
 
 
 def _tensors(
@@ -208,7 +217,7 @@ def _tensors(
 ) -> dict[str, Tensor]:
     batch, nheads, _, seqlen_k = full
     found: dict[str, Tensor] = {}
-    for name in sorted(draw(st.sets(st.sampled_from(["sinks", "alibi_slopes", "bias", "mask", "seqlens_k"])))):
+    for name in _some(draw, ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k")):
         if name == "sinks":
             sinks_dtype = draw(st.sampled_from([dtype, torch.float32]))
             found[name] = _normal(rng, (nheads,), sinks_dtype, draw(st.sampled_from([1.0, 10.0])))
@@ -216,17 +225,17 @@ def _tensors(
             shape = draw(st.sampled_from([(nheads,), (batch, nheads)]))
             found[name] = torch.from_numpy(rng.uniform(0.01, 1.0, size=shape)).float()
         elif name == "seqlens_k":
-            lengths = draw(st.lists(st.integers(0, seqlen_k), min_size=batch, max_size=batch))
+            lengths = [draw(st.sampled_from(range(seqlen_k + 1))) for _ in range(batch)]
             found[name] = torch.tensor(lengths, dtype=draw(st.sampled_from([torch.int32, torch.int64])))
         elif name == "mask":
-            share = draw(st.sampled_from([0.5, 0.1, 0.9, 0.0]))
+            share = draw(st.sampled_from([0.9, 0.5, 0.7, 0.1]))
             mask = torch.from_numpy(np.asarray(rng.random(_broadcastable(draw, full)) < share))
             found[name] = _rearranged(draw, mask, full)
         else:
             bias = _normal(rng, _broadcastable(draw, full), draw(st.sampled_from([dtype, torch.float32])))
             low = draw(st.sampled_from([None, -torch.inf, -1e4]))
             if low is not None:
-                bias[torch.from_numpy(np.asarray(rng.random(tuple(bias.shape)) < 0.4))] = low
+                bias[torch.from_numpy(np.asarray(rng.random(tuple(bias.shape)) < 0.3))] = low
             found[name] = _rearranged(draw, bias, full)
     return found
 

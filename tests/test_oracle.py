@@ -134,3 +134,10 @@ def test_softmax_by_hand():
     np.testing.assert_allclose(grads["v"].ravel(), [1 / 8, 3 / 8], rtol=1e-15)
     np.testing.assert_allclose(grads["sinks"], [-1.0], rtol=1e-15)
     assert oracle.backward(at, np.zeros((1, 1, 1, 1)), np.ones((1, 1, 1)))["sinks"].item() == pytest.approx(0.5)
+
+
+def test_logits_beyond_the_precision_of_lse():
+    k, v = np.zeros((1, 2, 1, 1)), np.array([1.0, 5.0]).reshape(1, 2, 1, 1)
+    out, lse = oracle.forward(Problem(np.ones((1, 1, 1, 1)), k, v, bias=np.array([-1e30, -1e30])))
+    assert out.item() == 3.0
+    assert lse.item() == -1e30
