@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xattn.attention import attention
 from xattn.errors import InvalidArgumentError
+from xattn.request import dtype_name
 
 # Arguments that reach the attention function because models hand all their keyword arguments down, and why each can
 # be ignored. What is neither here nor a parameter of `attention_forward` raises.
@@ -118,7 +119,8 @@ def _sorted(attention_mask: Tensor | None, position_bias: Tensor | None) -> tupl
     if attention_mask.dtype == torch.bool:
         return attention_mask, position_bias
     if not attention_mask.dtype.is_floating_point:
-        raise InvalidArgumentError("attention_mask", str(attention_mask.dtype), "bool (True may attend) or float (added)")
+        want = "bool (True may attend) or float (added)"
+        raise InvalidArgumentError("attention_mask", dtype_name(attention_mask.dtype), want)
     return None, attention_mask if position_bias is None else attention_mask + position_bias
 
 
@@ -127,7 +129,8 @@ def _is_causal(module: nn.Module, is_causal: bool | None) -> bool:
         is_causal = getattr(module, "is_causal", None)
     if is_causal is None:
         hint = "transformers' own sdpa would guess True. Set the attribute, or pass is_causal to the model."
-        raise InvalidArgumentError("is_causal", f"none from {type(module).__name__}, and no mask", "True or False", hint)
+        got = f"none from {type(module).__name__}, and no mask"
+        raise InvalidArgumentError("is_causal", got, "True or False", hint)
     return bool(is_causal)
 
 
