@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xattn.arguments import Options, describe
 from xattn.cli.call import Call, takes_call
 from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
+from xattn.devices import hardware
 from xattn.explain import Candidate, Explanation, explain_request
 
 
@@ -45,9 +45,8 @@ def present_arch(device: str) -> str | None:
     """The architecture of this machine's first device of that name, if it has one."""
     if not torch.cuda.is_available():
         return None
-    q = torch.empty(1, 1, 1, 1, device="cuda")
-    here = describe(q, q, q, Options(), {})
-    return here.arch if here.device == device else None
+    name, arch = hardware(torch.device("cuda"))
+    return arch if name == device else None
 
 
 def show(explanation: Explanation, console: Console) -> None:

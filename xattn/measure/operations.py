@@ -39,7 +39,7 @@ class Operations:
         return {name: total[name] for name in names if total[name]}
 
 
-class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Count(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
