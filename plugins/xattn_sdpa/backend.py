@@ -155,5 +155,5 @@ def _engine(
     left, right = request.band
     settings = Settings(left, right, request.align == "top_left", request.softmax_scale, request.softcap)
     tensors = (q, k, v, sinks, alibi_slopes, with_four(bias), with_four(mask), seqlens_k)
-    out, lse = ops.attend(tensors, settings, request.any_grad)
+    out, lse = ops.attend(tensors, settings)
     return AttentionOutput(out, lse.float()) if request.return_lse else out

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xattn import Request
 from xattn.backend import Plan
+from xattn.guard import is_plain
 from xattn_sdpa.masks import seen_keys, with_four
 
 _sdpa = F.scaled_dot_product_attention
@@ -123,7 +124,7 @@ def _masked(request: Request, options: dict[str, Any], how: Direct) -> Plan:
             added = bias.to(torch.promote_types(q.dtype, bias.dtype)) if bias.dtype != q.dtype else bias
             if mask is not None:
                 added = added.masked_fill(~mask, -torch.inf)
-        if look and not torch.compiler.is_compiling() and type(q) is Tensor:
+        if look and not torch.compiler.is_compiling() and all(map(is_plain, (q, k, v, added))):
             out = once(q, k, v, added)
             if bool(out.isfinite().all()):
                 return out

@@ -85,7 +85,7 @@ def forward(tensors: tuple[Tensor | None, ...], seqlens_k: Tensor | None, settin
         weight = torch.exp(lse - with_sink).masked_fill_(lse == -torch.inf, 0.0)
         out.mul_(weight.transpose(1, 2).unsqueeze(-1))
         lse = with_sink
-    return out, lse
+    return out, lse.contiguous()
 
 
 def backward(

@@ -188,8 +188,9 @@ class _AttendBackward(Function):
         raise NotImplementedError('sdpa has no second derivative; use backend="reference"')
 
 
-def attend(inputs: Inputs, settings: Settings, grad: bool) -> tuple[Tensor, Tensor]:
+def attend(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor]:
     """out and lse (batch, nheads, seqlen_q) in the dtype of the scores."""
+    # The function even without gradients: a bare operator gives zeros under torch.func.jvp, this raises.
     numbers = (settings.left, settings.right, settings.top_left, settings.scale, settings.softcap)
-    apply: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply if grad else _forward
+    apply: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply
     return apply(*inputs, *numbers)
