@@ -13,9 +13,9 @@ from xattn.errors import InvalidArgumentError
 # 5.4 is the first release whose mask functions are told q_length and q_offset.
 _OLDEST = (5, 4)
 
-# transformers reads meaning into these parts of a name. Above all "flash": a model then unpads its batches, passes
-# cu_seq_lens and leaves windows and packing out of the mask, and `generate` and `from_pretrained` may exchange the
-# implementation for a flash-attention kernel. "/" and ":" name a kernel of the hub, "|" is the paged cache.
+# transformers reads meaning into these parts of a name. Above all "flash": it then wants a flash-attention kernel of
+# that name when the model is made, may exchange the name for another, and vision models pass cu_seq_lens in place of
+# a mask. "/" and ":" name a kernel of the hub, "|" is the paged cache.
 _TAKEN = ("flash", "flex_attention", "sdpa", "eager", "|", "/", ":")
 
 
