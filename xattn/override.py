@@ -31,7 +31,7 @@ class _Visible:
     """What compiled code sees of the open scopes.
 
     torch.compile can read neither a ContextVar nor, with a guard, a thread-local. It can guard on a plain attribute,
-    so this one mirrors the scopes, and says when two threads disagree.
+    so this one mirrors the scopes, and says when threads or tasks disagree.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,20 @@ class _Visible:
 
 
 visible = _Visible()
-_open: dict[int, tuple[int, Choice]] = {}
+# Open scopes in order of entry: (thread, choice, the choice that its context had before).
+_open: dict[int, tuple[int, Choice, Choice]] = {}
 _lock = threading.Lock()
 
 
 def _mirror() -> None:
-    innermost = dict(_open.values())
+    innermost: dict[int, Choice] = {}
+    conflict = False
+    for thread, choice, outer in _open.values():
+        # A scope that was not entered inside the thread's last one is another asyncio task's.
+        conflict |= outer != innermost.get(thread, environment)
+        innermost[thread] = choice
     visible.choice = next(reversed(innermost.values()), None)
-    visible.conflict = len(set(innermost.values())) > 1
+    visible.conflict = conflict or len(set(innermost.values())) > 1
 
 
 def as_choice(backend: str | Sequence[str]) -> Choice:
@@ -69,7 +75,7 @@ def traced(backend: str | Sequence[str]) -> Choice:
     if backend != "auto":
         return as_choice(backend)
     if visible.conflict:
-        raise RuntimeError("threads hold different scopes of xattn.use_backend; pass backend= to the compiled call")
+        raise RuntimeError("threads or tasks hold different scopes of xattn.use_backend; pass backend= to the compiled call")
     return environment if visible.choice is None else visible.choice
 
 
@@ -79,7 +85,8 @@ class use_backend:  # noqa: N801 - a context manager reads as a function
     backend: as the argument of `attention`: a backend's or a plugin's name, an ordered sequence of them, or "auto".
 
     The scope is the current thread's or asyncio task's. Compiled functions called inside it see it too and are
-    compiled anew for it; where two threads hold different scopes at once, a compiled call raises instead of guessing.
+    compiled anew for it; where threads or tasks hold different scopes at once, a compiled call raises instead of
+    guessing, and one in a thread without a scope follows the only open one.
     Inside a function that is being compiled, pass `backend=` instead.
     """
 
@@ -96,10 +103,11 @@ class use_backend:  # noqa: N801 - a context manager reads as a function
         from xattn.selection import candidates  # an unknown name is an error here, not at some later call
 
         candidates(self._choice)
+        outer = scoped.get()
         token = scoped.set(self._choice)
         self._tokens.append(token)
         with _lock:
-            _open[id(token)] = (threading.get_ident(), self._choice)
+            _open[id(token)] = (threading.get_ident(), self._choice, outer)
             _mirror()
 
     def __exit__(

@@ -36,7 +36,8 @@ def direct(request: Request) -> Direct | None:
     """How one call can serve the request's band, if it can."""
     left, right = request.band
     seqlen_q, seqlen_k, offset = request.seqlen_q, request.seqlen_k, request.offset
-    fold = seqlen_q == 1 and request.nheads_k != request.nheads
+    # Not for training: the kernel gives back the gradient of a folded q in an order that must be copied.
+    fold = seqlen_q == 1 and request.nheads_k != request.nheads and not request.any_grad
     if left is None and right is None:
         return Direct(False, 0, seqlen_k, fold)
     if seqlen_q == 1:

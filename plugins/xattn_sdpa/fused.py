@@ -42,7 +42,9 @@ def _tiles(problem: Problem) -> list[Tile]:
         rows = max(16, min(512, _BIAS // max(1, problem.q.shape[2] * seqlen_k)))
     elif problem.left is not None:
         # A tile reads rows + left + right keys: few rows waste few of them, many fill the kernel.
-        rows = 64 if problem.left < 128 else 128 if problem.left < 512 else 256
+        # float32 takes small tiles at no loss; the half types' kernel packs a tile's keys, and wants more rows for it.
+        small = problem.left < 128 or (problem.left < 512 and problem.q.dtype == torch.float32)
+        rows = 64 if small else 128 if problem.left < 512 else 256
     else:
         rows = max(seqlen_q, 1)
     split = not problem.masked and (problem.alibi_slopes is None or causal)
