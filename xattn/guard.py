@@ -22,7 +22,8 @@ except ImportError:  # pragma: no cover - tests call python_guard directly
 
 def guard(*tensors: Tensor) -> Check:
     """A function of as many tensors that is True only if each is of the same kind as its fellow here."""
-    if TensorGuards is None:
+    # torch's guard is never True for one tensor in two places, as in attention(x, x, x).
+    if TensorGuards is None or len(set(map(id, tensors))) < len(tensors):
         return python_guard(*tensors)
     check: Check = TensorGuards(
         *tensors,

@@ -75,7 +75,9 @@ def traced(backend: str | Sequence[str]) -> Choice:
     if backend != "auto":
         return as_choice(backend)
     if visible.conflict:
-        raise RuntimeError("threads or tasks hold different scopes of xattn.use_backend; pass backend= to the compiled call")
+        raise RuntimeError(
+            "threads or tasks hold different scopes of xattn.use_backend; pass backend= to the compiled call"
+        )
     return environment if visible.choice is None else visible.choice
 
 

@@ -56,7 +56,10 @@ def attention(
     top = top.masked_fill(top == -torch.inf, 0.0)
     weights = torch.exp(scores - top)
     total = weights.sum(-1, keepdim=True)
-    total = total.masked_fill(dead, 1.0) if sinks is None else total + torch.exp(sink - top)
+    if sinks is not None:
+        total = total + torch.exp(sink - top)
+    empty = dead & (total == 0)  # neither a key nor a sink
+    total = total.masked_fill(empty, 1.0)
     probabilities = weights / total
     if request.dropout_p is not None:
         probabilities = F.dropout(probabilities, request.dropout_p)
@@ -64,9 +67,7 @@ def attention(
     out = out.reshape(batch, seqlen_q, nheads, headdim_v).to(q.dtype).contiguous()
     if not request.return_lse:
         return out
-    lse = torch.log(total) + top
-    if sinks is None:
-        lse = lse.masked_fill(dead, -torch.inf)
+    lse = (torch.log(total) + top).masked_fill(empty, -torch.inf)
     return AttentionOutput(out, lse.squeeze(-1).float())
 
 

@@ -116,7 +116,10 @@ def backward(
     if sinks is not None:
         # The sink's weight is exp(sink - lse), and it has no value: d sink = weight * (dlse - dout . out).
         delta = (dout.to(whole.wide) * out.to(whole.wide)).sum(-1).transpose(1, 2)
-        grad = torch.exp(sinks - lse) * (-delta if dlse is None else dlse - delta)
+        # A sink of -inf in a row without keys has no weight either.
+        grad = torch.exp(sinks - lse.masked_fill(lse == -torch.inf, torch.inf)) * (
+            -delta if dlse is None else dlse - delta
+        )
         assert whole.sinks is not None
         dsinks = grad.sum(-1).sum_to_size(whole.sinks.shape).to(whole.sinks.dtype)
     if settings.scale <= 0:

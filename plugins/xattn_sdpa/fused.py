@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xattn_sdpa.direct import FEW_KEYS
 from xattn_sdpa.problem import Problem, cut, nothing
 from xattn_sdpa.tiling import Tile, tiles
 
@@ -146,6 +147,8 @@ def _forward_tile(problem: Problem, tile: Tile, bias: Tensor | None) -> tuple[Te
     batch, seqlen_q, nheads, _ = q.shape
     headdim_v = v.shape[3]
     q, k, v = _same_width(q, k, v)
+    if bias is None and k.shape[1] < FEW_KEYS:
+        bias = q.new_zeros(1, 1, 1, k.shape[1])
     if seqlen_q == 1 and problem.group > 1:
         # The query heads of a group as the rows of one head: K and V are read once a group, and nothing is copied.
         q = q.view(batch, k.shape[2], problem.group, q.shape[3]).transpose(1, 2)

@@ -1,9 +1,9 @@
 """`attn_implementation="xattn"` in Hugging Face transformers. docs/transformers.md says what maps to what.
 
-    from xattn.integrations.transformers import register
+from xattn.integrations.transformers import register
 
-    register()
-    model = AutoModel.from_pretrained(path, attn_implementation="xattn")
+register()
+model = AutoModel.from_pretrained(path, attn_implementation="xattn")
 """
 
 from __future__ import annotations
