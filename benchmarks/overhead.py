@@ -12,11 +12,13 @@ from importlib.metadata import EntryPoint, entry_points
 
 import fillers
 import torch
+import torch.nn.functional as F
 from common import Row, qkv, sdpa
 
 import xattn
 from xattn.measure import alternate
 
+_sdpa = F.scaled_dot_product_attention
 FEW_KEYS = 16
 SHAPES = ((1, 1, 1, 8), (1, 16, 8, 64))
 HIT_US, PLAN_US, MISS_US, IMPORT_MS = 1.5, 0.2, 200.0, 30.0
@@ -60,8 +62,13 @@ def _hit_and_plan(shape: tuple[int, int, int, int], seconds: float) -> Iterator[
         held = xattn.plan(q, k, v)
         timing = alternate(
             {
-                "SDPA": lambda: sdpa(q, k, v, zeros),
-                "SDPA without the mask of zeros": lambda: sdpa(q, k, v),
+                # Spelt out: a helper's own call would count for xattn.
+                "SDPA": (lambda: _sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2))
+                if zeros is None
+                else lambda: _sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), zeros).transpose(1, 2),
+                "SDPA without the mask of zeros": lambda: _sdpa(
+                    q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+                ).transpose(1, 2),
                 "attention": lambda: xattn.attention(q, k, v),
                 "plan": lambda: held(q, k, v),
             },

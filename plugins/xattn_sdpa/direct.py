@@ -72,12 +72,21 @@ def plan(request: Request, how: Direct) -> Plan:
         options["dropout_p"] = request.dropout_p
     cut = how.first != 0 or how.last != request.seqlen_k
     if request.mask is None and request.bias is None:
-        if how.last - how.first < FEW_KEYS:
+        if _few(how.last - how.first):
             options["attn_mask"] = torch.zeros(1, 1, 1, how.last - how.first, dtype=request.dtype)
         if how.fold:
             return _folded(options, how, request.group, cut)
         return _cut(options, how) if cut else _whole(options)
     return _masked(request, options, how)
+
+
+def _few(keys: int) -> bool:
+    if not torch.compiler.is_compiling():
+        return keys < FEW_KEYS
+    # A symbolic length stays symbolic: asking would compile a graph for either side of the limit.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(keys < FEW_KEYS)
 
 
 def _whole(options: dict[str, Any]) -> Plan:
@@ -86,13 +95,14 @@ def _whole(options: dict[str, Any]) -> Plan:
         zeros = options.get("attn_mask")
 
         def whole_plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if zeros is None:
-                out = _t(_sdpa(_t(q, 1, 2), _t(k, 1, 2), _t(v, 1, 2)), 1, 2)
-            else:
-                out = _t(_sdpa(_t(q, 1, 2), _t(k, 1, 2), _t(v, 1, 2), zeros), 1, 2)
+            out = _t(_sdpa(_t(q, 1, 2), _t(k, 1, 2), _t(v, 1, 2)), 1, 2)
             return out if out.is_contiguous() else out.contiguous()
 
-        return whole_plain
+        def whole_few(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = _t(_sdpa(_t(q, 1, 2), _t(k, 1, 2), _t(v, 1, 2), zeros), 1, 2)
+            return out if out.is_contiguous() else out.contiguous()
+
+        return whole_plain if zeros is None else whole_few
 
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = _t(_sdpa(_t(q, 1, 2), _t(k, 1, 2), _t(v, 1, 2), **options), 1, 2)

@@ -34,21 +34,20 @@ def direct(request: Request) -> str | None:
         repeatable = request.deterministic or request.dropout_p is not None
         on_cudnn = request.arch in cudnn.ARCHS and cudnn.fits(*sizes, request.seqlen_k) and not repeatable
         if masked:
-            return "cudnn, masks as bias" if on_cudnn and _cudnn_bias(request) else None
+            return "cudnn, masks as bias" if on_cudnn and _exact_bias(request) else None
         if request.headdim != request.headdim_v:
             return None
         return "flash, cudnn once the shape recurs" if on_cudnn else "flash"
     if request.dtype == torch.float32 and all(size % 4 == 0 and size <= 512 for size in sizes):
-        exact = request.bias is None or request.bias.dtype == request.dtype
-        if request.dropout_p is not None or not exact or (masked and (request.group > 1 or causal)):
+        if request.dropout_p is not None or not _exact_bias(request) or (masked and (request.group > 1 or causal)):
             return None
         return "efficient" if request.group == 1 else "efficient, a call for each query head of a group"
     return None
 
 
-def _cudnn_bias(request: Request) -> bool:
-    """Whether cuDNN gives the right answer for the mask and the bias. For a bias of another dtype than q's, or one that
-    broadcasts over the keys, it gives garbage without a word."""
+def _exact_bias(request: Request) -> bool:
+    """Whether torch's kernels give the right answer for the mask and the bias. For a bias of another dtype than q's, or
+    one that broadcasts over the keys, cuDNN gives garbage without a word and the efficient kernel raises."""
     if request.bias is not None and request.bias.dtype != request.dtype:
         return False
     specs = (request.mask, request.bias)
