@@ -59,16 +59,16 @@ def call(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, ba
         hash(slot)
     except TypeError:  # an option of an illegal type, which describing the call names
         return uncached(q, k, v, options, tensors, choice)
-    if slot in recent:
-        check, _, resolved = recent[slot]
-        if check(*every):
-            return _run(resolved, q, k, v, tensors)
+    last = recent.get(slot)
+    if last is not None and last[0](*every):
+        return _run(last[2], q, k, v, tensors)
     key = (slot, kind(*every))
-    if key not in _plans:
+    resolved = _plans.get(key)  # one look-up: another thread may clear the table between two
+    if resolved is None:
+        resolved = resolve(q, k, v, options, tensors, choice)
         if len(_plans) >= _PLANS_MAX:
             clear()
-        _plans[key] = resolve(q, k, v, options, tensors, choice)
-    resolved = _plans[key]
+        _plans[key] = resolved
     recent[slot] = guard(*every), resolved.run, resolved
     return _run(resolved, q, k, v, tensors)
 

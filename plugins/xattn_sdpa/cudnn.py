@@ -31,8 +31,8 @@ def recurs(name: str, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> bool:
     key = (name, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, q.device, causal)
     if len(_calls) >= _SHAPES_MAX:
         _calls.clear()
-    _calls[key] = _calls.get(key, 0) + 1
-    return _calls[key] > _FLASH_CALLS
+    calls = _calls[key] = _calls.get(key, 0) + 1
+    return calls > _FLASH_CALLS
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

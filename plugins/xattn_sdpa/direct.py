@@ -144,7 +144,9 @@ def _masked(request: Request, options: dict[str, Any], how: Direct) -> Plan:
         if bias is None:
             added = mask
         else:
-            added = bias.to(torch.promote_types(q.dtype, bias.dtype)) if bias.dtype != q.dtype else bias
+            # The kernel takes a bias of q's dtype, or in float32.
+            wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+            added = bias if bias.dtype == q.dtype else bias.to(wide)
             if mask is not None:
                 added = added.masked_fill(~mask, -torch.inf)
         if look and not torch.compiler.is_compiling() and all(map(is_plain, (q, k, v, added))):
