@@ -173,6 +173,16 @@ def test_autocast_casts_once_and_at_the_edge(name: str, compiled: bool) -> None:
     assert xattn.attention(*inputs).dtype == torch.float32
 
 
+@pytest.mark.parametrize("same", [False, True], ids=["three-tensors", "one-tensor"])
+def test_a_plan_made_under_autocast_serves_its_dtype_alone(same: bool) -> None:
+    q, k, v = (x.detach().float() for x in qkv(24))
+    inputs = (q, q, q) if same else (q, k, v)
+    for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
+            # Twice: remembered by the full key, and by the guard on the last call.
+            assert [xattn.attention(*inputs).dtype for _ in range(2)] == [dtype, dtype]
+
+
 def test_backward_under_autocast_is_the_same() -> None:
     inputs = [x.detach().float().requires_grad_() for x in qkv(24)]
     out = call(*inputs, CALLS["softcap"])

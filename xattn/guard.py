@@ -30,7 +30,11 @@ def guard(*tensors: Tensor) -> Check:
         dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
         dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
     ).check
-    return check
+    wanted = _autocast(*tensors)
+    if not any(wanted):
+        return check
+    # Of autocast, torch's guard knows whether it is on, and not for which dtype.
+    return lambda *others: check(*others) and _autocast(*others) == wanted
 
 
 def python_guard(*tensors: Tensor) -> Check:
@@ -42,13 +46,18 @@ def python_guard(*tensors: Tensor) -> Check:
 def kind(*tensors: Tensor) -> tuple[object, ...]:
     """All that decides a plan, hashable."""
     grad = torch.is_grad_enabled()
-    # The meta device, for one, knows no autocast, and asking about it raises.
-    devices = {t.device.type for t in tensors if torch.amp.is_autocast_available(t.device.type)}
-    state = (torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, devices))
     return (
-        state,
+        torch.is_inference_mode_enabled(),
+        _autocast(*tensors),
         *((type(t), t.shape, t.stride(), t.dtype, t.device, grad and t.requires_grad) for t in tensors),
     )
+
+
+def _autocast(*tensors: Tensor) -> tuple[torch.dtype | None, ...]:
+    """The dtype that autocast wants on each device of the tensors; None where it is off."""
+    # The meta device, for one, knows no autocast, and asking about it raises.
+    devices = {t.device.type for t in tensors if torch.amp.is_autocast_available(t.device.type)}
+    return tuple(torch.get_autocast_dtype(each) if torch.is_autocast_enabled(each) else None for each in devices)
 
 
 def is_plain(tensor: object) -> bool:
