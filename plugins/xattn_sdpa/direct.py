@@ -153,8 +153,9 @@ def _masked(request: Request, options: dict[str, Any], how: Direct) -> Plan:
             out = once(q, k, v, added)
             if bool(out.isfinite().all()):
                 return out
-        seen = seen_keys(mask, bias, q, k, how.causal)
-        return once(q, torch.where(seen, k, 0.0), torch.where(seen, v, 0.0), added)
+        unseen = ~seen_keys(mask, bias, q, k, how.causal)
+        # Not torch.where, which takes the layout of the condition, and the gradients of k and v would have it too.
+        return once(q, k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0), added)
 
     def once(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:
         if how.fold:
