@@ -91,6 +91,8 @@ def _check_main(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not isinstance(tensor, torch.Tensor):
             raise InvalidArgumentError(name, type(tensor).__name__, "a torch.Tensor")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            raise InvalidArgumentError(name, f"a tensor of layout {tensor.layout}", "a dense, strided torch.Tensor")
         if tensor.dim() != 4:
             hint = "Packed sequences are for varlen_attention." if tensor.dim() == 3 else ""
             raise InvalidArgumentError(
@@ -115,7 +117,7 @@ def _check_main(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
 def _check_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> None:
     # A (batch, nheads, seqlen, headdim) call: taken as BNSH everything fits, taken as BSNH something does not.
     hint = ""
-    if q[0] == k[0] == v[0] and k[1] == v[1] and k[2] == v[2] and q[3] == k[3] and k[1] > 0 and q[1] % k[1] == 0:
+    if q[0] == k[0] == v[0] and k[1] == v[1] and k[2] == v[2] and q[3] == k[3] and 0 < k[1] < k[2] and q[1] % k[1] == 0:
         hint = "q, k, v look like (batch, nheads, seqlen, headdim); xattn takes (batch, seqlen, nheads, headdim): "
         hint += "pass x.transpose(1, 2), which copies nothing."
     if k[0] != q[0]:
@@ -130,6 +132,10 @@ def _check_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) ->
         raise InvalidArgumentError("v", f"nheads_k {v[2]}", f"{k[2]}, the nheads_k of k", hint)
     if q[2] % k[2] != 0:
         raise InvalidArgumentError("k", f"nheads_k {k[2]}", f"a divisor of nheads, which is {q[2]}", hint)
+
+
+# The smallest normal and the largest number of float32.
+_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def _check_options(options: Options) -> None:
@@ -147,7 +153,7 @@ def _check_options(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and not _is_number(value):
             raise InvalidArgumentError(name, _short(value), "a finite float or None")
-    if options.softcap is not None and options.softcap <= 0:
+    if options.softcap is not None and not isinstance(options.softcap, torch.SymFloat) and options.softcap < _TINY:
         raise InvalidArgumentError("softcap", str(options.softcap), "a float > 0, or None", "None switches it off.")
     if not _is_number(options.dropout_p) or not 0 <= options.dropout_p < 1:
         raise InvalidArgumentError("dropout_p", _short(options.dropout_p), "a float in [0, 1)", "0.0 switches it off.")
@@ -158,8 +164,8 @@ def _is_number(value: object) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    # inf - inf and nan - nan are nan. torch.compile traces this where the value is dynamic, and math.isfinite not.
-    return bool(value - value == 0)
+    # Finite in float32, in which backends compute. torch.compile traces this where the value is dynamic.
+    return bool(-_HUGE <= value <= _HUGE)
 
 
 def _float(value: float) -> float:
@@ -167,7 +173,8 @@ def _float(value: float) -> float:
 
 
 def _whole(side: int | None) -> int | None:
-    return side if side is None or isinstance(side, torch.SymInt) else int(side)
+    # No sequence is longer than this, and sums of positions and sides must not overflow in a backend.
+    return side if side is None or isinstance(side, torch.SymInt) else min(int(side), 2**31 - 1)
 
 
 def _check_window(window: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xattn.reasons import Reason
@@ -21,6 +21,10 @@ class InvalidArgumentError(XattnError, ValueError):
         self.argument, self.got, self.want, self.hint = argument, got, want, hint
         super().__init__(f"{argument}: got {got}, want {want}" + (f". {hint}" if hint else ""))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default an exception is made anew from its message alone, which would hide it behind a TypeError.
+        return type(self), (self.argument, str(self.got), self.want, self.hint)
+
 
 class UnsupportedError(XattnError, NotImplementedError):
     """No backend that the caller allows can serve the call exactly as asked.
@@ -31,6 +35,9 @@ class UnsupportedError(XattnError, NotImplementedError):
     def __init__(self, message: str, request: Request, reasons: Mapping[str, Sequence[Reason]]) -> None:
         super().__init__(message)
         self.request, self.reasons = request, reasons
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.request, dict(self.reasons))
 
 
 class UnknownBackendError(XattnError, LookupError):

@@ -128,7 +128,9 @@ def _kept_away(backend: str | None, found: Mapping[str, Candidate]) -> list[str]
         if name == backend:
             break
         codes = {reason.code for reason in candidate.reasons}
-        if not codes and not candidate.asked:
+        if not codes and not candidate.asked and backend is None:
+            notes.append(f"{name} could serve this call, but the choice of backend leaves it out")
+        elif not codes and not candidate.asked:
             notes.append(f"{name} ranks higher and could serve this call, but the choice of backend leaves it out")
         elif codes == {"disabled"}:
             notes.append(f"{name} ranks higher and could serve this call, but is disabled {candidate.reasons[0].got}")

@@ -116,7 +116,9 @@ class use_backend:  # noqa: N801 - a context manager reads as a function
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         token = self._tokens.pop()
-        scoped.reset(token)
-        with _lock:
-            del _open[id(token)]
-            _mirror()
+        try:
+            scoped.reset(token)
+        finally:  # a generator closed in another context cannot reset; its scope is over all the same
+            with _lock:
+                del _open[id(token)]
+                _mirror()

@@ -52,7 +52,8 @@ def call(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, ba
     check_values(k, tensors)
     choice = as_choice(backend)
     every = (q, k, v, *tensors.values())
-    if not all(map(is_plain, every)):
+    # A plan may hold tensors of its own; made under a mode such as FakeTensorMode they are the mode's.
+    if not all(map(is_plain, every)) or torch._C._len_torch_dispatch_stack() > 0:
         return uncached(q, k, v, options, tensors, choice)
     slot = _slot(options, tensors, choice)
     try:

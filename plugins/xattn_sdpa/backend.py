@@ -95,8 +95,11 @@ def _cpu_direct(request: Request) -> direct.Direct | None:
     if not _simple(request) or request.headdim_v != request.headdim:
         return None
     how = direct.direct(request)
-    if how is not None and how.causal and request.scale is not None and request.scale <= 0:
-        return None  # the kernel masks before it scales, and -inf * 0 is NaN
+    if how is None or not how.causal:
+        return how
+    # The kernel hides the future before it scales and adds: -inf * 0 is NaN, and so is -inf and a NaN of the bias.
+    if request.bias is not None or (request.scale is not None and request.scale <= 0):
+        return None
     return how
 
 

@@ -25,7 +25,7 @@ def fits(headdim: int, headdim_v: int, seqlen_k: int) -> bool:
 
 
 def recurs(name: str, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> bool:
-    """Whether this shape has been here often enough. BNSH or BSNH, but always the same for a name."""
+    """Whether this shape and layout has been asked for often enough under this name."""
     if hardware(q.device)[1] not in ARCHS:
         return False
     key = (name, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, q.device, causal)

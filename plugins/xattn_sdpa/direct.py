@@ -60,7 +60,7 @@ def direct(request: Request) -> Direct | None:
 
 
 def plan(request: Request, how: Direct) -> Plan:
-    """The request must have no other features than scale, mask, bias and dropout."""
+    """The request must have no other features than scale, mask and bias."""
     options: dict[str, Any] = {}
     if how.causal:
         options["is_causal"] = True
@@ -68,16 +68,22 @@ def plan(request: Request, how: Direct) -> Plan:
         options["enable_gqa"] = True
     if request.scale is not None:
         options["scale"] = request.scale
-    if request.dropout_p is not None:
-        options["dropout_p"] = request.dropout_p
     cut = how.first != 0 or how.last != request.seqlen_k
     if request.mask is None and request.bias is None:
         if _few(how.last - how.first):
-            options["attn_mask"] = torch.zeros(1, 1, 1, how.last - how.first, dtype=request.dtype)
+            options["attn_mask"] = _zeros(how.last - how.first, request.dtype)
         if how.fold:
             return _folded(options, how, request.group, cut)
         return _cut(options, how) if cut else _whole(options)
     return _masked(request, options, how)
+
+
+def _zeros(keys: int, dtype: torch.dtype) -> Tensor:
+    # The plan is kept, so nothing of the moment may stick to it: no default device, no inference mode.
+    if torch.compiler.is_compiling():
+        return torch.zeros(1, 1, 1, keys, dtype=dtype, device="cpu")
+    with torch.inference_mode(False):
+        return torch.zeros(1, 1, 1, keys, dtype=dtype, device="cpu")
 
 
 def _few(keys: int) -> bool:

@@ -24,8 +24,9 @@ def direct(request: Request) -> str | None:
     causal = left is None and right == 0 and square
     if request.has_band and not causal and not _sees_all(request):
         return None
-    if request.scale is not None and request.scale <= 0:
-        return None  # the kernels mask before they scale, and -inf * 0 is NaN
+    # The kernels hide the future before they scale and add: -inf * 0 is NaN, and so is -inf and a NaN of the bias.
+    if (causal and request.bias is not None) or (request.scale is not None and request.scale <= 0):
+        return None
     masked = request.mask is not None or request.bias is not None
     sizes = request.headdim, request.headdim_v
     if request.dtype in _HALF:

@@ -191,6 +191,9 @@ class _AttendBackward(Function):
 def attend(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor]:
     """out and lse (batch, nheads, seqlen_q) in the dtype of the scores."""
     # The function even without gradients: a bare operator gives zeros under torch.func.jvp, this raises.
+    if torch.compiler.is_compiling():
+        # torch.compile refuses one tensor in two places of an autograd function; a view is another tensor.
+        inputs = tuple(x if x is None else x.view_as(x) for x in inputs)
     numbers = (settings.left, settings.right, settings.top_left, settings.scale, settings.softcap)
     apply: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply
     return apply(*inputs, *numbers)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xattn.errors import InvalidArgumentError
 from xattn_sdpa.tiling import Tile, tiles
 
 
@@ -147,5 +148,5 @@ def rows(problem: Problem, seqlens_k: Tensor | None, top_left: bool) -> Iterator
     seqlen_q, seqlen_k = problem.q.shape[1], problem.k.shape[1]
     for b, length in enumerate(seqlens_k.tolist()):
         if not 0 <= length <= seqlen_k:
-            raise ValueError(f"seqlens_k holds {length}; seqlen_k is {seqlen_k}")
+            raise InvalidArgumentError("seqlens_k", str(length), f"0 to seqlen_k, which is {seqlen_k}")
         yield slice(b, b + 1), problem.row(b, length, 0 if top_left else length - seqlen_q)

@@ -11,8 +11,8 @@ from typing import Literal
 class Tile:
     """Query rows [row, row_end) against keys [key, key_end).
 
-    kind: "full", every row sees every key; "causal", row r of the tile sees its keys 0..r; "band", row i sees the keys
-    that `offset`, `left` and `right` of the problem allow, and a row may see none.
+    kind, as far as the band goes: "full", every row sees every key; "causal", row r of the tile sees its keys 0..r;
+    "band", row i sees the keys that `offset`, `left` and `right` of the problem allow, and a row may see none.
     """
 
     row: int

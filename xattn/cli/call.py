@@ -15,11 +15,23 @@ from torch import Tensor
 from xattn import override
 from xattn.arguments import Options, Tensors, check_values, describe
 from xattn.override import Choice
-from xattn.registry import split_names
+from xattn.registry import registry, split_names
 from xattn.request import Request
 
 DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHAPE, FEATURES, WHERE = "Shape", "Features", "Where it runs"
+
+
+def _known(device: str) -> str:
+    """A device name as in `Request.device`: a typo would be a device that only `reference` serves."""
+    declared = {block.device for entry in registry().entries.values() for block in entry.backend.capabilities}
+    try:
+        plain = torch.device(device).type == device
+    except RuntimeError:
+        plain = False
+    if not plain and device not in declared - {"any"} | {"neuron"}:
+        raise typer.BadParameter(f"{device!r} is no device; name one as torch or a plugin does, without an index")
+    return device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +142,7 @@ class Call:
         # What its values say, no meta tensor tells.
         if self.seqlens_k is not None:
             check_values(k, {"seqlens_k": torch.tensor(_ints(self.seqlens_k, "--seqlens-k"))})
-        return dataclasses.replace(request, device=self.device, arch=arch)
+        return dataclasses.replace(request, device=_known(self.device), arch=arch)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensors]:
         """q, k, v and the optional tensors, random, with requires_grad as asked."""
