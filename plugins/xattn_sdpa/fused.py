@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xattn_sdpa.direct import FEW_KEYS
-from xattn_sdpa.problem import Problem, cut, nothing
+from xattn_sdpa.problem import Problem, cut, nothing, unwritten
 from xattn_sdpa.tiling import Tile, tiles
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -91,8 +91,11 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """out (batch, seqlen_q, nheads, headdim_v) and lse (batch, nheads, seqlen_q), wide, without the sinks."""
     seqlen_q = problem.q.shape[1]
     out = lse = previous = None
+    found = _tiles(problem)
+    # Rows that no tile has stay as they are made: 0 and -inf. Where there are none, making them so is wasted.
+    covered = sum(end - row for row, end in {(tile.row, tile.row_end) for tile in found}) == seqlen_q
     with _flushing_subnormals(problem):
-        for tile, extra in _with_extras(problem, _tiles(problem)):
+        for tile, extra in _with_extras(problem, found):
             part, part_lse = _forward_tile(problem, tile, extra.bias)
             if extra.shift is not None:
                 part_lse = part_lse - extra.shift
@@ -103,7 +106,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
                 if tile.row_end - tile.row == seqlen_q:
                     out, lse, previous = part.contiguous(), part_lse, tile
                     continue
-                out, lse = nothing(problem)
+                out, lse = (unwritten if covered else nothing)(problem)
             rows_out, rows_lse = out[:, tile.row : tile.row_end], lse[:, :, tile.row : tile.row_end]
             if previous is not None and previous.row == tile.row:
                 _merge(rows_out, rows_lse, part, part_lse)

@@ -149,8 +149,8 @@ def _masked(request: Request, causal: bool) -> Plan:
 
     def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         mask, bias = with_four(mask), with_four(bias)
-        seen = seen_keys(mask, bias, q, k, causal)
-        q, k, v = _views(q, torch.where(seen, k, 0.0), torch.where(seen, v, 0.0))
+        unseen = ~seen_keys(mask, bias, q, k, causal)
+        q, k, v = _views(q, k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0))
         if bias is None:
             assert mask is not None
             # Through F.scaled_dot_product_attention a bool mask gives a row without keys some other value than 0.

@@ -124,11 +124,17 @@ class Problem:
         )
 
 
+def unwritten(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Room for out and lse."""
+    batch, seqlen_q, nheads, _ = problem.q.shape
+    out = problem.q.new_empty(batch, seqlen_q, nheads, problem.v.shape[3])
+    return out, problem.q.new_empty(batch, nheads, seqlen_q, dtype=problem.wide)
+
+
 def nothing(problem: Problem) -> tuple[Tensor, Tensor]:
     """out and lse of queries that see no key."""
-    batch, seqlen_q, nheads, _ = problem.q.shape
-    out = problem.q.new_zeros(batch, seqlen_q, nheads, problem.v.shape[3])
-    return out, problem.q.new_full((batch, nheads, seqlen_q), -torch.inf, dtype=problem.wide)
+    out, lse = unwritten(problem)
+    return out.zero_(), lse.fill_(-torch.inf)
 
 
 def cut(tensor: Tensor, tile: Tile) -> Tensor:
