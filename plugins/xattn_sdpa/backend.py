@@ -54,6 +54,10 @@ class SdpaBackend(Backend):
         if request.deterministic and request.any_grad:
             hint = "torch's fused backward adds up dq in no fixed order."
             found.append(Reason("deterministic", True, "False where gradients are wanted", hint))
+        elif request.deterministic and _may_switch(request):
+            hint = "The first calls of a shape may run on flash and later ones on cuDNN."
+            want = "False, unless F.scaled_dot_product_attention serves the call alone"
+            found.append(Reason("deterministic", True, want, hint))
         if request.seqlens_k is not None:
             found += _ragged_limits(request)
         return found
@@ -122,6 +126,11 @@ def _flash_serves(request: Request) -> bool:
         left=left,
         right=right,
     )
+
+
+def _may_switch(request: Request) -> bool:
+    """Whether the call takes flash below F.scaled_dot_product_attention, which gives way to cuDNN as a shape recurs."""
+    return request.seqlens_k is None and _gpu_direct(request) is None and _flash_serves(request)
 
 
 def _ragged_limits(request: Request) -> list[Reason]:

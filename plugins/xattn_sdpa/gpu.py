@@ -38,7 +38,7 @@ def direct(request: Request) -> str | None:
             return "cudnn, masks as bias" if on_cudnn and _exact_bias(request) else None
         if request.headdim != request.headdim_v:
             return None
-        return "flash, cudnn once the shape recurs" if on_cudnn else "flash"
+        return "flash, cudnn once the shape recurs" if on_cudnn else "flash or cudnn, as torch picks"
     if request.dtype == torch.float32 and all(size % 4 == 0 and size <= 512 for size in sizes):
         if request.dropout_p is not None or not _exact_bias(request) or (masked and (request.group > 1 or causal)):
             return None
