@@ -1,0 +1,75 @@
+"""A conformance case: data, not code. What to call, on which inputs, and what besides the answer is looked at."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+Level = Literal["core", "extended", "full"]
+LEVELS: tuple[Level, ...] = ("core", "extended", "full")
+
+# The dtypes in which every case is run, by torch's names.
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One call and the inputs it is made on. Its id says all of it that tells it from other cases.
+
+    op:         "attention", ...: a key of `xattn_conformance.ops.OPS`.
+    title:      the options in words, as they stand in the id: "causal+window=15:0+sinks=log"; "plain" for none.
+    level:      the lowest level that has the case.
+    dtype:      of q, k and v, torch's name.
+    family:     which inputs: a name of the op's input families.
+    shape:      sizes by name, in the order in which the id shows them; for attention batch, seqlen_q, seqlen_k,
+                nheads, nheads_k, headdim, headdim_v.
+    options:    the op's options; a tensor is given by the name of the recipe that makes it ("sinks": "log").
+    grads:      the gradients that are asked for: names out of xattn's GRADS. Empty: forward only, under no_grad.
+    variations: further calls that must give the same bits or, where the backend does not promise the bits, an answer
+                within the same limits: "repeat", "batch", "strides", "padding", "poison".
+    features:   what a table of results is grouped by: "causal", "window", "gqa", ...
+    """
+
+    op: str
+    title: str
+    level: Level
+    dtype: str
+    family: str
+    shape: dict[str, int]
+    options: dict[str, Any] = {}
+    grads: tuple[str, ...] = ()
+    variations: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """ "attention/causal+sinks=log/bfloat16/b2-q17-k129-h4-g2-d64-v64/needle"; gradients in front of the title:
+        "attention/grad.qkv.lse:causal/..."."""
+        return f"{self.op}/{self._what}/{self.dtype}/{self._sizes}/{self.family}"
+
+    @property
+    def seed(self) -> int:
+        """64 bits that key the input generator; the same in every dtype."""
+        text = f"{self.op}/{self._what}/{self._sizes}/{self.family}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+    @property
+    def _what(self) -> str:
+        return f"grad.{'.'.join(self.grads)}:{self.title}" if self.grads else self.title
+
+    @property
+    def _sizes(self) -> str:
+        return "-".join(f"{SHORT[name]}{size}" for name, size in self.shape.items())
+
+
+# How the id abbreviates the names of sizes.
+SHORT = {
+    "batch": "b",
+    "seqlen_q": "q",
+    "seqlen_k": "k",
+    "nheads": "h",
+    "nheads_k": "g",
+    "headdim": "d",
+    "headdim_v": "v",
+}

@@ -1,0 +1,1 @@
+"""Golden results: two oracles, stored anchors, and their verification."""

@@ -1,0 +1,1 @@
+"""Philox, rounding, and the families of inputs."""

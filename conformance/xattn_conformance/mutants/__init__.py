@@ -1,0 +1,1 @@
+"""Kernels in NumPy, right ones and wrong ones: what the comparison must tell apart."""

@@ -1,0 +1,1 @@
+"""`xattn.attention`: its cases, inputs and goldens."""

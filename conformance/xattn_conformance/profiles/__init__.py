@@ -1,0 +1,1 @@
+"""What a backend ships: the profile of its arithmetic and its waivers."""

@@ -1,0 +1,1 @@
+"""JUnit, HTML, comparison and verification, all derived from the report."""

@@ -1,0 +1,1 @@
+"""From cases to results: targets, worker processes, the run."""
