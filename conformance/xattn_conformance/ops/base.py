@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from xattn_conformance.case import Case
 from xattn_conformance.tolerance.arithmetic import Arithmetic
@@ -43,3 +44,7 @@ class Op(ABC, Generic[P]):
     @abstractmethod
     def call(self, case: Case, problem: P, device: str) -> Any:
         """The call as tensors on a device: an `xattn_conformance.ops.call.Call`."""
+
+    @abstractmethod
+    def layout(self, name: str, tensor: Tensor) -> NDArray[np.float64]:
+        """A result of a call in the layout of comparisons, (batch, heads, rows, columns)."""

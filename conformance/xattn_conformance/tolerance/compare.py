@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xattn_conformance.problem import Array
-from xattn_conformance.result import Check, Heat, Worst
+from xattn_conformance.result import HISTOGRAM_BINS, HISTOGRAM_STEP, Check, Heat, Worst
 from xattn_conformance.tolerance.expected import Expected
+from xattn_conformance.tolerance.limits import limit
+
+# The heat map is at most so many cells high and wide.
+_CELLS = 32
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,128 @@ class Comparison:
         return tuple(check for check in self.checks if not check.ok)
 
 
+@dataclass(frozen=True)
+class _Errors:
+    """One tensor's errors. z (batch, heads, rows, columns): in standard deviations, 0 where it is not judged so;
+    judged: where it is; finite, exact: where a hard rule is broken."""
+
+    z: Array
+    judged: NDArray[np.bool_]
+    finite: NDArray[np.bool_]
+    exact: NDArray[np.bool_]
+
+
 def compare(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> Comparison:
-    """Compare whole results, laid out as (batch, heads, rows, columns), with the golden ones by name."""
-    raise NotImplementedError
+    """Compare whole results, laid out as (batch, heads, rows, columns), with the golden ones by name.
+
+    Each that is expected must be in `got`, in the right shape; what else is there is not looked at. Each is looked at in
+    six ways: where it is finite, where it must be met exactly, and its error in standard deviations: the largest element
+    (zmax), the root mean squares of rows (zrow) and of heads (zhead), and the mean of heads (bias).
+    """
+    checks: list[Check] = []
+    errors = {name: _errors(one, one.of(name, got)) for name, one in expected.items()}
+    for name, error in errors.items():
+        checks += _checks(name, expected[name], error)
+    worst = _worst(expected, got, errors)
+    heat, histogram = None, (0,) * HISTOGRAM_BINS
+    if "out" in errors and errors["out"].z.size > 0:
+        heat = _heat(expected["out"], errors["out"])
+        scaled = np.abs(errors["out"].z[errors["out"].judged]) / limit("zmax", 1)
+        bins = np.minimum((scaled / HISTOGRAM_STEP).astype(int), HISTOGRAM_BINS - 1)
+        histogram = tuple(int(n) for n in np.bincount(bins, minlength=HISTOGRAM_BINS))
+    return Comparison(tuple(checks), worst, heat, histogram)
+
+
+def _errors(expected: Expected, got: Array) -> _Errors:
+    want, sigma = expected.value, expected.sigma
+    # A NaN that a query sees may reach other rows of its head, but no other head.
+    excused = np.isnan(want).any(axis=(2, 3), keepdims=True) & np.isnan(got)
+    judged = np.isfinite(want) & np.isfinite(got) & (sigma > 0)
+    by_value = np.isfinite(want) & (sigma > 0)
+    finite = ~excused & (np.isfinite(want) != np.isfinite(got))
+    exact = ~excused & ~by_value & (got != want) & ~(np.isnan(want) & ~np.isfinite(got))
+    with np.errstate(invalid="ignore", over="ignore"):
+        z = np.where(judged, (got - want) / np.where(judged, sigma, 1.0), 0.0)
+    return _Errors(z, judged, finite, exact)
+
+
+def _checks(name: str, expected: Expected, error: _Errors) -> list[Check]:
+    found = [
+        Check(name=f"{name}.finite", value=float(error.finite.sum()), limit=0.0),
+        Check(name=f"{name}.exact", value=float(error.exact.sum()), limit=0.0),
+    ]
+    if not error.judged.any():
+        return found
+    columns = error.judged.sum(axis=3)
+    rows = np.sqrt((error.z**2).sum(axis=3) / np.maximum(columns, 1))
+    elements = np.maximum(columns.sum(axis=2), 1)
+    heads = np.sqrt((error.z**2).sum(axis=(2, 3)) / elements)
+    means = np.abs(error.z.sum(axis=(2, 3)) / elements)
+    found.append(Check(name=f"{name}.zmax", value=float(np.abs(error.z).max()), limit=limit("zmax", 1)))
+    if error.z.shape[3] > 1:
+        found.append(Check(name=f"{name}.zrow", value=float(rows.max()), limit=limit("zrow", 1)))
+    # Every head is held to the limit for as many different rows as it has; the one that comes closest is reported.
+    for metric, values in (("zhead", heads), ("bias", means)):
+        counts = _different_rows(expected, error)
+        limits = np.vectorize(lambda count, metric=metric: limit(metric, count), otypes=[float])(counts)
+        at = np.unravel_index(np.argmax(values / limits), values.shape)
+        count = int(counts[at])
+        found.append(Check(name=f"{name}.{metric}", value=float(values[at]), limit=limit(metric, count), count=count))
+    return found
+
+
+def _different_rows(expected: Expected, error: _Errors) -> NDArray[np.int64]:
+    """How many of a head's rows are samples of their own, (batch, heads). Equal rows have equal errors."""
+    batch, heads = expected.value.shape[:2]
+    counts = np.ones((batch, heads), dtype=np.int64)
+    for index in np.ndindex(batch, heads):
+        rows = expected.value[index][error.judged[index].any(axis=1)]
+        # To nine digits: the golden's own last bits are no difference.
+        size = np.abs(rows).max(initial=0.0)
+        keys = np.round(rows / size * 1e9) if size > 0 else rows
+        counts[index] = max(1, len(np.unique(keys, axis=0)))
+    return counts
+
+
+def _worst(expected: Mapping[str, Expected], got: Mapping[str, Array], errors: Mapping[str, _Errors]) -> Worst | None:
+    """The element to look at first: one that breaks a hard rule, else the one with the largest error."""
+    candidates = []
+    for name, error in errors.items():
+        if error.z.size == 0:
+            continue
+        badness = np.where(error.finite | error.exact, np.inf, np.abs(error.z))
+        at = np.unravel_index(int(np.argmax(badness)), badness.shape)
+        candidates.append((float(badness[at]), name, at))
+    if not candidates:
+        return None
+    _, name, at = max(candidates, key=lambda candidate: candidate[0])
+    one = expected[name]
+    b, h, r, c = (int(i) for i in at)
+    row = r if one.rows is None else int(one.rows[r])
+    return Worst(
+        tensor=name,
+        index=(b, h, row, c),
+        got=_number(one.of(name, got)[at]),
+        want=_number(one.value[at]),
+        sigma=_number(one.sigma[at]),
+    )
+
+
+def _number(x: float) -> float | str:
+    return float(x) if np.isfinite(x) else str(float(x))
+
+
+def _heat(expected: Expected, error: _Errors) -> Heat:
+    columns = np.maximum(error.judged.sum(axis=3), 1)
+    zrow = np.sqrt((error.z**2).sum(axis=3) / columns) / limit("zrow", 1)
+    zrow[(error.finite | error.exact).any(axis=3)] = np.inf
+    flat = zrow.reshape(-1, zrow.shape[2]).T  # (rows, batch * heads)
+    row_starts = np.unique(np.linspace(0, flat.shape[0], _CELLS, endpoint=False).astype(int))
+    head_starts = np.unique(np.linspace(0, flat.shape[1], _CELLS, endpoint=False).astype(int))
+    cells = np.maximum.reduceat(np.maximum.reduceat(flat, row_starts, axis=0), head_starts, axis=1)
+    rows = row_starts if expected.rows is None else expected.rows[row_starts]
+    return Heat(
+        rows=tuple(int(row) for row in rows),
+        heads=tuple(int(head) for head in head_starts),
+        cells=tuple(tuple(round(float(x), 4) if np.isfinite(x) else None for x in line) for line in cells),
+    )

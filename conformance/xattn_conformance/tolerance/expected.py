@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,19 @@ class Expected:
     value: the golden, float64.
     sigma: standard deviation of each element's rounding error; 0 where the value must be met exactly.
     rows:  which rows of the tensor these are; None is all of them.
+    part:  ("out", -1): this is column -1 of the result "out", judged by itself as well. None: a result of its own.
     """
 
     value: Array
     sigma: Array
     rows: NDArray[np.int64] | None = None
+    part: tuple[str, int] | None = None
 
-    def pick(self, got: Array) -> Array:
-        """The same rows of a whole result."""
+    def of(self, name: str, results: Mapping[str, Array]) -> Array:
+        """What to compare with it, out of whole results by name; `name` is its own."""
+        if self.part is not None:
+            name, column = self.part
+            got = results[name][..., [column]]
+        else:
+            got = results[name]
         return got if self.rows is None else got[:, :, self.rows]

@@ -1,0 +1,118 @@
+"""The op "attention" as the suite sees it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xattn_conformance.case import Case
+from xattn_conformance.inputs import philox
+from xattn_conformance.ops.attention import cases
+from xattn_conformance.ops.attention import problem as problems
+from xattn_conformance.ops.base import Op
+from xattn_conformance.ops.call import Call
+from xattn_conformance.problem import Problem
+from xattn_conformance.tolerance import forward, gradient
+from xattn_conformance.tolerance.arithmetic import Arithmetic
+from xattn_conformance.tolerance.expected import Expected
+
+# Above so many scores the golden is computed for some queries only: all near an edge, and as many at random.
+_SCORES_MAX = 2**21
+_EDGES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257)
+_RANDOM_ROWS = 64
+_STREAM = 99  # of the generator, apart from every tensor's
+
+
+class AttentionOp(Op[Problem]):
+    """`xattn.attention`."""
+
+    name = "attention"
+
+    def cases(self) -> Sequence[Case]:
+        return cases.load()
+
+    def problem(self, case: Case) -> Problem:
+        return problems.make(case)
+
+    def inputs(self, problem: Problem) -> Mapping[str, NDArray[Any]]:
+        return problems.bits(problem)
+
+    def expected(self, case: Case, problem: Problem, arithmetic: Arithmetic) -> Mapping[str, Expected]:
+        rows = None if problem.grads else sampled_rows(case, problem)
+        found = forward.expected(problem, arithmetic, rows)
+        if not problem.return_lse:
+            del found["lse"]
+        if case.family == "probe":
+            # exp(-lse), as the column of ones that only key 0 has: all that tells of the lse where it is not returned.
+            out = found["out"]
+            found["probe"] = Expected(out.value[..., [-1]], out.sigma[..., [-1]], rows, part=("out", -1))
+        if problem.grads:
+            found |= gradient.expected(problem, arithmetic)
+        return found
+
+    def call(self, case: Case, problem: Problem, device: str) -> Call:
+        tensor = functools.partial(_tensor, device=device)
+        dtype = getattr(torch, problem.dtype)
+        given = {
+            "q": (problem.q, dtype),
+            "k": (problem.k, dtype),
+            "v": (problem.v, dtype),
+            "sinks": (problem.sinks, torch.float32),
+            "alibi_slopes": (problem.alibi_slopes, torch.float32),
+            "bias": (problem.bias, dtype),
+            "mask": (problem.mask, torch.bool),
+            "seqlens_k": (problem.seqlens_k, torch.int32),
+        }
+        incoming = {}
+        if problem.dout is not None:
+            incoming["out"] = tensor(problem.dout, dtype)
+        if problem.dlse is not None:
+            incoming["lse"] = tensor(problem.dlse, torch.float32)
+        return Call(
+            op=self.name,
+            tensors={name: tensor(values, kind) for name, (values, kind) in given.items() if values is not None},
+            options={
+                "causal": problem.causal,
+                "window": problem.window,
+                "align": problem.align,
+                "scale": problem.scale,
+                "softcap": problem.softcap,
+                "dropout_p": problem.dropout_p,
+                "deterministic": problem.deterministic,
+                "return_lse": problem.return_lse,
+            },
+            wanted=problem.grads,
+            incoming=incoming,
+        )
+
+    def layout(self, name: str, tensor: torch.Tensor) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = tensor.detach().double().cpu().numpy()
+        if name == "lse":
+            return values[..., None]
+        if name == "dsinks":
+            return values.reshape(1, -1, 1, 1)
+        if name == "dbias":
+            return values.reshape((1,) * (4 - values.ndim) + values.shape)
+        return values.transpose(0, 2, 1, 3)
+
+
+def _tensor(values: NDArray[Any], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Exact: the values are representable in the dtype, and float32 holds those of every narrower one."""
+    if values.dtype == np.float64:
+        values = values.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=dtype)
+
+
+def sampled_rows(case: Case, problem: Problem) -> NDArray[np.int64] | None:
+    """The queries whose golden is computed; None is all of them."""
+    _, _, seqlen_q, _ = problem.scores_shape
+    if int(np.prod(problem.scores_shape)) <= _SCORES_MAX:
+        return None
+    edges = [row for edge in _EDGES for row in (edge, seqlen_q - 1 - edge) if 0 <= row < seqlen_q]
+    drawn = philox.words(case.seed, _STREAM, 0, _RANDOM_ROWS).astype(np.int64) % seqlen_q
+    return np.unique([*edges, *drawn.tolist()])

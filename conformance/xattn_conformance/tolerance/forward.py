@@ -1,0 +1,73 @@
+"""Golden out and lse, with the standard deviation of a right kernel's error for every element."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_conformance.golden.oracle import Head, heads, scale
+from xattn_conformance.problem import Array, Problem
+from xattn_conformance.tolerance.arithmetic import Arithmetic
+from xattn_conformance.tolerance.expected import Expected
+from xattn_conformance.tolerance.noise import Noise, noise, rounding, square
+from xattn_conformance.tolerance.units import SINGLE, TF32, UNITS, unit
+
+
+def expected(problem: Problem, arithmetic: Arithmetic, rows: NDArray[np.int64] | None = None) -> dict[str, Expected]:
+    """out (batch, nheads, R, headdim_v) and lse (batch, nheads, R, 1); `rows` picks queries, None is all."""
+    batch, nheads, seqlen_q, _ = problem.scores_shape
+    count = seqlen_q if rows is None else len(rows)
+    shape = (batch, nheads, count, problem.v.shape[3])
+    out, out_sigma = np.zeros(shape), np.zeros(shape)
+    lse, lse_sigma = np.zeros((*shape[:3], 1)), np.zeros((*shape[:3], 1))
+    for head in heads(problem, rows):
+        with np.errstate(invalid="ignore", over="ignore"):
+            at = noise(problem, head, arithmetic)
+            at_head = head.b, head.h
+            out[at_head], out_sigma[at_head] = head.out, np.sqrt(out_variance(problem, head, at, arithmetic))
+            lse[at_head][:, 0], lse_sigma[at_head][:, 0] = head.lse, np.sqrt(lse_variance(problem, head, at))
+    return {"out": Expected(out, out_sigma, rows), "lse": Expected(lse, lse_sigma, rows)}
+
+
+def out_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> Array:
+    """(R, headdim_v). 0 for a dead row: that is a rule, not a measurement."""
+    own = UNITS[problem.dtype]
+    probabilities = unit(arithmetic.probabilities, problem.dtype)
+    p2, v2, g, g2 = square(head.p), square(head.v), head.out, square(head.out)
+    spread = p2 @ v2  # sum_j p_j^2 v_j^2
+    # sum_j p_j^2 (v_j - g)^2 var_j, multiplied out; rounding of the differences can leave it below 0.
+    weights = p2 * at.p
+    scores = weights @ v2 - 2 * g * (weights @ head.v) + g2 * weights.sum(axis=1, keepdims=True)
+    variance = rounding(own, g2) + probabilities.u**2 / 3 * spread + np.maximum(scores, 0.0)
+    variance += square(head.p_sink * np.sqrt(at.sink))[:, None] * g2
+    keys = head.visible.sum(axis=1, keepdims=True)
+    variance += SINGLE.u**2 / 3 * (keys * (spread + g2)) + keys * SINGLE.smallest**2 / 12
+    # A probability below the format's range is rounded by an absolute amount, of the largest of its row.
+    size = head.visible.astype(float) @ v2
+    variance += probabilities.smallest**2 / 12 * size * square(head.p.max(axis=1, initial=0.0, keepdims=True))
+    if arithmetic.products == "tf32" and problem.dtype == "float32":
+        variance += 2 * TF32**2 / 3 * spread
+    if arithmetic.partial_outputs == "input":
+        variance += own.u**2 / 3 * (spread + 2 * g2)
+    if arithmetic.scaled_q:
+        variance += _coherent_q(problem, head)
+    if arithmetic.subnormals == "flushed":
+        variance += max(own.normal if problem.dtype != "float16" else 0.0, SINGLE.normal) ** 2
+    return np.where(head.visible.any(axis=1)[:, None], variance, 0.0)
+
+
+def _coherent_q(problem: Problem, head: Head) -> Array:
+    """A rounded component of q moves every score of its row together: through the Jacobian of out by q, (R, headdim_v).
+
+    d out / d q_e = scale sum_j p_j (v_j - g) k_je."""
+    own = UNITS[problem.dtype].u ** 2 / 3 * scale(problem) ** 2
+    total = np.zeros_like(head.out)
+    for e in range(head.q.shape[1]):
+        weights = head.p * head.k[:, e]
+        total += square(head.q[:, e, None] * (weights @ head.v - head.out * weights.sum(axis=1, keepdims=True)))
+    return own * total
+
+
+def lse_variance(problem: Problem, head: Head, at: Noise) -> Array:
+    """(R,). 0 for a row with neither key nor sink, whose -inf is a rule."""
+    return np.where(head.lse == -np.inf, 0.0, at.row)

@@ -1,0 +1,32 @@
+"""The limits, all of them. They belong to the suite: no profile can change one.
+
+Errors are in standard deviations of the noise that the declared arithmetic explains, so a right kernel stays near 1
+whatever its dtype, length and inputs. What right kernels reached, and on what, is in docs/conformance.md.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+ZMAX = 8.0
+ZROW = 6.0
+# Of a binomial's standard deviation: the share of probabilities that dropout takes.
+SHARE = 6.0
+
+
+def limit(metric: str, count: int) -> float:
+    """The most that `metric` may be, taken over `count` independent rows.
+
+    metric: the last part of a check's name, "zmax" of "out.zmax"; unknown ones are rules without tolerance: 0.
+    """
+    if metric == "zmax":
+        return ZMAX
+    if metric == "zrow":
+        return ZROW
+    if metric == "zhead":  # one row is a sample of its own, many average out
+        return 1.25 + 4.0 / sqrt(count)
+    if metric == "bias":
+        return 0.3 + 5.0 / sqrt(count)
+    if metric == "share":
+        return SHARE
+    return 0.0
