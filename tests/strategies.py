@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from oracle import Problem
 from torch import Tensor
+from xattn_conformance.problem import Problem
 
 from xattn import InvalidArgumentError, UnknownBackendError, UnsupportedError
+from xattn.request import dtype_name
 
 settings.register_profile("quick", max_examples=200, derandomize=True, deadline=None, database=None)
 settings.register_profile(
@@ -57,7 +58,9 @@ class Call:
         kept = ("causal", "window", "align", "scale", "softcap")
         options = {name: value for name, value in self.options.items() if name in kept}
         arrays = {name: array(tensor) for name, tensor in self.tensors.items()}
-        return Problem(array(self.q), array(self.k), array(self.v), **options, **arrays)
+        return Problem(
+            dtype=dtype_name(self.q.dtype), q=array(self.q), k=array(self.k), v=array(self.v), **options, **arrays
+        )
 
     def requiring_grad(self, names: set[str]) -> Call:
         """The same call on leaves of the same strides, of which those named require a gradient."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from oracle import Problem
 from torch.nn.functional import scaled_dot_product_attention
+from xattn_conformance.golden import rowwise
+from xattn_conformance.problem import Problem
 
 FULL = {
     "causal": {"causal": True},
@@ -30,24 +30,25 @@ EVERYTHING = {name: value for options in FULL.values() for name, value in option
 def problem(seqlen_q: int = 3, seqlen_k: int = 5, **options: object) -> Problem:
     rng = np.random.default_rng(0)
     q = rng.normal(size=(2, seqlen_q, 4, 3))
-    return Problem(q, rng.normal(size=(2, seqlen_k, 2, 3)), rng.normal(size=(2, seqlen_k, 2, 2)), **options)
+    k, v = rng.normal(size=(2, seqlen_k, 2, 3)), rng.normal(size=(2, seqlen_k, 2, 2))
+    return Problem(dtype="float64", q=q, k=k, v=v, **options)
 
 
 @pytest.mark.parametrize("options", [{}, *FULL.values(), EVERYTHING], ids=["plain", *FULL, "everything"])
 def test_gradients_are_central_differences(options):
     at = problem(**options)
     rng = np.random.default_rng(1)
-    out, lse = oracle.forward(at)
+    out, lse = rowwise.forward(at)
     dout, dlse = rng.normal(size=out.shape), rng.normal(size=lse.shape)
 
     def loss(changed: Problem) -> float:
-        out, lse = oracle.forward(changed)
+        out, lse = rowwise.forward(changed)
         alive = lse > -np.inf
         return float((out * dout).sum() + (lse[alive] * dlse[alive]).sum())
 
     # Truncation and rounding of a central difference in float64 balance at about 1e-10 for this step.
     step = 1e-5
-    for name, grad in oracle.backward(at, dout, dlse).items():
+    for name, grad in rowwise.backward(at, dout, dlse).items():
         value = getattr(at, name)
         assert grad.shape == value.shape
         for index in np.ndindex(value.shape):
@@ -73,16 +74,16 @@ def torch_attention(at: Problem, visible: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["causal", "window", "top_left", "scale", "bias", "mask"])
 def test_agrees_with_torch(name):
     at = problem(**FULL[name])
-    alive = ~np.isneginf(oracle.forward(at)[1])
-    expected = torch_attention(at, at.visible())
-    got = oracle.forward(at)[0]
+    alive = ~np.isneginf(rowwise.forward(at)[1])
+    expected = torch_attention(at, rowwise.visible(at))
+    got = rowwise.forward(at)[0]
     got, expected = (out.transpose(0, 2, 1, 3)[alive] for out in (got, expected))
     np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-14)
     assert alive.any()
 
 
 def table(at: Problem, b: int = 0) -> list[str]:
-    return ["".join("1" if seen else "." for seen in row) for row in at.visible()[b, 0]]
+    return ["".join("1" if seen else "." for seen in row) for row in rowwise.visible(at)[b, 0]]
 
 
 def test_visibility_by_hand():
@@ -104,19 +105,19 @@ def test_hidden_slots_belong_to_a_kv_head():
     mask = np.ones((1, 4, 1, 5), dtype=bool)
     mask[0, :2, 0, 3] = False  # both query heads of kv head 0
     mask[0, 2, 0, 4] = False  # one of the two of kv head 1
-    hidden = problem(mask=mask).hidden()
+    hidden = rowwise.hidden(problem(mask=mask))
     assert [tuple(slot) for slot in np.argwhere(hidden)] == [(0, 3, 0), (1, 3, 0)]
 
 
 def test_dead_rows_by_hand():
     at = problem(seqlens_k=np.array([5, 0]))
-    out, lse = oracle.forward(at)
+    out, lse = rowwise.forward(at)
     assert (out[1] == 0).all()
     assert np.isneginf(lse[1]).all()
     assert np.isfinite(lse[0]).all()
     with_sink = replace(at, sinks=np.array([0.5, 1.0, -2.0, 3.0]))
-    assert (oracle.forward(with_sink)[1][1] == with_sink.sinks[:, None]).all()
-    grads = oracle.backward(at, np.ones_like(out), np.ones_like(lse))
+    assert (rowwise.forward(with_sink)[1][1] == with_sink.sinks[:, None]).all()
+    grads = rowwise.backward(at, np.ones_like(out), np.ones_like(lse))
     assert (grads["q"][1] == 0).all()
     assert (grads["k"][1] == 0).all()
     assert (grads["v"][1] == 0).all()
@@ -125,19 +126,20 @@ def test_dead_rows_by_hand():
 def test_softmax_by_hand():
     # Scores 0 and ln 3 beside a sink of ln 4: weights 1/8 and 3/8 of values 1 and 5, the rest goes to the sink.
     k, v = np.log([1.0, 3.0]).reshape(1, 2, 1, 1), np.array([1.0, 5.0]).reshape(1, 2, 1, 1)
-    at = Problem(np.ones((1, 1, 1, 1)), k, v, sinks=np.log([4.0]))
-    out, lse = oracle.forward(at)
+    at = Problem(dtype="float64", q=np.ones((1, 1, 1, 1)), k=k, v=v, sinks=np.log([4.0]))
+    out, lse = rowwise.forward(at)
     assert out.item() == pytest.approx(2.0, rel=1e-15)
     assert lse.item() == pytest.approx(np.log(8), rel=1e-15)
     # d out / d v = p, d lse / d sink = p_sink = 1/2, d out / d sink = -p_sink * out = -1.
-    grads = oracle.backward(at, np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1)))
+    grads = rowwise.backward(at, np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1)))
     np.testing.assert_allclose(grads["v"].ravel(), [1 / 8, 3 / 8], rtol=1e-15)
     np.testing.assert_allclose(grads["sinks"], [-1.0], rtol=1e-15)
-    assert oracle.backward(at, np.zeros((1, 1, 1, 1)), np.ones((1, 1, 1)))["sinks"].item() == pytest.approx(0.5)
+    assert rowwise.backward(at, np.zeros((1, 1, 1, 1)), np.ones((1, 1, 1)))["sinks"].item() == pytest.approx(0.5)
 
 
 def test_logits_beyond_the_precision_of_lse():
     k, v = np.zeros((1, 2, 1, 1)), np.array([1.0, 5.0]).reshape(1, 2, 1, 1)
-    out, lse = oracle.forward(Problem(np.ones((1, 1, 1, 1)), k, v, bias=np.array([-1e30, -1e30])))
+    bias = np.array([-1e30, -1e30])
+    out, lse = rowwise.forward(Problem(dtype="float64", q=np.ones((1, 1, 1, 1)), k=k, v=v, bias=bias))
     assert out.item() == 3.0
     assert lse.item() == -1e30

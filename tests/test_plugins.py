@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from conftest import Load
 from support import ROOT, backend_source, build, install, qkv, run_python, stranger
+from xattn_conformance.golden import rowwise
+from xattn_conformance.problem import Problem
 
 import xattn
 from xattn.registry import Registry
+from xattn.request import dtype_name
 
 ACME = ROOT / "tests" / "thirdparty" / "xattn-acme"
 PAGE = (ROOT / "docs" / "write-a-backend.md").read_text()
@@ -114,7 +116,8 @@ def test_the_example_is_right(
     for seqlen_q, nheads_k in ((1, 1), (5, 2), (9, 6)):
         q, k, v = qkv(seqlen_q=seqlen_q, seqlen_k=9, nheads=6, nheads_k=nheads_k, headdim=24, dtype=dtype)
         out = xattn.attention(q, k, v, causal=causal, backend="acme")
-        expected, _ = oracle.forward(oracle.Problem(*(x.double().numpy() for x in (q, k, v)), causal=causal))
+        arrays = {name: x.double().numpy() for name, x in (("q", q), ("k", k), ("v", v))}
+        expected, _ = rowwise.forward(Problem(dtype=dtype_name(dtype), **arrays, causal=causal))
         assert out.dtype == dtype
         assert out.is_contiguous()
         tolerance = 1e-5 if dtype == torch.float32 else 2**-8

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import strategies
 import tolerance
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Call, Violation, array, calls, violations
 from torch import Tensor
+from xattn_conformance.golden import rowwise
 
 import xattn
 from xattn.registry import registry
@@ -74,7 +74,7 @@ def test_forward(backend: str, call: Call, return_lse: bool) -> None:
     out, lse = answer if return_lse else (answer, None)
     assert_form(out, call)
     problem = call.problem
-    want_out, want_lse = oracle.forward(problem)
+    want_out, want_lse = rowwise.forward(problem)
     out_bound, lse_bound = tolerance.forward(problem, call.q.dtype)
     assert_close("out", out, want_out, out_bound)
     if lse is not None:
@@ -98,7 +98,7 @@ def test_gradients(backend: str, call: Call, return_lse: bool, data: st.DataObje
     problem = call.problem
     dout = array(cotangents[0])
     dlse = array(cotangents[1]) if return_lse else np.zeros(problem.scores_shape[:3])
-    want = oracle.backward(problem, dout, dlse)
+    want = rowwise.backward(problem, dout, dlse)
     dtypes = {name: tensor.dtype for name, tensor in call.floats.items()}
     bounds = tolerance.backward(problem, dtypes, dout, dlse)
     for name in wanted:
@@ -148,7 +148,7 @@ def poisoned(tensor: Tensor, where: Tensor, value: float) -> Tensor:
 @every_backend
 @given(call=calls(layouts=strategies.WRITABLE), data=st.data())
 def test_hidden_keys_and_values_are_never_read(backend: str, call: Call, data: st.DataObject) -> None:
-    hidden = torch.from_numpy(call.problem.hidden())
+    hidden = torch.from_numpy(rowwise.hidden(call.problem))
     wanted = sorted(data.draw(st.sets(st.sampled_from(sorted(call.floats))), "gradients of"))
     in_k, in_v = data.draw(st.tuples(st.sampled_from(POISON), st.sampled_from(POISON)), "poison")
     dirty = replace(call, k=poisoned(call.k, hidden, in_k), v=poisoned(call.v, hidden, in_v))
@@ -173,7 +173,7 @@ def test_hidden_keys_and_values_are_never_read(backend: str, call: Call, data: s
 @given(call=calls(layouts=strategies.WRITABLE), data=st.data())
 def test_a_visible_nan_shows_and_stays_in_its_head(backend: str, call: Call, data: st.DataObject) -> None:
     problem = call.problem
-    slots = np.argwhere(~problem.hidden())
+    slots = np.argwhere(~rowwise.hidden(problem))
     if len(slots) == 0:
         return
     b, j, kv = (int(x) for x in slots[data.draw(st.integers(0, len(slots) - 1), "slot")])
@@ -184,8 +184,8 @@ def test_a_visible_nan_shows_and_stays_in_its_head(backend: str, call: Call, dat
     want, got = attend(call, backend), attend(dirty, backend)
     if want is None:
         return
-    heads = torch.tensor([problem.kv_head(h) == kv for h in range(call.q.shape[2])])
-    sees = torch.from_numpy(problem.visible()[b, :, :, j]).T  # (seqlen_q, nheads)
+    heads = torch.tensor([rowwise.kv_head(problem, h) == kv for h in range(call.q.shape[2])])
+    sees = torch.from_numpy(rowwise.visible(problem)[b, :, :, j]).T  # (seqlen_q, nheads)
     assert got[b][sees & heads].isnan().all()
     got[b][:, heads] = want[b][:, heads]
     assert torch.equal(got, want), "a NaN reached another head or batch row"
@@ -204,14 +204,14 @@ def test_dead_rows_are_exact(backend: str, call: Call, data: st.DataObject) -> N
     if answer is None:
         return
     problem = call.problem
-    dead = torch.from_numpy(~problem.visible().any(axis=3))  # (batch, nheads, seqlen_q)
+    dead = torch.from_numpy(~rowwise.visible(problem).any(axis=3))  # (batch, nheads, seqlen_q)
     assert (answer.out.transpose(1, 2)[dead] == 0).all()
     sinks = call.tensors.get("sinks")
     lse = torch.full((nheads,), -torch.inf) if sinks is None else sinks.detach().float()
     assert torch.equal(answer.lse[dead], lse[None, :, None].expand(dead.shape)[dead])
     grads = gradients(call, ["q", "k", "v"], list(answer), draw_cotangents(data, list(answer)))
     assert (grads["q"].transpose(1, 2)[dead] == 0).all()
-    hidden = torch.from_numpy(problem.hidden())
+    hidden = torch.from_numpy(rowwise.hidden(problem))
     assert (grads["k"][hidden] == 0).all()
     assert (grads["v"][hidden] == 0).all()
 
@@ -225,7 +225,7 @@ def test_dropout_keeps_form_and_lse(backend: str, call: Call) -> None:
     assert_form(answer.out, call)
     assert answer.out.isfinite().all()
     problem = call.problem
-    assert_close("lse", answer.lse, oracle.forward(problem)[1], tolerance.forward(problem, call.q.dtype)[1])
+    assert_close("lse", answer.lse, rowwise.forward(problem)[1], tolerance.forward(problem, call.q.dtype)[1])
 
 
 @every_backend

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from oracle import Array, Problem, Row, rows, sum_to
+from xattn_conformance.golden.rowwise import Row, factor, rows, sum_to
+from xattn_conformance.problem import Array, Problem
 
 STEPS = 4  # roundings of one product on its way: scaling, adding, subtracting the maximum, rescaling
 FUNCTION = 24  # ulps of a vectorised exp, log or tanh; PyTorch's fastest exp promises 20
@@ -59,7 +60,7 @@ class _RowError:
 def _row_error(problem: Problem, row: Row, at: Rounding) -> _RowError:
     keys = problem.k[row.b, row.keys, row.kv]
     values = np.abs(problem.v[row.b, row.keys, row.kv])
-    terms = np.abs(problem.factor * problem.q[row.b, row.i, row.h] * keys).sum(axis=1)
+    terms = np.abs(factor(problem) * problem.q[row.b, row.i, row.h] * keys).sum(axis=1)
     scaled = (problem.q.shape[3] + STEPS) * at.u * terms
     logit = scaled + (FUNCTION if problem.softcap is not None else STEPS) * at.u * np.abs(row.capped)
     logit = logit + STEPS * at.u * np.abs(row.added)
@@ -96,7 +97,7 @@ def forward(problem: Problem, dtype: torch.dtype) -> tuple[Array, Array]:
 
 
 def backward(problem: Problem, dtypes: dict[str, torch.dtype], dout: Array, dlse: Array) -> dict[str, Array]:
-    """Bounds of the errors of `oracle.backward`. dtypes: of q, and of bias and sinks where they are given."""
+    """Bounds of the errors of `rowwise.backward`. dtypes: of q, and of bias and sinks where they are given."""
     at = Rounding.of(dtypes["q"])
     # Whatever is summed over queries, heads and batch rows before it is rounded.
     summands = np.prod(problem.scores_shape[:3]) + STEPS
@@ -114,8 +115,8 @@ def backward(problem: Problem, dtypes: dict[str, torch.dtype], dout: Array, dlse
             dsinks[row.h] += (error.p_sink + STEPS * rounding * row.p_sink) * (delta + dl) + row.p_sink * delta_error
             dsinks[row.h] += at.tiny
         for n, j in enumerate(row.keys):
-            query = np.abs(problem.q[row.b, row.i, row.h] * problem.factor)
-            key = np.abs(problem.k[row.b, j, row.kv] * problem.factor)
+            query = np.abs(problem.q[row.b, row.i, row.h] * factor(problem))
+            key = np.abs(problem.k[row.b, j, row.kv] * factor(problem))
             size = float(g @ np.abs(problem.v[row.b, j, row.kv])) + delta + dl
             dz = row.p[n] * size
             dz_error = error.p[n] * size + row.p[n] * ((len(g) + STEPS) * at.u * size + delta_error) + at.tiny

@@ -1,6 +1,6 @@
 """The contract of `xattn.attention` in float64 NumPy, one query row at a time, with gradients derived by hand.
 
-Written from the contract alone and slow on purpose: it shares neither code nor style with any backend.
+Written from the contract alone and slow on purpose: it shares neither code nor style with `oracle.py` or any backend.
 """
 
 from __future__ import annotations
@@ -11,76 +11,61 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from xattn_conformance.problem import Array, Problem
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The arguments of a call. Shapes as in the contract, every float array in float64."""
+def factor(problem: Problem) -> float:
+    """What scores are multiplied by."""
+    return float(1 / np.sqrt(problem.q.shape[3])) if problem.scale is None else problem.scale
 
-    q: Array
-    k: Array
-    v: Array
-    causal: bool = False
-    window: tuple[int | None, int | None] | None = None
-    align: str = "bottom_right"
-    scale: float | None = None
-    softcap: float | None = None
-    sinks: Array | None = None
-    alibi_slopes: Array | None = None
-    bias: Array | None = None
-    mask: NDArray[np.bool_] | None = None
-    seqlens_k: NDArray[np.int64] | None = None
 
-    @property
-    def scores_shape(self) -> tuple[int, int, int, int]:
-        """(batch, nheads, seqlen_q, seqlen_k)."""
-        return self.q.shape[0], self.q.shape[2], self.q.shape[1], self.k.shape[1]
+def keys_of(problem: Problem, b: int) -> int:
+    """How many keys exist in a batch row."""
+    return problem.scores_shape[3] if problem.seqlens_k is None else int(problem.seqlens_k[b])
 
-    @property
-    def factor(self) -> float:
-        return 1 / np.sqrt(self.q.shape[3]) if self.scale is None else self.scale
 
-    def keys_of(self, b: int) -> int:
-        """How many keys exist in a batch row."""
-        return self.k.shape[1] if self.seqlens_k is None else int(self.seqlens_k[b])
+def offset(problem: Problem, b: int) -> int:
+    """The key on the diagonal of query 0."""
+    _, _, seqlen_q, _ = problem.scores_shape
+    return 0 if problem.align == "top_left" else keys_of(problem, b) - seqlen_q
 
-    def offset(self, b: int) -> int:
-        """The key on the diagonal of query 0."""
-        return 0 if self.align == "top_left" else self.keys_of(b) - self.q.shape[1]
 
-    def kv_head(self, h: int) -> int:
-        return h // (self.q.shape[2] // self.k.shape[2])
+def kv_head(problem: Problem, h: int) -> int:
+    nheads, nheads_k = problem.scores_shape[1], int(problem.k.shape[2])
+    return h // (nheads // nheads_k)
 
-    def sees(self, b: int, h: int, i: int, j: int) -> bool:
-        """Whether query i of head h may attend to key j."""
-        if j >= self.keys_of(b):
-            return False
-        diagonal = i + self.offset(b)
-        if self.causal and j > diagonal:
-            return False
-        left, right = self.window if self.window is not None else (None, None)
-        if left is not None and j < diagonal - left:
-            return False
-        if right is not None and j > diagonal + right:
-            return False
-        if self.mask is not None and not np.broadcast_to(self.mask, self.scores_shape)[b, h, i, j]:
-            return False
-        return self.bias is None or np.broadcast_to(self.bias, self.scores_shape)[b, h, i, j] != -np.inf
 
-    def visible(self) -> NDArray[np.bool_]:
-        """`sees` for all (b, h, i, j)."""
-        table = np.zeros(self.scores_shape, dtype=bool)
-        for index in np.ndindex(table.shape):
-            table[index] = self.sees(*index)
-        return table
+def sees(problem: Problem, b: int, h: int, i: int, j: int) -> bool:
+    """Whether query i of head h may attend to key j."""
+    if j >= keys_of(problem, b):
+        return False
+    diagonal = i + offset(problem, b)
+    if problem.causal and j > diagonal:
+        return False
+    left, right = problem.window if problem.window is not None else (None, None)
+    if left is not None and j < diagonal - left:
+        return False
+    if right is not None and j > diagonal + right:
+        return False
+    if problem.mask is not None and not np.broadcast_to(problem.mask, problem.scores_shape)[b, h, i, j]:
+        return False
+    return problem.bias is None or np.broadcast_to(problem.bias, problem.scores_shape)[b, h, i, j] != -np.inf
 
-    def hidden(self) -> NDArray[np.bool_]:
-        """(batch, seqlen_k, nheads_k): the key and value slots that no query sees."""
-        seen = np.zeros(self.k.shape[:3], dtype=bool)
-        for b, h, _, j in np.argwhere(self.visible()):
-            seen[b, j, self.kv_head(h)] = True
-        return ~seen
+
+def visible(problem: Problem) -> NDArray[np.bool_]:
+    """`sees` for all (b, h, i, j)."""
+    table = np.zeros(problem.scores_shape, dtype=bool)
+    for index in np.ndindex(table.shape):
+        table[index] = sees(problem, *index)
+    return table
+
+
+def hidden(problem: Problem) -> NDArray[np.bool_]:
+    """(batch, seqlen_k, nheads_k): the key and value slots that no query sees."""
+    seen = np.zeros(problem.k.shape[:3], dtype=bool)
+    for b, h, _, j in np.argwhere(visible(problem)):
+        seen[b, j, kv_head(problem, h)] = True
+    return ~seen
 
 
 @dataclass(frozen=True)
@@ -111,30 +96,30 @@ class Row:
 
 def rows(problem: Problem) -> Iterator[Row]:
     """Every query of every head, dead ones included."""
-    visible = problem.visible()
+    table = visible(problem)
     batch, nheads, seqlen_q, _ = problem.scores_shape
     for b in range(batch):
         for h in range(nheads):
             for i in range(seqlen_q):
-                yield _row(problem, b, h, i, np.flatnonzero(visible[b, h, i]))
+                yield _row(problem, b, h, i, np.flatnonzero(table[b, h, i]))
 
 
 def _row(problem: Problem, b: int, h: int, i: int, keys: NDArray[np.int64]) -> Row:
-    kv = problem.kv_head(h)
-    scaled = np.array([problem.factor * np.dot(problem.q[b, i, h], problem.k[b, j, kv]) for j in keys])
+    kv = kv_head(problem, h)
+    scaled = np.array([factor(problem) * np.dot(problem.q[b, i, h], problem.k[b, j, kv]) for j in keys])
     capped = scaled if problem.softcap is None else problem.softcap * np.tanh(scaled / problem.softcap)
     added = np.zeros(len(keys))
     if problem.bias is not None:
         added += np.broadcast_to(problem.bias, problem.scores_shape)[b, h, i, keys]
     if problem.alibi_slopes is not None:
         slope = problem.alibi_slopes[h] if problem.alibi_slopes.ndim == 1 else problem.alibi_slopes[b, h]
-        added -= slope * np.abs(i + problem.offset(b) - keys)
+        added -= slope * np.abs(i + offset(problem, b) - keys)
 
     # The terms of the denominator: the keys, then the sink. A dead row without a sink has none.
     sink = -np.inf if problem.sinks is None else float(problem.sinks[h])
     terms = np.array([*(capped + added), sink])
     lse, shares = -np.inf, np.zeros(len(terms))
-    if (terms > -np.inf).any():
+    if (terms != -np.inf).any():
         largest = terms.max()
         shares = np.exp(terms - largest)
         lse = largest + np.log(shares.sum())
@@ -176,7 +161,7 @@ def backward(problem: Problem, dout: Array, dlse: Array) -> dict[str, Array]:
             value = problem.v[row.b, j, row.kv]
             dz = row.p[n] * (np.dot(g, value) - np.dot(g, row.out) + dl)
             slope = 1.0 if problem.softcap is None else 1 - (row.capped[n] / problem.softcap) ** 2
-            ds = dz * slope * problem.factor
+            ds = dz * slope * factor(problem)
             dq[row.b, row.i, row.h] += ds * problem.k[row.b, j, row.kv]
             dk[row.b, j, row.kv] += ds * problem.q[row.b, row.i, row.h]
             dv[row.b, j, row.kv] += row.p[n] * g
@@ -193,6 +178,7 @@ def backward(problem: Problem, dout: Array, dlse: Array) -> dict[str, Array]:
 def sum_to(full: Array, shape: tuple[int, ...]) -> Array:
     """The adjoint of broadcasting `shape` to the shape of `full`."""
     added = full.ndim - len(shape)
-    total = full.sum(axis=tuple(range(added)))
+    total: Array = full.sum(axis=tuple(range(added)))
     kept = tuple(axis for axis, size in enumerate(shape) if size == 1 and total.shape[axis] != 1)
-    return total.sum(axis=kept, keepdims=True)
+    summed: Array = total.sum(axis=kept, keepdims=True)
+    return summed
