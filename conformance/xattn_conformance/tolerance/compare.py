@@ -45,9 +45,9 @@ class _Errors:
 def compare(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> Comparison:
     """Compare whole results, laid out as (batch, heads, rows, columns), with the golden ones by name.
 
-    Each that is expected must be in `got`, in the right shape; what else is there is not looked at. Each is looked at in
-    six ways: where it is finite, where it must be met exactly, and its error in standard deviations: the largest element
-    (zmax), the root mean squares of rows (zrow) and of heads (zhead), and the mean of heads (bias).
+    Whatever is expected must be in `got`, in the right shape; what else is there is not looked at. Each is looked at in
+    six ways: where it is finite, where it must be met exactly, and its error in standard deviations: the largest
+    element (zmax), the root mean squares of rows (zrow) and of heads (zhead), and the mean of heads (bias).
     """
     checks: list[Check] = []
     errors = {name: _errors(one, one.of(name, got)) for name, one in expected.items()}
