@@ -1,0 +1,98 @@
+"""A claim says what was counted, never more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from reporting import TITLES, make_report, small_report
+from xattn_conformance.reports.claims import claims
+from xattn_conformance.result import CaseResult, Provenance, Report
+
+
+def clean(**changes: Any) -> Report:
+    """The small report with its failures and its waiver made passes."""
+    cases = []
+    for result in small_report().cases:
+        bad = result.status in ("FAIL", "ERROR", "WAIVED")
+        checks = tuple(check for check in result.checks if check.ok and not check.waiver)
+        cases.append(replace(result, status="PASS", checks=checks) if bad else result)
+    return make_report(cases, **changes)
+
+
+def test_all_passed() -> None:
+    assert claims(clean()) == [
+        "Core 1.0: 36/36, 0 waivers",
+        "Extended 1.0: 12/12, 0 waivers (12 declined as declared)",
+    ]
+
+
+def test_a_claim_stops_at_the_level_of_the_run() -> None:
+    core = [result for result in clean().cases if result.case.level == "core"]
+    assert claims(make_report(core, level="core")) == ["Core 1.0: 36/36, 0 waivers"]
+    assert claims(clean(level="full"))[2:] == ["Full 1.0: no claim, nothing was executed"]
+
+
+def test_failures_and_waivers_are_not_passes() -> None:
+    assert claims(small_report()) == [
+        "Core 1.0: 34/36, 1 waiver on 1 case, 1 failed",
+        "Extended 1.0: 10/12, 0 waivers, 2 failed (12 declined as declared)",
+    ]
+
+
+def test_one_waiver_on_two_cases_and_two_waivers_on_two() -> None:
+    report = small_report()
+    waived = next(result for result in report.cases if result.status == "WAIVED")
+    again = replace(waived, id=f"{waived.id}-again")
+    assert "1 waiver on 2 cases" in claims(make_report([*report.cases, again]))[0]
+    renamed = tuple(replace(check, waiver="XW-2") if check.waiver else check for check in waived.checks)
+    assert "2 waivers on 2 cases" in claims(make_report([*report.cases, replace(again, checks=renamed)]))[0]
+
+
+@pytest.mark.parametrize(
+    ("provenance", "words"),
+    [
+        ("stand-in", "on a stand-in: no statement about the hardware"),
+        ("vendor code elsewhere", "no statement about the hardware"),
+    ],
+)
+def test_what_did_not_run_on_the_hardware_says_so(provenance: Provenance, words: str) -> None:
+    for claim in claims(clean(provenance=provenance)):
+        assert claim.endswith(words)
+        assert "of them" not in claim
+
+
+def test_a_few_cases_on_a_stand_in_are_said_in_the_claim_of_their_level() -> None:
+    cases: list[CaseResult] = list(clean().cases)
+    first = next(index for index, result in enumerate(cases) if result.case.level == "core")
+    cases[first] = replace(cases[first], provenance="stand-in")
+    core, extended = claims(make_report(cases))
+    assert core == "Core 1.0: 36/36, 0 waivers, 1 of them on a stand-in: no statement about the hardware"
+    assert "stand-in" not in extended
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"invalid": "the goldens do not verify"}, "the goldens do not verify"),
+        ({"selection": "*window*"}, "*window*"),
+        ({"cases": ()}, "nothing was executed"),
+        ({"cases": tuple(r for r in small_report().cases if r.status == "UNSUPPORTED")}, "nothing was executed"),
+    ],
+)
+def test_what_counts_for_nothing_claims_nothing_and_says_why(changes: dict[str, Any], why: str) -> None:
+    (said,) = claims(replace(clean(), **changes))
+    assert said.startswith("No claim: ")
+    assert why in said
+    assert "/" not in said
+
+
+def test_a_run_of_one_dtype_is_a_claim_about_that_dtype() -> None:
+    report = clean()
+    cases = tuple(result for result in report.cases if result.case.dtype == "float32")
+    assert claims(replace(report, dtypes=("float32",), cases=cases))[0] == "Core 1.0 (float32 only): 12/12, 0 waivers"
+
+
+def test_the_fixture_has_every_title() -> None:
+    assert {result.case.title for result in small_report().cases} == {title for title, *_ in TITLES}
