@@ -12,13 +12,16 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test conformance lint bench browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+conformance: $(READY)  ## hold every backend present to the golden outputs: build/conformance/<backend>.json, .xml and .html
+	$(BIN)/python -m xattn_conformance run --backend all --level full --out build/conformance $(CONFORMANCE)
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -27,6 +30,10 @@ lint: $(READY)  ## ruff and mypy --strict
 
 bench: $(READY)  ## measure what the documentation promises: a table, build/bench/bench.json and bench.png
 	$(BIN)/python benchmarks/run.py $(BENCH)
+
+browser:  ## the browser that the tests of the report page drive (Debian's packages; needs root where it is missing)
+	command -v chromium chromedriver > /dev/null || \
+	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium chromium-driver; }
 
 clean:
 	rm -rf $(VENV) build dist
