@@ -1,0 +1,77 @@
+"""float32 as a kernel computes with it: the rounding points of a declared arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_conformance.tolerance.arithmetic import Arithmetic, Place
+
+# Of float32, which the types of mixed expressions lose sight of.
+F32 = NDArray[Any]
+
+# Bits of a significand, the leading one included.
+BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
+TF32_BITS = 11
+
+
+def nearest(x: F32, bits: int) -> F32:
+    """x in `bits` significant bits, ties to even, with float32's range of exponents."""
+    dropped = np.uint32(24 - bits)
+    if dropped == 0:
+        return x
+    code = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    half = np.uint32((1 << int(dropped) - 1) - 1)
+    rounded = (code + half + ((code >> dropped) & np.uint32(1))) >> dropped << dropped
+    # A NaN's payload may carry into the exponent.
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
+
+
+def toward_zero(x: F32, bits: int) -> F32:
+    """x cut off after `bits` significant bits."""
+    dropped = np.uint32(max(24 - bits, 0))
+    code = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    return np.where(np.isfinite(x), (code >> dropped << dropped).view(np.float32), x)
+
+
+def to_dtype(x: F32, dtype: str) -> F32:
+    """x rounded to the nearest value of a dtype."""
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return x.astype(np.float16).astype(np.float32)
+    return nearest(x, BITS[dtype])
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The operations of a kernel in the arithmetic that it declares, for inputs of `dtype`."""
+
+    arithmetic: Arithmetic
+    dtype: str
+
+    def flush(self, x: F32) -> F32:
+        if self.arithmetic.subnormals == "kept":
+            return x
+        return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
+
+    def at(self, place: Place, x: F32) -> F32:
+        """x as it is stored at a rounding point."""
+        return self.flush(to_dtype(x, self.dtype) if place == "input" else x)
+
+    def matmul(self, a: F32, b: F32) -> F32:
+        if self.arithmetic.products == "tf32":
+            a, b = nearest(a, TF32_BITS), nearest(b, TF32_BITS)
+        # A NaN or inf that some query may see makes NaN in the products of queries that may not; they are masked.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self.flush(np.matmul(a, b))
+
+    def exp(self, x: F32) -> F32:
+        """Right to the declared bits and no better: cut off, so that all its errors have one sign."""
+        with np.errstate(under="ignore", over="ignore", invalid="ignore"):
+            return self.flush(toward_zero(np.exp(x), self.arithmetic.exp_bits + 1))
+
+    def tanh(self, x: F32) -> F32:
+        return self.flush(toward_zero(np.tanh(x), self.arithmetic.exp_bits + 1))
