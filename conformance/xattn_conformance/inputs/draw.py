@@ -1,0 +1,72 @@
+"""Values out of Philox words by integer arithmetic: no libm, no platform's normal distribution."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_conformance.inputs.philox import words
+from xattn_conformance.problem import Array
+
+Shape = tuple[int, ...]
+Ints = NDArray[np.int64]
+
+# One stream of words for each thing that is drawn. Frozen: a number that changes is another suite.
+STREAMS = {
+    "q": 0,
+    "k": 1,
+    "v": 2,
+    "sinks": 3,
+    "alibi_slopes": 4,
+    "bias": 5,
+    "mask": 6,
+    "seqlens_k": 7,
+    "dout": 8,
+    "dlse": 9,
+    "outlier.q": 10,
+    "outlier.k": 11,
+    "outlier.v": 12,
+    "size.q": 13,
+    "size.k": 14,
+    "size.v": 15,
+    "target": 16,
+    "direction": 17,
+    "flips": 18,
+}
+
+# A sum of 8 bytes has the mean 1020 and the standard deviation 209.02; this makes it 1.0015, and 18 bits are exact in
+# float32 as in float64.
+_UNIT = 157 / 2**15
+_BYTES = np.uint32(0x00FF00FF)
+
+
+class Draw:
+    """A case's random tensors. Element i of a tensor depends on the seed, the stream and i alone."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def integers(self, stream: str, shape: Shape) -> Ints:
+        """32 bits."""
+        return words(self.seed, STREAMS[stream], 0, prod(shape)).astype(np.int64).reshape(shape)
+
+    def bells(self, stream: str, shape: Shape) -> Ints:
+        """-1020 .. 1020, nearly normal: sums of 8 bytes less their mean."""
+        drawn = words(self.seed, STREAMS[stream], 0, 2 * prod(shape))
+        pairs = (drawn & _BYTES) + ((drawn >> np.uint32(8)) & _BYTES)
+        sums = (pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))
+        return (sums.reshape(-1, 2).sum(axis=1, dtype=np.int64) - 1020).reshape(shape)
+
+    def normal(self, stream: str, shape: Shape) -> Array:
+        """Mean 0, standard deviation 1, within 4.9."""
+        return self.bells(stream, shape) * _UNIT
+
+    def uniform(self, stream: str, shape: Shape) -> Array:
+        """[0, 1) in steps of 2^-24."""
+        return (self.integers(stream, shape) >> 8) * 2.0**-24
+
+    def signs(self, stream: str, shape: Shape) -> Array:
+        """-1 or 1."""
+        return 1.0 - 2.0 * (self.integers(stream, shape) & 1)
