@@ -25,7 +25,7 @@ def claims(report: Report) -> list[str]:
     not passed.
     """
     if report.invalid:
-        return [f"No claim: the run is invalid: {report.invalid}"]
+        return [f"No claim: the run is invalid: {report.invalid.splitlines()[0]}"]
     if report.selection != "*":
         return [f"No claim: only the cases {report.selection!r} were run"]
     if not report.executed:
