@@ -33,10 +33,10 @@ def normal(problem: Problem, draw: Draw) -> Problem:
 
 
 def outlier(problem: Problem, draw: Draw) -> Problem:
-    """As flash-attention 3 tests: normal, and one element in 256 has ten times a normal number added."""
+    """As flash-attention 3 tests: normal, and one element in 1024 has ten times a normal number added."""
 
     def spiked(name: str, values: Array) -> Array:
-        struck = draw.integers(f"outlier.{name}", values.shape) % 256 == 0
+        struck = draw.integers(f"outlier.{name}", values.shape) % 1024 == 0
         return values + np.where(struck, 10 * draw.normal(f"size.{name}", values.shape), 0.0)
 
     return replace(problem, q=spiked("q", problem.q), k=spiked("k", problem.k), v=spiked("v", problem.v))
@@ -169,7 +169,7 @@ FAMILIES: dict[str, Family] = {
 
 def boundary_keys(problem: Problem, draw: Draw) -> Ints:
     """(batch, nheads, seqlen_q): for each query, by turns, the last and the first key that it sees, the one past the
-    last, the one before the first, the first of a tile, one of the last tile's length, and any between."""
+    last, the one before the first, the first and the last of a tile, and any between."""
     batch, nheads, seqlen_q, seqlen_k = problem.scores_shape
     if seqlen_k == 0:
         return np.zeros((batch, nheads, seqlen_q), np.int64)
@@ -178,10 +178,12 @@ def boundary_keys(problem: Problem, draw: Draw) -> Ints:
     last = seqlen_k - 1 - seen[..., ::-1].argmax(axis=3)
     drawn = draw.integers("target", (batch, nheads, seqlen_q))
     between = first + drawn % (last - first + 1)
-    near_end = np.maximum(first, last - drawn % TILE)
-    kinds = (last, first, last + 1, first - 1, between // TILE * TILE, near_end, between)
+    tile = between // TILE * TILE
+    # Seven, which divides no tile: a tile's rows get all of them in turn.
+    kinds = (last, first, last + 1, first - 1, tile, np.minimum(tile + TILE - 1, last), between)
     turn = np.arange(seqlen_q) + np.arange(nheads)[:, None] + nheads * np.arange(batch)[:, None, None]
-    return np.clip(np.choose(turn % len(kinds), kinds), 0, seqlen_k - 1)
+    chosen: Ints = np.choose(turn % len(kinds), kinds)
+    return np.clip(chosen, 0, seqlen_k - 1)
 
 
 def _aimed(problem: Problem, targets: Ints, logit: Array) -> Array:

@@ -40,7 +40,8 @@ def hidden_slots(problem: Problem) -> Flags:
     nheads_k = problem.k.shape[2]
     seen = np.broadcast_to(visible(problem).any(axis=2), (batch, nheads, seqlen_k))
     by_group = seen.reshape(batch, nheads_k, nheads // nheads_k, seqlen_k).any(axis=2)
-    return ~by_group.transpose(0, 2, 1)
+    hidden: Flags = np.logical_not(by_group).swapaxes(1, 2)
+    return hidden
 
 
 def poisoned_with(problem: Problem, value: float | Array) -> Problem:

@@ -1,9 +1,10 @@
-"""The tensors of a call beside q, k and v: each option's recipes by name."""
+"""The tensors of a call beside q, k and v: each option's recipes, by the names that `cases.toml` explains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.problem import Array
 
-_LOWEST = -1e4
+# Logarithms and powers by decimal arithmetic: libm's last bit differs between platforms.
+_DECIMAL = Context(prec=30)
+_LOW = -10000.0
 
 
 @dataclass(frozen=True)
@@ -25,95 +28,92 @@ class Sizes:
     seqlen_k: int
 
     @property
-    def full(self) -> tuple[int, int, int, int]:
-        return self.batch, self.nheads, self.seqlen_q, self.seqlen_k
-
-    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes that broadcast to the scores, by the name of a recipe."""
         return {
-            "full": self.full,
+            "full": (self.batch, self.nheads, self.seqlen_q, self.seqlen_k),
             "heads": (1, self.nheads, self.seqlen_q, self.seqlen_k),
             "batch": (self.batch, 1, self.seqlen_q, self.seqlen_k),
+            "matrix": (self.seqlen_q, self.seqlen_k),
             "keys": (self.batch, 1, 1, self.seqlen_k),
             "queries": (1, self.nheads, self.seqlen_q, 1),
-            "matrix": (self.seqlen_q, self.seqlen_k),
         }
 
 
 def sinks(recipe: str, sizes: Sizes, draw: Draw) -> Array:
-    """log: about the logarithm of seqlen_k, half of the mass of normal inputs; high, low: nearly all, nearly none;
-    none: -inf, no weight at all. Heads differ but under zero and none."""
-    steps = np.arange(sizes.nheads) / 8
-    made = {
-        "log": 0.6875 * sizes.seqlen_k.bit_length() + steps,
-        "zero": 0 * steps,
-        "normal": draw.normal("sinks", (sizes.nheads,)),
-        "high": 20 + steps,
-        "low": -20 - steps,
-        "none": np.full(sizes.nheads, -np.inf),
-    }
-    return made[recipe]
+    """(nheads,)"""
+    if recipe == "normal":
+        return draw.normal("sinks", (sizes.nheads,))
+    log = float(_DECIMAL.ln(Decimal(max(sizes.seqlen_k, 1))))
+    return np.full(sizes.nheads, {"log": log, "zero": 0.0, "large": 30.0, "small": -30.0}[recipe])
 
 
 def alibi_slopes(recipe: str, sizes: Sizes, draw: Draw) -> Array:
-    """heads: (nheads,), halves of halves as in the paper. batch: (batch, nheads), every row and head its own.
-    steep: (nheads,), above 1."""
-    head, row = np.arange(sizes.nheads), np.arange(sizes.batch)[:, None]
-    halvings = {"heads": 1 + head % 8, "batch": 1 + (head + 3 * row) % 8}
-    return 1.5 + head if recipe == "steep" else np.ldexp(1.0, -halvings[recipe])
+    """(nheads,), or (batch, nheads) for "batch"."""
+    if recipe == "steep":
+        return np.arange(1.0, sizes.nheads + 1)
+    shape = (sizes.batch, sizes.nheads) if recipe == "batch" else (sizes.nheads,)
+    count = int(np.prod(shape))
+    powers = [_DECIMAL.divide(Decimal(-8 * (n + 1)), Decimal(count)) for n in range(count)]
+    slopes = [float(_DECIMAL.power(Decimal(2), power)) for power in powers]
+    return np.array(slopes).reshape(shape)
 
 
 def bias(recipe: str, sizes: Sizes, draw: Draw) -> Array:
-    """full, heads, batch, keys, queries, matrix: normal, of that shape. masked: full, a quarter -inf and every fifth
-    query wholly. low: full, every other query wholly about -1e4, which masks nothing."""
-    values = draw.normal("bias", sizes.shapes.get(recipe, sizes.full))
-    query = np.arange(sizes.seqlen_q)[:, None]
-    if recipe == "masked":
-        hidden = (draw.integers("mask", sizes.full) % 4 == 0) | (query % 5 == 4)
-        return np.where(hidden, -np.inf, values)
+    """The recipe's name is its shape, but for two."""
+    if recipe == "holes":
+        shape = sizes.shapes["full"]
+        hidden = draw.integers("holes", shape) % 10 < 3
+        hidden[..., -1:] = True
+        return np.where(hidden, -np.inf, draw.normal("bias", shape))
     if recipe == "low":
-        return np.where(query % 2 == 1, _LOWEST, 0.0) + values
-    return values
+        shape = sizes.shapes["batch"]
+        lowered = draw.integers("holes", shape) % 2 == 0
+        lowered[:, :, ::3] = True
+        return np.where(lowered, _LOW, draw.normal("bias", shape))
+    return draw.normal("bias", sizes.shapes[recipe])
 
 
 def mask(recipe: str, sizes: Sizes, draw: Draw) -> NDArray[np.bool_]:
-    """full, heads, batch, keys, queries, matrix: three quarters True, of that shape. dead: full, and every fifth query
-    sees nothing. blocks: (seqlen_q, seqlen_k), documents of 16 that do not see each other. all, none: of
-    (1, 1, 1, 1)."""
-    query, key = np.arange(sizes.seqlen_q)[:, None], np.arange(sizes.seqlen_k)
-    if recipe in ("all", "none"):
-        return np.full((1, 1, 1, 1), recipe == "all")
-    if recipe == "blocks":
-        return query // 16 == key // 16
-    seen = draw.integers("mask", sizes.shapes.get(recipe, sizes.full)) % 4 != 0
-    return seen & (query % 5 != 4) if recipe == "dead" else seen
+    """Of the recipe's shape; True may be attended to."""
+    if recipe == "rows":
+        queries = np.arange(sizes.seqlen_q) % 3 != 2
+        return np.tile(queries[:, None], (sizes.batch, 1, 1, 1))
+    shape = sizes.shapes["full" if recipe in ("random", "one") else recipe]
+    drawn = draw.integers("mask", (*shape[:-1], 1) if recipe == "one" else shape)
+    key = np.arange(sizes.seqlen_k)
+    seen: NDArray[np.bool_] = key == drawn % max(sizes.seqlen_k, 1) if recipe == "one" else drawn % 10 < 7
+    if recipe == "keys":
+        row = np.arange(sizes.batch).reshape(-1, 1, 1, 1)
+        seen &= key < sizes.seqlen_k * (row + 2) // (row + 4)
+    return seen
 
 
 def seqlens_k(recipe: str, sizes: Sizes, draw: Draw) -> NDArray[np.int64]:
-    """ragged: the first row short of seqlen_k, the last of several has all of it, others any from 1. empty: the same
-    but for a first row of 0. full: seqlen_k. one: 1."""
-    longest = sizes.seqlen_k
-    lengths = 1 + draw.integers("seqlens_k", (sizes.batch,)) % max(longest, 1)
-    lengths[:1] = {"ragged": max(5 * longest // 8, 1), "empty": 0, "full": longest, "one": 1}[recipe]
-    if recipe in ("full", "one"):
-        lengths[:] = lengths[:1]
-    elif sizes.batch > 1:
-        lengths[-1] = longest
-    return np.minimum(lengths, longest)
+    """(batch,), never above seqlen_k."""
+    longest, row = sizes.seqlen_k, np.arange(sizes.batch)
+    made: dict[str, NDArray[np.int64]] = {
+        "ragged": longest * (row + 1) // (row + 2),
+        "last": np.full_like(row, max(longest - 1, 0)),
+        "zero": longest * (row % 2),
+        "one": np.ones_like(row),
+        "tiles": 63 + row % 3,
+    }
+    lengths: NDArray[np.int64] = np.minimum(made[recipe], longest)
+    return lengths
 
 
 RECIPES: dict[str, tuple[Callable[[str, Sizes, Draw], Any], tuple[str, ...]]] = {
-    "sinks": (sinks, ("log", "zero", "normal", "high", "low", "none")),
-    "alibi_slopes": (alibi_slopes, ("heads", "batch", "steep")),
-    "bias": (bias, ("full", "heads", "batch", "keys", "queries", "matrix", "masked", "low")),
-    "mask": (mask, ("full", "heads", "batch", "keys", "queries", "matrix", "dead", "blocks", "all", "none")),
-    "seqlens_k": (seqlens_k, ("ragged", "empty", "full", "one")),
+    "sinks": (sinks, ("normal", "log", "zero", "large", "small")),
+    "alibi_slopes": (alibi_slopes, ("powers", "batch", "steep")),
+    "bias": (bias, ("full", "heads", "batch", "matrix", "keys", "queries", "holes", "low")),
+    "mask": (mask, ("random", "heads", "matrix", "keys", "rows", "one")),
+    "seqlens_k": (seqlens_k, ("ragged", "last", "zero", "one", "tiles")),
 }
 
 
 def tensors(options: Mapping[str, Any], sizes: Sizes, draw: Draw) -> dict[str, Any]:
-    """The tensors among a case's options, unrounded."""
+    """The tensors among a case's options, unrounded. Raises ValueError for an unknown recipe."""
     made = {}
     for name, recipe in options.items():
         if name in RECIPES:
