@@ -1,0 +1,183 @@
+"""One case, from its inputs to its status, in this process."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import xattn
+from xattn.registry import registry
+from xattn_conformance import ops
+from xattn_conformance.case import Case
+from xattn_conformance.golden import anchors
+from xattn_conformance.ops.call import Call
+from xattn_conformance.ops.runnable import Answer, RunnableOp
+from xattn_conformance.profiles import waivers
+from xattn_conformance.result import CaseResult, Check, Worst
+from xattn_conformance.running import bits, rules, varied
+from xattn_conformance.running.dump import Dump
+from xattn_conformance.running.failures import STRANGER, raised, trace
+from xattn_conformance.running.reproduce import command
+from xattn_conformance.running.rules import Findings
+from xattn_conformance.running.target import Target
+from xattn_conformance.tolerance.compare import compare
+
+# What is found out about a case, as fields of `CaseResult`.
+Fields = dict[str, Any]
+
+
+def judge(case: Case, target: Target, dump: Dump | None = None) -> CaseResult:
+    """Judge one case. Whatever the backend raises is the case's ERROR."""
+    started = time.perf_counter()
+    try:
+        fields = _judge(case, target, dump)
+    except STRANGER as error:
+        fields = {"status": "ERROR", "message": raised(error), "detail": trace(error)}
+    known: Fields = {"id": case.id, "case": case, "provenance": target.provenance}
+    known |= {"seconds": time.perf_counter() - started, "reproduce": command(case, target.backend, target.device)}
+    return CaseResult(**known, **fields)
+
+
+def _judge(case: Case, target: Target, dump: Dump | None) -> Fields:
+    op = ops.OPS[case.op]
+    problem = op.problem(case)
+    fields: Fields = {"inputs": op.digest(problem)}
+    if op.anchored and (wrong := _other_inputs(case, fields["inputs"])):
+        return {**fields, "status": "INVALID", "message": wrong}
+    if case.id in {each.id for each in op.knob_cases()}:
+        return {**fields, **_knob(op, case, problem, target)}
+    call = op.call(case, problem, target.device)
+    accepted, known = _accepted(op, call, target)
+    return {**fields, **known, **(_served(op, case, problem, call, target, dump) if accepted else {})}
+
+
+def _knob(op: RunnableOp[Any], case: Case, problem: Any, target: Target) -> Fields:
+    """An option that the backend takes must do something: the answer with it is wrong for the call without it."""
+    switch = op.switch(case, problem, target.arithmetic(case), target.device)
+    for call in (switch.off, switch.on):
+        accepted, fields = _accepted(op, call, target)
+        if not accepted:
+            return fields
+    results = target.run(switch.on)
+    found = Findings()
+    if rules.look(results, op.results(switch.on), target.device, found):
+        got = {name: op.layout(name, tensor) for name, tensor in results.items()}
+        passes = not compare(switch.expected_off, got).failed
+        found.rule("knob.ignored", int(passes), "accepted and ignored: the answer is right for the call without it")
+    return {**fields, "output": bits.digest(results), **_settled(case, target, found)}
+
+
+def _accepted(op: RunnableOp[Any], call: Call, target: Target) -> tuple[bool, Fields]:
+    """Whether the backend takes the call, and the result if it does not."""
+    answer = _asked(op, call, target)
+    fields: Fields = {"kernel": answer.kernel}
+    if answer.reasons:
+        return False, {**fields, **_declined(call, answer, target)}
+    if undeclared := _undeclared(answer, target):
+        said = f"accepted {', '.join(undeclared)} without declaring it"
+        return False, {**fields, "status": "FAIL", "message": said}
+    return True, fields
+
+
+def _other_inputs(case: Case, digest: str) -> str:
+    known = anchors.digest_of(case)
+    if known is None:
+        return "the golden manifest does not know this case"
+    return "" if known == digest else "the inputs made here are not those of the golden manifest"
+
+
+def _asked(op: RunnableOp[Any], call: Call, target: Target) -> Answer:
+    """What the backend says before it runs. Raises RuntimeError where it fails to say anything."""
+    with torch.set_grad_enabled(bool(call.wanted)):
+        answer = op.explain(call, target.backend)
+    for reason in answer.reasons:
+        if reason.code in ("broken", "disabled"):
+            raise RuntimeError(f"{target.backend} is {reason.code}: {reason.got}")
+    return answer
+
+
+def _undeclared(answer: Answer, target: Target) -> list[str]:
+    """What the call uses and the backend's capability block lacks."""
+    block = registry().entries[target.backend].backend.block(answer.request)
+    return [f"device={answer.request.device}"] if block is None else [r.code for r in block.reasons(answer.request)]
+
+
+def _declined(call: Call, answer: Answer, target: Target) -> Fields:
+    """A case that the backend says it cannot serve: calling it by name must raise exactly the same reasons."""
+    stated = tuple(reason.as_dict() for reason in answer.reasons)
+    codes = ", ".join(reason.code for reason in answer.reasons)
+    fields: Fields = {"reasons": stated, "status": "FAIL"}
+    try:
+        target.run(call)
+    except xattn.UnsupportedError as error:
+        reasons = tuple(error.reasons.get(target.backend, ()))
+        if reasons == answer.reasons:
+            return {**fields, "status": "UNSUPPORTED", "message": f"declined, as declared: {codes}"}
+        others = ", ".join(reason.code for reason in reasons) or "none"
+        return {**fields, "message": f"states the reasons {codes}, and raises with others: {others}"}
+    except STRANGER as error:
+        said = f"states reasons ({codes}), and raises {raised(error)}; want xattn.UnsupportedError"
+        return {**fields, "message": said, "detail": trace(error)}
+    return {**fields, "message": f"states reasons ({codes}), and serves the call all the same"}
+
+
+def _served(op: RunnableOp[Any], case: Case, problem: Any, call: Call, target: Target, dump: Dump | None) -> Fields:
+    before = bits.copies(rules.inputs(call))
+    try:
+        results = target.run(call)
+    except xattn.UnsupportedError as error:
+        said = f"states no reason, and declines: {str(error).splitlines()[0]}"
+        return {"status": "FAIL", "message": said, "detail": trace(error)}
+    found = Findings()
+    comparable = rules.look(results, op.results(call), target.device, found)
+    rules.inputs_kept(call, before, found)
+    fields: Fields = {"output": bits.digest(results)}
+    expected = op.expected(case, problem, target.arithmetic(case))
+    if dump is not None:
+        dump.write(op.inputs(problem), results, expected)
+    if not comparable:
+        return {**fields, **_settled(case, target, found)}
+    got = {name: op.layout(name, tensor) for name, tensor in results.items()}
+    if op.by_chance(case):
+        got, extra = op.without_chance(case, expected, got)
+        found.checks += extra
+        _seeds(call, target, results, found)
+    comparison = compare(expected, got)
+    found.checks += comparison.checks
+    left_out = varied.look(op, case, problem, call, target, results, expected, found)
+    seen: Fields = {"worst": comparison.worst, "heat": comparison.heat, "histogram": comparison.histogram}
+    return {**fields, **seen, **_settled(case, target, found, comparison.worst, left_out)}
+
+
+def _seeds(call: Call, target: Target, results: Mapping[str, torch.Tensor], found: Findings) -> None:
+    """Chance follows torch's generator: the same seed gives the same bits, another seed others."""
+    again, other = target.run(call), target.run_seeded(call, 1)
+    count = sum(bits.differing(results[name], tensor) for name, tensor in again.items())
+    found.rule("seed.bits", count, f"after the same torch.manual_seed, {count} elements differ")
+    same = bits.differing(results["out"], other["out"]) == 0
+    found.rule("seed.ignored", int(same), "another torch.manual_seed gives the same bits")
+
+
+def _settled(case: Case, target: Target, found: Findings, worst: Worst | None = None, left_out: str = "") -> Fields:
+    """Status and message, waivers applied."""
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    settled = waivers.settle(case.id, target.kind, found.checks, target.profile.waiver, today)
+    said = [*found.sentences, *settled.problems]
+    if not said:
+        said = [_measured(check, worst) for check in settled.checks if not check.ok][:1]
+    if settled.status == "WAIVED":
+        said = sorted({f"waived by {check.waiver}: {check.name}" for check in settled.checks if check.waiver})
+    message = "; ".join([*said, *([left_out] if left_out else [])])
+    return {"checks": settled.checks, "status": settled.status, "message": message}
+
+
+def _measured(check: Check, worst: Worst | None) -> str:
+    value = "not a finite number" if check.value is None else f"{check.value:.4g}"
+    said = f"{check.name} is {value}, limit {check.limit:.4g}"
+    if worst is None or ":" in check.name:
+        return said
+    return f"{said}; worst: {worst.tensor}{list(worst.index)} is {worst.got}, want {worst.want}"

@@ -1,0 +1,212 @@
+"""Worker processes, seen from the runner: asked one thing at a time, replaced when they crash or hang."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+
+from xattn_conformance.case import Case
+from xattn_conformance.result import Canary, CaseResult, Provenance
+from xattn_conformance.running.protocol import (
+    Canaries,
+    Caught,
+    Judge,
+    Judged,
+    Ready,
+    Refused,
+    Reply,
+    Request,
+    Start,
+    decode_reply,
+    encode,
+)
+from xattn_conformance.running.reproduce import command
+from xattn_conformance.running.target import TargetError
+
+TIMEOUT = 120.0
+# A worker's start imports torch and the plugins, and its first case the vendor's package.
+_FIRST = 3
+
+# So much of what a worker printed stands beside a case that killed it.
+_TAIL = 4000
+
+
+class DeadWorkerError(RuntimeError):
+    """A worker ended, or was ended, before it answered. printed: the end of what it had printed."""
+
+    def __init__(self, message: str, printed: str) -> None:
+        super().__init__(message)
+        self.printed = printed
+
+
+class Process:
+    """One worker process, from its start to its end."""
+
+    def __init__(self, start: Start, timeout: float) -> None:
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "xattn_conformance.running.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._printed,
+            env={**os.environ, **_threads(start.threads)},
+        )
+        self._timed_out = False
+        self.first = True
+        reply = self.ask(start, max(_FIRST * timeout, TIMEOUT))
+        if isinstance(reply, Refused):
+            self.end()
+            raise TargetError(reply.message)
+        assert isinstance(reply, Ready)
+        self.ready = reply
+
+    def ask(self, request: Request, timeout: float) -> Reply:
+        """Raises DeadWorkerError where no answer comes."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        timer = threading.Timer(timeout, self._give_up)
+        timer.start()
+        try:
+            self._process.stdin.write(encode(request) + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        finally:
+            timer.cancel()
+        if line.endswith(b"\n"):
+            reply: Reply = decode_reply(line)
+            return reply
+        message = f"gave no answer within {timeout:g} s" if self._timed_out else _epitaph(self._process.wait())
+        printed = self._tail()
+        self.end()
+        raise DeadWorkerError(message, printed)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._printed):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):  # what was left to write went to a dead process
+                stream.close()
+
+    def _give_up(self) -> None:
+        self._timed_out = True
+        self._process.kill()
+
+    def _tail(self) -> str:
+        size = self._printed.seek(0, os.SEEK_END)
+        self._printed.seek(max(0, size - _TAIL))
+        return self._printed.read().decode(errors="replace").strip()
+
+
+class Judging:
+    """Judges cases in one process after the other. Raises TargetError where the target is not there to begin with."""
+
+    def __init__(self, start: Start, timeout: float = TIMEOUT) -> None:
+        self._start, self._timeout = start, timeout
+        self._process: Process | None = None
+        self._provenance: Provenance = "vendor code elsewhere"
+
+    def ready(self) -> Ready:
+        """Start a process, if there is none."""
+        if self._process is None:
+            self._process = Process(self._start, self._timeout)
+            self._provenance = self._process.ready.provenance
+        return self._process.ready
+
+    def judge(self, case: Case, dump: Path | None = None) -> CaseResult:
+        """Whatever becomes of the process is the case's result."""
+        try:
+            self.ready()
+            assert self._process is not None
+            timeout = self._timeout * (_FIRST if self._process.first else 1)
+            reply = self._process.ask(Judge(case, None if dump is None else str(dump.resolve())), timeout)
+        except DeadWorkerError as death:
+            self._process = None
+            return self._lost(case, death)
+        self._process.first = False
+        assert isinstance(reply, Judged)
+        if reply.ended:
+            self.close()
+        return reply.result
+
+    def canaries(self, names: tuple[str, ...], dtype: str) -> tuple[Canary, ...]:
+        self.ready()
+        assert self._process is not None
+        reply = self._process.ask(Canaries(names, dtype), _FIRST * TIMEOUT)
+        assert isinstance(reply, Caught)
+        return reply.canaries
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+    def _lost(self, case: Case, death: DeadWorkerError) -> CaseResult:
+        return CaseResult(
+            id=case.id,
+            case=case,
+            status="ERROR",
+            provenance=self._provenance,
+            message=f"the process that ran the case {death}",
+            detail=death.printed,
+            reproduce=command(case, self._start.backend, self._start.device),
+        )
+
+
+class Pool:
+    """Several of them at once."""
+
+    def __init__(self, members: Sequence[Judging]) -> None:
+        self.members = members
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._closed.set()
+        for member in self.members:
+            member.close()
+
+    def judge(self, cases: Sequence[Case]) -> Iterator[CaseResult]:
+        """Results as they come, started in the order of `cases`."""
+        todo: SimpleQueue[Case | None] = SimpleQueue()
+        done: SimpleQueue[CaseResult | Exception] = SimpleQueue()
+        for each in (*cases, *[None] * len(self.members)):
+            todo.put(each)
+
+        def work(member: Judging) -> None:
+            try:
+                while (case := todo.get()) is not None and not self._closed.is_set():
+                    done.put(member.judge(case))
+            except Exception as error:  # the runner's own: it belongs to whoever reads the results
+                done.put(error)
+
+        for member in self.members:
+            threading.Thread(target=work, args=(member,), daemon=True).start()
+        for _ in cases:
+            found = done.get()
+            if isinstance(found, Exception):
+                raise found
+            yield found
+
+
+def _epitaph(code: int) -> str:
+    return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _threads(count: int | None) -> dict[str, str]:
+    """NumPy's matrix products have threads of their own, which only the environment can number."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {} if count is None else {name: os.environ.get(name, str(count)) for name in names}

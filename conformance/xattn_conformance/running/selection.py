@@ -1,0 +1,22 @@
+"""Which cases a run has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from math import prod
+
+from xattn_conformance import ops
+from xattn_conformance.case import LEVELS, Case, Level
+
+
+def select(level: Level, dtypes: Collection[str], pattern: str = "*") -> list[Case]:
+    """The cases of a level and those below it whose ids match the pattern, in the order of their tables."""
+    levels = LEVELS[: LEVELS.index(level) + 1]
+    every = [case for op in ops.OPS.values() for case in (*op.cases(), *op.knob_cases())]
+    return [case for case in every if case.level in levels and case.dtype in dtypes and fnmatchcase(case.id, pattern)]
+
+
+def slowest_first(cases: Collection[Case]) -> list[Case]:
+    """So that no worker is left alone with a long one at the end. Work grows with the product of all sizes."""
+    return sorted(cases, key=lambda case: prod(case.shape.values()) * (3 if case.grads else 1), reverse=True)

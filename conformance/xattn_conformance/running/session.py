@@ -1,0 +1,165 @@
+"""A whole run of one backend: goldens, profile, canaries, cases, report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xattn_conformance.case import DTYPES, Case, Level
+from xattn_conformance.golden import verify as goldens
+from xattn_conformance.profiles import load as profiles
+from xattn_conformance.profiles.schema import ProfileError
+from xattn_conformance.result import SCHEMA, SUITE, Canary, CaseResult, Provenance, Report
+from xattn_conformance.running import canaries, environment, target
+from xattn_conformance.running.pool import TIMEOUT, DeadWorkerError, Judging, Pool
+from xattn_conformance.running.protocol import Start
+from xattn_conformance.running.selection import select, slowest_first
+from xattn_conformance.running.target import TargetError
+
+# Told how many cases there are, and then each result as it comes.
+Progress = Callable[[int, CaseResult | None], None]
+
+
+@dataclass
+class Session:
+    """What a run is about, and what it found out before its first case. invalid: why there is none."""
+
+    backend: str
+    device: str
+    level: Level
+    selection: str
+    dtypes: tuple[str, ...]
+    cases: list[Case]
+    jobs: int
+    timeout: float
+    start: Start | None = None
+    invalid: str = ""
+    profile: str = ""
+    profile_source: str = ""
+    provenance: Provenance = "vendor code elsewhere"
+    environment: dict[str, Any] = field(default_factory=environment.here)
+    canaries: tuple[Canary, ...] = ()
+    started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc))
+    clock: float = field(default_factory=time.perf_counter)
+
+    def report(self, results: Iterable[CaseResult]) -> Report:
+        order = {case.id: place for place, case in enumerate(self.cases)}
+        return Report(
+            schema=SCHEMA,
+            suite=SUITE,
+            backend=self.backend,
+            device=self.device,
+            level=self.level,
+            dtypes=self.dtypes,
+            selection=self.selection,
+            started=self.started.isoformat(timespec="seconds"),
+            seconds=time.perf_counter() - self.clock,
+            provenance=self.provenance,
+            goldens=goldens.manifest_digest(),
+            invalid=self.invalid,
+            environment=self.environment,
+            profile=self.profile,
+            profile_source=self.profile_source,
+            canaries=self.canaries,
+            cases=tuple(sorted(results, key=lambda result: order[result.id])),
+        )
+
+
+def run(
+    backend: str,
+    device: str | None = None,
+    level: Level = "core",
+    case: str = "*",
+    dtypes: Sequence[str] = DTYPES,
+    jobs: int | None = None,
+    profile: Path | None = None,
+    timeout: float = TIMEOUT,
+    progress: Progress = lambda total, result: None,
+    dump: Path | None = None,
+) -> Report:
+    """Judge a backend and report.
+
+    device:  torch's name for it; None is the first that the backend declares and this machine has.
+    case:    a pattern of ids, as a shell's.
+    jobs:    processes at once; None is one a CPU, up to 8, on a CPU, up to 4 on CUDA, and otherwise one.
+    profile: a file in place of the backend's own profile.
+    timeout: seconds for a case before it is given up; the first of a process, which imports, gets three times that.
+    dump:    a file for the tensors of the case, where there is one alone.
+
+    Raises TargetError for a backend, device or selection that is not there. What makes a run invalid (goldens that do
+    not verify, a profile that is refused, a wrong kernel that is not caught) is in the report, which then has no
+    cases.
+    """
+    session = opened(backend, device, level, case, dtypes, jobs, timeout)
+    if dump is not None and len(session.cases) != 1:
+        raise TargetError(f"a dump is of one case, and {len(session.cases)} match {case!r}")
+    first = prepare(session, profile)
+    if first is None:
+        return session.report(())
+    assert session.start is not None
+    results = []
+    with Pool([first, *(Judging(session.start, timeout) for _ in range(session.jobs - 1))]) as pool:
+        progress(len(session.cases), None)
+        for result in [first.judge(session.cases[0], dump)] if dump else pool.judge(slowest_first(session.cases)):
+            results.append(result)
+            progress(len(session.cases), result)
+    return session.report(results)
+
+
+def opened(
+    backend: str,
+    device: str | None,
+    level: Level,
+    case: str,
+    dtypes: Sequence[str],
+    jobs: int | None = None,
+    timeout: float = TIMEOUT,
+) -> Session:
+    """A run that nothing was done for yet. Raises TargetError."""
+    target.check_backend(backend)
+    device = device or target.default_device(backend)
+    cases = select(level, dtypes, case)
+    if not cases:
+        raise TargetError(f"no case of level {level} in {', '.join(dtypes)} matches {case!r}")
+    workers = max(1, min(_processes(device) if jobs is None else jobs, len(cases)))
+    return Session(backend, device, level, case, tuple(dtypes), cases, workers, timeout)
+
+
+def prepare(session: Session, profile: Path | None = None) -> Judging | None:
+    """Everything that comes before the first case; fills in the session. Returns a worker that stands ready, or None
+    for a run that is invalid. Raises TargetError where the worker finds no such device or executor."""
+    if problems := goldens.verify():
+        session.invalid = "the goldens do not verify: " + "; ".join(problems)
+        return None
+    try:
+        loaded = profiles.load(session.backend, profile)
+    except ProfileError as error:
+        session.invalid = str(error)
+        return None
+    session.profile, session.profile_source = loaded.text, loaded.source
+    threads = 1 if session.jobs > 1 and session.device.startswith("cpu") else None
+    session.start = Start(session.backend, session.device, loaded.text, threads)
+    worker = Judging(session.start, session.timeout)
+    try:
+        ready = worker.ready()
+        session.provenance = ready.provenance
+        session.environment = {**ready.environment, **session.environment}
+        session.canaries = worker.canaries(canaries.chosen(session.started), session.dtypes[0])
+    except DeadWorkerError as death:
+        session.invalid = f"the process that prepared the run {death}\n{death.printed}".rstrip()
+        return None
+    if loose := [canary.name for canary in session.canaries if not canary.caught_by]:
+        session.invalid = f"wrong kernels pass the comparison: {', '.join(loose)}"
+        worker.close()
+        return None
+    return worker
+
+
+def _processes(device: str) -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"cpu": min(cpus, 8), "cuda": min(cpus, 4)}.get(device.partition(":")[0], 1)

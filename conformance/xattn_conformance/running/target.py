@@ -1,0 +1,117 @@
+"""What is judged: a backend on a device, under a profile, run by an executor."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+import xattn
+from xattn.devices import hardware
+from xattn.registry import registry
+from xattn_conformance.case import Case
+from xattn_conformance.ops.call import Call, Execute, execute
+from xattn_conformance.profiles.schema import Profile
+from xattn_conformance.result import Provenance
+from xattn_conformance.tolerance.arithmetic import Arithmetic
+
+# From the strongest statement to the weakest.
+_PROVENANCES: tuple[Provenance, ...] = get_args(Provenance)
+
+
+class TargetError(ValueError):
+    """The run asks for a backend, a device or an executor that is not there."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """backend: its name in xattn. device: torch's name for it. kind: xattn's, as in `Request.device`.
+
+    execute: runs a call; by default the public call, eagerly.
+    """
+
+    backend: str
+    device: str
+    kind: str
+    profile: Profile
+    execute: Execute
+    provenance: Provenance
+
+    def arithmetic(self, case: Case) -> Arithmetic:
+        return self.profile.arithmetic_for(self.kind, case.dtype)
+
+    def run(self, call: Call) -> dict[str, Tensor]:
+        """The results of the call. The random numbers of dropout are the same at every call."""
+        return self.run_seeded(call, 0)
+
+    def run_seeded(self, call: Call, seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        return call.run(self.backend, self._checked)
+
+    def _checked(self, op: str, arguments: Mapping[str, Any], backend: str) -> Any:
+        returned = self.execute(op, arguments, backend)
+        if not isinstance(returned, Tensor | xattn.AttentionOutput):
+            raise TypeError(f"the backend returned {type(returned).__name__}, want a tensor or xattn.AttentionOutput")
+        return returned
+
+
+def make(backend: str, device: str, profile: Profile) -> Target:
+    """Raises TargetError for a backend that is unknown or disabled, a device that is not there, and an executor that
+    cannot be loaded."""
+    check_backend(backend)
+    try:
+        torch.empty(0, device=device)
+        kind, _ = hardware(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise TargetError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
+    provenance: Provenance = "hardware" if kind in profile.hardware else "vendor code elsewhere"
+    run: Execute = execute
+    if profile.executor:
+        run, said = _executor(profile.executor)
+        provenance = max(provenance, said, key=_PROVENANCES.index)
+    return Target(backend, device, kind, profile, run, provenance)
+
+
+def check_backend(backend: str) -> None:
+    """Raises TargetError unless xattn has a backend of this name that a call can reach."""
+    entry = registry().entries.get(backend)
+    if entry is None:
+        others = registry().names(backend)
+        hint = f"{backend!r} is a plugin; name one of its backends: {', '.join(others)}" if others else ""
+        raise TargetError("\n".join([hint or registry().unknown(backend), *registry().problems()]))
+    if entry.disabled_by is not None:
+        raise TargetError(f"the backend {backend!r} is disabled by {entry.disabled_by}; unset it to judge the backend")
+
+
+def default_device(backend: str) -> str:
+    """The first device among the backend's capability blocks that this machine has. Raises TargetError for none."""
+    check_backend(backend)
+    here = ["cpu"]
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+        here += [] if accelerator is None else [accelerator.type]
+    kinds = {hardware(torch.device(name))[0]: name for name in here}
+    declared = [block.device for block in registry().entries[backend].backend.capabilities]
+    for kind in declared:
+        if kind in (*kinds, "any"):
+            return kinds.get(kind, "cpu")
+    raise TargetError(
+        f"{backend} declares {', '.join(declared)}, and this machine has {', '.join(kinds)}; see --device"
+    )
+
+
+def _executor(name: str) -> tuple[Execute, Provenance]:
+    """The object "package.module:attribute" and how its results are obtained."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TargetError(f"the profile's executor {name!r} cannot be loaded: {error}") from error
+    said = getattr(found, "provenance", None)
+    if not callable(found) or said not in _PROVENANCES:
+        wanted = ", ".join(map(repr, _PROVENANCES))
+        raise TargetError(f"the executor {name!r} must be callable, with an attribute provenance out of {wanted}")
+    return found, said

@@ -1,0 +1,97 @@
+"""The variations of a case: further calls that must lead to the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from xattn_conformance.case import Case
+from xattn_conformance.ops.call import Call
+from xattn_conformance.ops.runnable import RunnableOp, Variation
+from xattn_conformance.running import bits
+from xattn_conformance.running.rules import Findings
+from xattn_conformance.running.target import Target
+from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.expected import Expected
+
+
+def look(
+    op: RunnableOp[Any],
+    case: Case,
+    problem: Any,
+    call: Call,
+    target: Target,
+    results: Mapping[str, Tensor],
+    expected: Mapping[str, Expected],
+    found: Findings,
+) -> str:
+    """Make every variation of the case and compare it with `results`, or, where the profile promises no equal bits,
+    with the golden. Returns what was left out, and why; a variation that the backend declines is no case of its own."""
+    left_out = []
+    for name in case.variations:
+        varied = _repeat(call) if name == "repeat" else op.vary(name, case, problem, call, target.device)
+        codes = sorted({code for each in varied.calls for code in _declined(op, each, target)})
+        if codes:
+            left_out.append(f"the variation {name} is left out: declined for {', '.join(codes)}")
+            continue
+        others = varied.gather([target.run(each) for each in varied.calls])
+        if promised(name, case, target):
+            counts = {result: bits.differing(results[result], tensor) for result, tensor in others.items()}
+            differ = ", ".join(f"{count} of {result}" for result, count in counts.items() if count)
+            found.rule(f"{name}.bits", sum(counts.values()), f"{_SAID[name]}, elements differ: {differ}")
+        else:
+            _compare(name, op, case, results, others, expected, found)
+    return "; ".join(left_out)
+
+
+# What a variation did, for the sentence about its failure.
+_SAID = {
+    "repeat": "in the same call again",
+    "poison": "with other values where no query may look",
+    "batch": "with each batch row called alone",
+    "strides": "with the same values in another memory layout",
+    "padding": "with keys past seqlens_k appended",
+}
+
+
+def promised(name: str, case: Case, target: Target) -> bool:
+    """Whether the variation must give the same bits: as the profile says, and nothing can where a mere repetition need
+    not. A case that asks for determinism asks for the latter whatever the profile says."""
+    bitwise = target.profile.bitwise
+    repeat = bitwise.repeat or bool(case.options.get("deterministic"))
+    return repeat and (name == "repeat" or bool(getattr(bitwise, name)))
+
+
+def _repeat(call: Call) -> Variation:
+    return Variation((call,), lambda found: dict(found[0]))
+
+
+def _declined(op: RunnableOp[Any], call: Call, target: Target) -> list[str]:
+    with torch.set_grad_enabled(bool(call.wanted)):
+        return [reason.code for reason in op.explain(call, target.backend).reasons]
+
+
+def _compare(
+    name: str,
+    op: RunnableOp[Any],
+    case: Case,
+    results: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
+    expected: Mapping[str, Expected],
+    found: Findings,
+) -> None:
+    """Compare a variation's results with the golden: its checks carry its name."""
+    for result, tensor in others.items():
+        said = f"{_SAID[name]}, {result} has the shape {tuple(tensor.shape)}, want {tuple(results[result].shape)}"
+        if not found.rule(f"{name}:{result}.shape", int(tensor.shape != results[result].shape), said):
+            return
+    got = {result: op.layout(result, tensor) for result, tensor in others.items()}
+    if op.by_chance(case):
+        got, _ = op.without_chance(case, expected, got)
+    there = {name: one for name, one in expected.items() if (name if one.part is None else one.part[0]) in got}
+    comparison = compare(there, got)
+    found.checks += [msgspec.structs.replace(check, name=f"{name}:{check.name}") for check in comparison.checks]
