@@ -28,8 +28,6 @@ WAIVED_LIMIT = 5.2
 REASON = {"code": "softcap", "got": "50.0", "want": "off", "hint": "Call it without softcap."}
 CRASH = "RuntimeError: </script> & <b>"
 TRACEBACK = f'Traceback (most recent call last):\n  File "acme/kernel.py", line 7, in launch\n{CRASH}'
-PROFILE = 'schema = 1\nbackend = "acme"\nhardware = ["cuda"]\n\n[arithmetic]\nexp_bits = 20\n'
-
 # What a title asks for: (title, options, features, level).
 TITLES: tuple[tuple[str, dict[str, Any], tuple[str, ...], Level], ...] = (
     ("plain", {}, ("plain",), "core"),
@@ -61,10 +59,38 @@ def make_case(title: int, dtype: str, family: str, seqlen: int, **changes: Any) 
     return Case(**{**fields, **changes})
 
 
+# The one case of the small report that is waived, and the profile that waives it.
+WAIVED = make_case(1, "float16", "needle", 129).id
+PROFILE = f"""
+schema = 1
+backend = "acme"
+hardware = ["cuda"]
+
+[arithmetic]
+exp_bits = 20
+
+[[waiver]]
+id = "XW-1"
+cases = ["{WAIVED}"]
+check = "out.zrow"
+observed = 4.9
+limit = {WAIVED_LIMIT}
+device = "cuda"
+kernel = "acme 1.4.2"
+effect = "The last row of a tile is rounded twice."
+upstream = "https://git.acme.example/kernels/issues/7"
+filed = 2026-04-20
+expires = 2026-07-01
+owner = "kernels at acme"
+"""
+
+
 def make_checks(rng: random.Random, case: Case, worst: float = 0.6) -> list[Check]:
     """Checks as a comparison leaves them; `worst` is the largest value relative to its limit."""
     tensors = ["out"] + ["lse"] * ("return_lse" in case.features) + [f"d{name}" for name in "qkv" if case.grads]
-    checks = [Check(name=f"out.{name}", value=0.0, limit=0.0) for name in ("shape", "dtype", "finite", "dead")]
+    rules = ("missing", "shape", "dtype", "finite", "exact")
+    checks = [Check(name=f"{tensor}.{rule}", value=0.0, limit=0.0) for tensor, rule in product(tensors, rules)]
+    checks += [Check(name=f"{variation}.bits", value=0.0, limit=0.0) for variation in case.variations]
     checks += [
         Check(name=f"{tensor}.{metric}", value=limits * worst * rng.uniform(0.3, 1.0), limit=limits, count=2048)
         for tensor, (metric, limits) in product(tensors, LIMITS.items())
@@ -149,7 +175,7 @@ def make_report(results: list[CaseResult], **changes: Any) -> Report:
             "suite": {"version": SUITE, "commit": "0f3c2a9", "dirty": False},
             "torch": "2.13.0",
             "python": "3.11.9",
-            "device": {"name": "ACME X1", "arch": "ax100"},
+            "device": {"kind": "cuda", "name": "ACME X1", "arch": "ax100"},
             "variables": {"XATTN_DISABLE": "", "CUDA_VISIBLE_DEVICES": "0"},
         },
         "profile": PROFILE,
@@ -198,3 +224,12 @@ def large_report(count: int = 2500) -> Report:
         status: Status = "FAIL" if index % 100 == 0 else "UNSUPPORTED" if index % 9 == 0 else "PASS"
         results.append(become(rng, result, status))
     return make_report(results, level="full")
+
+
+def changed(report: Report, id_: str, **changes: Any) -> Report:
+    """The report with one of its cases changed."""
+    return replace(report, cases=tuple(replace(r, **changes) if r.id == id_ else r for r in report.cases))
+
+
+def first(report: Report, status: Status) -> CaseResult:
+    return next(result for result in report.cases if result.status == status)

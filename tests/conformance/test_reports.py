@@ -1,4 +1,4 @@
-"""What is derived from a report: JUnit, comparison, verification, and the data of the page."""
+"""JUnit XML: as a reader of JUnit sees it, nothing that failed or was left out looks like a pass."""
 
 from __future__ import annotations
 
