@@ -56,7 +56,7 @@ class Draw:
         drawn = words(self.seed, STREAMS[stream], 0, 2 * prod(shape))
         pairs = (drawn & _BYTES) + ((drawn >> np.uint32(8)) & _BYTES)
         sums = (pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))
-        totals: Ints = sums.reshape(-1, 2).sum(axis=1, dtype=np.int64) - 1020
+        totals: Ints = (sums[0::2] + sums[1::2]).astype(np.int64) - 1020
         return totals.reshape(shape)
 
     def normal(self, stream: str, shape: Shape) -> Array:
