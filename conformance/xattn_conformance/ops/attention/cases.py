@@ -95,13 +95,12 @@ def _cases(table: Table, group: Group, dtype: str) -> Iterator[Case]:
 
 
 def _in_turn(turn: int, lists: Sequence[Sequence[str]]) -> list[str]:
-    """One of each list. After each round of the lists before it a list is moved on by one more, so that lists of one
-    length do not stay side by side."""
-    picked, step, moved = [], 1, turn
+    """One of each list. A list is moved on by one more after its rounds, later lists after more of them: what stands
+    side by side in one round, with another list or with options that alternate, does not in the next."""
+    picked, rounds = [], 1
     for each in lists:
-        picked.append(each[moved % len(each)])
-        step *= len(each)
-        moved += turn // step
+        rounds *= len(each)
+        picked.append(each[(turn + turn // rounds) % len(each)])
     return picked
 
 
