@@ -66,8 +66,8 @@ class Backward:
             dlogits[..., keys] = dz
         results = {
             "dq": grouped.result(numbers.at("input", dq * grouped.scale)),
-            "dk": self.group(dk * grouped.scale),
-            "dv": self.group(dv),
+            "dk": self.group("dk", dk * grouped.scale),
+            "dv": self.group("dv", dv),
         }
         if "bias" in self.problem.grads:
             results["dbias"] = self.bias_gradient(dlogits)
@@ -94,21 +94,22 @@ class Backward:
         if self.problem.softcap is None:
             return np.ones((1, 1, 1, 1, 1), dtype=np.float32)
         capped = self.kernel.cap(self.kernel.scaled(scores)) / np.float32(self.problem.softcap)
-        return np.where(visible, 1 - capped * capped, np.float32(0))
+        slope: F32 = np.where(visible, 1 - capped * capped, np.float32(0))
+        return slope
 
     def accumulate(self, dq: F32, ds: F32, k: F32) -> F32:
-        dq = dq + self.numbers.matmul(ds, k)
-        return dq
+        grown: F32 = dq + self.numbers.matmul(ds, k)
+        return grown
 
     def key_gradients(self, ds: F32) -> F32:
         return self.numbers.matmul(ds.swapaxes(-1, -2), self.grouped.q)
 
-    def group(self, shares: F32) -> Array:
+    def group(self, name: str, shares: F32) -> Array:
         """dK or dV from every query head's share: (batch, nheads_k, seqlen_k, columns)."""
         rounded = self.numbers.at(self.arithmetic.head_gradients, shares)
-        return self.numbers.at("input", self.reduce(rounded)).astype(np.float64)
+        return self.numbers.at("input", self.reduce(name, rounded)).astype(np.float64)
 
-    def reduce(self, shares: F32) -> F32:
+    def reduce(self, name: str, shares: F32) -> F32:
         total: F32 = shares.sum(axis=2)
         return total
 

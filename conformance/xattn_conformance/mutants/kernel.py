@@ -59,7 +59,7 @@ class Kernel:
             seen = self.grouped.seen(visible)
             logits = self.logits(self.scores(self.query(), self.keys(keys, seen)), keys, visible)
             new = self.top(top, logits)
-            base = np.where(new == -INF, np.float32(0), new)  # rows that have seen nothing yet
+            base = self.base(new)
             with np.errstate(invalid="ignore"):
                 p, factor = self.numbers.exp(logits - base), self.numbers.exp(top - base)
             total = self.denominator(total, factor, p)
@@ -108,22 +108,26 @@ class Kernel:
         largest: F32 = np.maximum(top, logits.max(axis=-1, keepdims=True))
         return largest
 
+    def base(self, top: F32) -> F32:
+        """What is subtracted from the logits: 0 for rows that have seen nothing yet."""
+        return np.where(top == -INF, np.float32(0), top)
+
     def denominator(self, total: F32, factor: F32, p: F32) -> F32:
-        total = total * factor + p.sum(axis=-1, keepdims=True)
-        return total
+        grown: F32 = total * factor + p.sum(axis=-1, keepdims=True)
+        return grown
 
     def probabilities(self, p: F32) -> F32:
         return self.numbers.at(self.numbers.arithmetic.probabilities, p)
 
     def accumulate(self, acc: F32, factor: F32, p: F32, v: F32) -> F32:
         with np.errstate(invalid="ignore", over="ignore"):
-            acc = acc * factor + self.numbers.matmul(p, v)
-        return acc
+            grown: F32 = acc * factor + self.numbers.matmul(p, v)
+        return grown
 
     def finish(self, acc: F32, total: F32, top: F32) -> tuple[F32, F32]:
         """Rows that saw nothing have 0 and -inf, or the sink."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            lse = np.where(total == 0, -INF, np.where(top == -INF, np.float32(0), top) + np.log(total))
+            lse = np.where(total == 0, -INF, self.base(top) + np.log(total))
             return self.numbers.flush(acc / np.where(total == 0, np.float32(1), total)), lse
 
     def merge(self, parts: Sequence[tuple[F32, F32]]) -> tuple[F32, F32]:
@@ -131,7 +135,7 @@ class Kernel:
         lses = np.stack([lse for _, lse in parts])
         top = lses.max(axis=0)
         with np.errstate(invalid="ignore"):
-            shares = self.numbers.exp(lses - np.where(top == -INF, np.float32(0), top))
+            shares = self.numbers.exp(lses - self.base(top))
             return self.finish((shares * outs).sum(axis=0), shares.sum(axis=0), top)
 
 

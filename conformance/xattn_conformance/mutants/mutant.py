@@ -1,0 +1,147 @@
+"""What a mutant is: a kernel that is wrong in one known way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_conformance.mutants.backward import Backward
+from xattn_conformance.mutants.conditions import Change, Condition, both, computes
+from xattn_conformance.mutants.kernel import Kernel, attend
+from xattn_conformance.problem import Array, Problem
+from xattn_conformance.tolerance.arithmetic import Arithmetic
+
+Results = Mapping[str, Array]
+Run = Callable[[Problem, Arithmetic], Results]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """name: unique. wrong: what is wrong, in a line.
+
+    run:           results as a right kernel's, (batch, heads, rows, columns) by name, but wrong.
+    applies:       whether the mistake can show on a problem: elsewhere the mutant may be a right kernel.
+    equivalent_in: dtypes in which it is a right kernel whatever the problem.
+    """
+
+    name: str
+    wrong: str
+    run: Run
+    applies: Condition
+    equivalent_in: tuple[str, ...] = ()
+
+
+def answer(problem: Problem, arithmetic: Arithmetic, **how: Any) -> dict[str, Array]:
+    """All that a right kernel returns: out, lse, and the gradients asked for. how: block, splits, backwards."""
+    forward = attend(problem, arithmetic, **how)
+    if not problem.grads:
+        return forward
+    how.pop("splits", None)
+    return forward | Backward(problem, arithmetic, forward, **how).run()
+
+
+def _forward(applies: Condition) -> Condition:
+    return both(computes, lambda problem: not problem.grads, applies)
+
+
+def _backward(applies: Condition) -> Condition:
+    return both(computes, lambda problem: bool(problem.grads), applies)
+
+
+def misread(name: str, wrong: str, change: Change, applies: Condition, equivalent_in: tuple[str, ...] = ()) -> Mutant:
+    """A right kernel for another problem."""
+    return Mutant(
+        name,
+        wrong,
+        lambda problem, arithmetic: attend(change(problem), arithmetic),
+        _forward(applies),
+        equivalent_in,
+    )
+
+
+def misstep(
+    name: str,
+    wrong: str,
+    kernel: type[Kernel],
+    applies: Condition,
+    equivalent_in: tuple[str, ...] = (),
+    **how: Any,
+) -> Mutant:
+    """A kernel with one wrong step."""
+    return Mutant(
+        name,
+        wrong,
+        lambda problem, arithmetic: kernel(problem, arithmetic, **how).run(),
+        _forward(applies),
+        equivalent_in,
+    )
+
+
+def misreturn(
+    name: str,
+    wrong: str,
+    edit: Callable[[Problem, dict[str, Array]], Results],
+    applies: Condition,
+    equivalent_in: tuple[str, ...] = (),
+) -> Mutant:
+    """A right kernel whose results are changed."""
+    return Mutant(
+        name,
+        wrong,
+        lambda problem, arithmetic: edit(problem, attend(problem, arithmetic)),
+        _forward(applies),
+        equivalent_in,
+    )
+
+
+def backward_misread(name: str, wrong: str, change: Change, applies: Condition) -> Mutant:
+    """A right forward; the backward is of another problem."""
+
+    def run(problem: Problem, arithmetic: Arithmetic) -> Results:
+        forward = attend(problem, arithmetic)
+        return forward | Backward(change(problem), arithmetic, forward).run()
+
+    return Mutant(name, wrong, run, _backward(applies))
+
+
+def backward_misstep(
+    name: str,
+    wrong: str,
+    kernel: type[Backward],
+    applies: Condition,
+    equivalent_in: tuple[str, ...] = (),
+    **how: Any,
+) -> Mutant:
+    """A right forward; the backward has one wrong step."""
+
+    def run(problem: Problem, arithmetic: Arithmetic) -> Results:
+        forward = attend(problem, arithmetic)
+        return forward | kernel(problem, arithmetic, forward, **how).run()
+
+    return Mutant(name, wrong, run, _backward(applies), equivalent_in)
+
+
+def backward_misreturn(
+    name: str, wrong: str, edit: Callable[[Problem, dict[str, Array]], Results], applies: Condition
+) -> Mutant:
+    """A right forward and backward whose gradients are changed."""
+    return Mutant(
+        name,
+        wrong,
+        lambda problem, arithmetic: edit(problem, answer(problem, arithmetic)),
+        _backward(applies),
+    )
+
+
+def full(x: NDArray[Any]) -> NDArray[Any]:
+    """A bias or a mask with all its four axes."""
+    return x.reshape((1,) * (4 - x.ndim) + x.shape)
+
+
+def with_mask(problem: Problem, also: NDArray[np.bool_]) -> Problem:
+    """The problem with a further mask."""
+    return replace(problem, mask=also if problem.mask is None else problem.mask & also)

@@ -1,0 +1,123 @@
+"""What the comparison tells apart: every mutant, and every right kernel, over cases. `render.py` shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import TypeVar
+
+from xattn_conformance.case import Case
+from xattn_conformance.mutants.mutant import Mutant, Results
+from xattn_conformance.mutants.right import RIGHT, Right
+from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.ops.attention.op import AttentionOp
+from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
+from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.expected import Expected
+
+T = TypeVar("T")
+OP = AttentionOp()
+
+# The column of a table for "whatever the metric".
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One kernel on one case. failed: the checks that it failed, "out.zmax", ...; none is a pass."""
+
+    kernel: str
+    case: str
+    family: str
+    dtype: str
+    failed: tuple[str, ...]
+
+
+def mutants_on(case: Case, arithmetic: Arithmetic = CANONICAL, mutants: Sequence[Mutant] = MUTANTS) -> list[Outcome]:
+    """Every mutant that can show on a case, under a declared arithmetic."""
+    problem = OP.problem(case)
+    applicable = [m for m in mutants if case.dtype not in m.equivalent_in and m.applies(problem)]
+    if not applicable:
+        return []
+    expected = OP.expected(case, problem, arithmetic)
+    return [_outcome(case, m.name, expected, m.run(problem, arithmetic)) for m in applicable]
+
+
+def right_on(case: Case, kernels: Sequence[Right] = RIGHT) -> list[Outcome]:
+    """Every right kernel that serves a case, each under its own arithmetic."""
+    problem = OP.problem(case)
+    found = []
+    for kernel in kernels:
+        if kernel.serves(problem):
+            results = kernel.run(problem)
+            expected = OP.expected(case, problem, kernel.arithmetic)
+            # A kernel that returns no lse is not asked for it.
+            asked = {name: one for name, one in expected.items() if name in results or one.part is not None}
+            found.append(_outcome(case, kernel.name, asked, results))
+    return found
+
+
+def _outcome(case: Case, kernel: str, expected: Mapping[str, Expected], results: Results) -> Outcome:
+    failed = compare(expected, results).failed
+    return Outcome(kernel, case.id, case.family, case.dtype, tuple(check.name for check in failed))
+
+
+def run_mutants(
+    cases: Sequence[Case], arithmetic: Arithmetic = CANONICAL, mutants: Sequence[str] | None = None, jobs: int = 2
+) -> Iterator[list[Outcome]]:
+    """`mutants_on` for many cases, in processes and in their order. mutants: names; None is all."""
+    return _each(partial(_mutants_by_name, arithmetic=arithmetic, names=mutants), cases, jobs)
+
+
+def run_right(cases: Sequence[Case], jobs: int = 2) -> Iterator[list[Outcome]]:
+    """`right_on` for many cases, in processes."""
+    return _each(right_on, cases, jobs)
+
+
+def _mutants_by_name(case: Case, arithmetic: Arithmetic, names: Sequence[str] | None) -> list[Outcome]:
+    # Mutants hold closures, which do not travel to another process; their names do.
+    return mutants_on(case, arithmetic, [m for m in MUTANTS if names is None or m.name in names])
+
+
+def _each(work: Callable[[Case], T], cases: Sequence[Case], jobs: int) -> Iterator[T]:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, cases, chunksize=4)
+
+
+def survivors(outcomes: Iterable[Outcome]) -> list[tuple[str, str]]:
+    """(mutant, dtype) of those that passed every case on which they could show."""
+    shown: dict[tuple[str, str], bool] = {}
+    for outcome in outcomes:
+        key = outcome.kernel, outcome.dtype
+        shown[key] = shown.get(key, False) or bool(outcome.failed)
+    return [key for key, killed in shown.items() if not killed]
+
+
+def unshown(outcomes: Iterable[Outcome], dtypes: Sequence[str]) -> list[tuple[str, str]]:
+    """(mutant, dtype) of those that no case gave a chance to show, and that are not equivalent in the dtype."""
+    seen = {(outcome.kernel, outcome.dtype) for outcome in outcomes}
+    wanted = [(m.name, dtype) for m in MUTANTS for dtype in dtypes if dtype not in m.equivalent_in]
+    return [key for key in wanted if key not in seen]
+
+
+def table(outcomes: Iterable[Outcome]) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """(mutant, family, metric) -> (cases in which it was killed by it, cases on which it can show).
+
+    metric: a check's name, "out.zmax", ..., or ANY.
+    """
+    killed: Counter[tuple[str, str, str]] = Counter()
+    total: Counter[tuple[str, str]] = Counter()
+    for outcome in outcomes:
+        total[outcome.kernel, outcome.family] += 1
+        for metric in (*outcome.failed, *([ANY] if outcome.failed else [])):
+            killed[outcome.kernel, outcome.family, metric] += 1
+    metrics = {metric for _, _, metric in killed} | {ANY}
+    return {
+        (kernel, family, metric): (killed[kernel, family, metric], count)
+        for (kernel, family), count in total.items()
+        for metric in sorted(metrics)
+    }
