@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import datetime
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
-
 from xattn_conformance.profiles.schema import Bitwise, Override, Profile, ProfileError, Waiver, parse
 from xattn_conformance.profiles.waivers import settle, status_of
 from xattn_conformance.result import Check

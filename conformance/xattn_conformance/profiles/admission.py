@@ -1,0 +1,108 @@
+"""No profile is loaded under which a wrong kernel passes: not by what it declares, and not by its waivers.
+
+Every mutant is run under the profile's own arithmetic, on the cases that show it best, and compared as a backend is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from xattn_conformance.case import Case
+from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.profiles import known
+from xattn_conformance.profiles.schema import Profile, Waiver
+from xattn_conformance.profiles.waivers import raise_limit
+from xattn_conformance.result import Check
+from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
+from xattn_conformance.tolerance.compare import compare
+
+_MUTANTS = {mutant.name: mutant for mutant in MUTANTS}
+
+# The largest case that a mutant is tried on.
+_SCORES_MAX = 2**17
+
+Waivers = tuple[Waiver, ...]
+
+
+def admit(profile: Profile, devices: Iterable[str], dtypes: Sequence[str]) -> list[str]:
+    """Why a profile is refused: the first mutant that would live on each device, in each dtype, and what it would live
+    by. Empty: admitted."""
+    found: dict[tuple[Arithmetic, Waivers, str], str | None] = {}
+    for device in sorted(devices):
+        for dtype in dtypes:
+            own = [waiver for waiver in profile.waiver if waiver.device == device]
+            judged = profile.arithmetic_for(device, dtype), tuple(own), dtype
+            if judged not in found and (name := survivor(*judged)):
+                wrong = f'a kernel that is wrong, "{name}" ({_MUTANTS[name].wrong}), would pass'
+                found[judged] = f"on {device} in {dtype} {wrong} by {_blamed(name, *judged)}"
+            found.setdefault(judged, None)
+    return [line for line in found.values() if line]
+
+
+@functools.cache
+def survivor(arithmetic: Arithmetic, waivers: Waivers, dtype: str) -> str | None:
+    """The name of a mutant that no case shows to be wrong."""
+    for name, mutant in _MUTANTS.items():
+        if dtype not in mutant.equivalent_in and not _caught(name, arithmetic, waivers, dtype):
+            return name
+    return None
+
+
+def _caught(name: str, arithmetic: Arithmetic, waivers: Waivers, dtype: str) -> bool:
+    return any(
+        not _waived(check, case, waivers).ok for case in _cheap(dtype) for check in _failures(name, case, arithmetic)
+    )
+
+
+@functools.cache
+def _cheap(dtype: str) -> list[str]:
+    """The cases that a mutant is tried on, the quickest first."""
+    scores = {case.id: _scores(case) for case in known.cases().values() if case.dtype == dtype}
+    return sorted((case for case, size in scores.items() if size <= _SCORES_MAX), key=scores.__getitem__)
+
+
+def _scores(case: Case) -> int:
+    shape = case.shape
+    return shape["batch"] * shape["nheads"] * shape["seqlen_q"] * shape["seqlen_k"]
+
+
+def _waived(check: Check, case: str, waivers: Waivers) -> Check:
+    for waiver in waivers:
+        if case in waiver.cases and check.name == waiver.check:
+            return raise_limit(check, waiver)
+    return check
+
+
+@functools.cache
+def _failures(name: str, case: str, arithmetic: Arithmetic) -> tuple[Check, ...]:
+    """The checks that the mutant fails in a case, by the suite's own limits; none where it is no mistake."""
+    mutant, problem = _MUTANTS[name], known.problem(case)
+    if not mutant.applies(problem):
+        return ()
+    expected = known.golden(case, arithmetic)
+    return compare(expected, mutant.run(problem, arithmetic)).failed
+
+
+def _blamed(name: str, arithmetic: Arithmetic, waivers: Waivers, dtype: str) -> str:
+    """What a survivor lives by: waivers, a declaration, or all that differs from the canonical arithmetic together."""
+    if _caught(name, arithmetic, (), dtype):
+        shown = {case for case in _cheap(dtype) if _failures(name, case, arithmetic)}
+        return "the waivers " + ", ".join(waiver.id for waiver in waivers if shown & set(waiver.cases))
+    fields = [
+        field for field in Arithmetic.__struct_fields__ if getattr(arithmetic, field) != getattr(CANONICAL, field)
+    ]
+    for field in fields:
+        if _caught(name, _without(arithmetic, field), waivers, dtype):
+            return _said(arithmetic, [field])
+    return _said(arithmetic, fields)
+
+
+def _without(arithmetic: Arithmetic, field: str) -> Arithmetic:
+    return msgspec.structs.replace(arithmetic, **{field: getattr(CANONICAL, field)})
+
+
+def _said(arithmetic: Arithmetic, fields: Sequence[str]) -> str:
+    return ", ".join(f"{field} = {msgspec.json.encode(getattr(arithmetic, field)).decode()}" for field in fields)
