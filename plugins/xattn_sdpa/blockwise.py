@@ -16,6 +16,11 @@ from xattn_sdpa.tiling import Tile, tiles
 # Scores in a block. On a CPU 8 MB in float32, the size at which the caches served the passes over them best; on a GPU
 # 256 MB, which hides the launches.
 _BLOCK, _BLOCK_GPU = 2**21, 2**26
+# Elements that oneDNN takes at a time: 512 KB in float32 stay in the caches, and the allocator keeps their memory; from
+# 2 MB on each piece was paid in page faults, several times the tanh.
+_PIECE = 2**17
+# Fewer elements than this are not worth its 30 us a call.
+_LEAST = 2**15
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,23 @@ def _part(x: Tensor, b: int, heads: slice, group: int) -> Tensor:
     return x.view(heads.stop - heads.start, group, *x.shape[1:])
 
 
+def _fast_tanh(x: Tensor) -> None:
+    """x.tanh_() for a contiguous x. In float32 on a CPU by oneDNN: on an AMD Zen 5 torch's own took 2.7 times as long.
+    Relative errors were up to 8e-8, and torch's up to 6e-8."""
+    served = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if not served or x.numel() < _LEAST:
+        x.tanh_()
+        return
+    for piece in x.view(-1).split(_PIECE):
+        piece.copy_(piece.to_mkldnn().tanh_().to_dense())
+
+
+def _fast_exp(x: Tensor) -> Tensor:
+    """x.exp_() by way of exp2: on an AMD Zen 5 torch's exp took four times as long as its exp2. The product rounds once
+    more, which the gradients would show, so the backward pass has exp itself."""
+    return x.mul_(math.log2(math.e)).exp2_()
+
+
 class _Scores:
     """Computes the scores of blocks, in memory that the next block of the size uses again: a fresh block costs page
     faults for every pass."""
@@ -103,7 +125,7 @@ class _Scores:
         torch.baddbmm(scores, block.q, block.k.transpose(1, 2), beta=0, alpha=alpha, out=scores)
         tanh = None
         if cap is not None:
-            scores.tanh_()
+            _fast_tanh(scores)
             if keep_tanh:
                 tanh = self.room("tanh", tuple(scores.shape)).copy_(scores)
             scores.mul_(cap)
@@ -131,7 +153,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
             rows = block.tile.row_end - block.tile.row
             dead = block.hidden.all(-1).expand(weights.shape[0], group, rows).reshape(weights.shape[0], -1, 1)
             top.masked_fill_(dead, 0.0)
-        weights.sub_(top).exp_()
+        _fast_exp(weights.sub_(top))
         total = weights.sum(-1, keepdim=True)
         part_lse = total.log() + top
         if dead is not None:

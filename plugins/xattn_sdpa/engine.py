@@ -81,10 +81,10 @@ def forward(tensors: tuple[Tensor | None, ...], seqlens_k: Tensor | None, settin
         out, lse = flash.forward_ragged(whole, seqlens_k)
     sinks = whole.sink_rows()
     if sinks is not None:
-        with_sink = torch.logaddexp(lse, sinks)
-        weight = torch.exp(lse - with_sink).masked_fill_(lse == -torch.inf, 0.0)
+        # Not exp(lse - logaddexp(lse, sink)): beside a large lse both are rounded to more than the weight needs.
+        weight = torch.sigmoid(lse - sinks).masked_fill_(lse == -torch.inf, 0.0)
         out.mul_(weight.transpose(1, 2).unsqueeze(-1))
-        lse = with_sink
+        lse = torch.logaddexp(lse, sinks)
     return out, lse.contiguous()
 
 

@@ -119,9 +119,15 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     """Add the result of more keys to rows that have some already."""
-    # One share and its complement: two weights, rounded apart, would not add up to 1.
-    share = torch.sigmoid(part_lse - lse).masked_fill_(part_lse == -torch.inf, 0.0)
-    out.lerp_(part, share.transpose(1, 2).unsqueeze(-1).to(out.dtype))
+    # Both weights to full relative precision. The complement of a weight near 1 is the noise of its rounding: times a
+    # part that has almost no weight it would drown a small result.
+    empty = part_lse == -torch.inf
+    share, rest = torch.sigmoid(part_lse - lse).masked_fill_(empty, 0.0), torch.sigmoid(lse - part_lse)
+    share, rest = (x.transpose(1, 2).unsqueeze(-1) for x in (share, rest.masked_fill_(empty, 1.0)))
+    if out.dtype == share.dtype:
+        out.mul_(rest).addcmul_(part, share)
+    else:
+        out.copy_((out * rest).add_(part * share))
     lse.copy_(torch.logaddexp(lse, part_lse))
 
 
