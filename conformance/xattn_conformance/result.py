@@ -33,7 +33,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     name: str
     value: float | None  # None: not a finite number, which no limit admits
     limit: float
-    count: int = 1
+    count: float = 1.0
     waiver: str = ""
 
     @property

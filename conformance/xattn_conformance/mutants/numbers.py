@@ -74,4 +74,4 @@ class Numbers:
             return self.flush(toward_zero(np.exp(x), self.arithmetic.exp_bits + 1))
 
     def tanh(self, x: F32) -> F32:
-        return self.flush(toward_zero(np.tanh(x), self.arithmetic.exp_bits + 1))
+        return self.flush(toward_zero(np.tanh(x), self.arithmetic.tanh_bits + 1))

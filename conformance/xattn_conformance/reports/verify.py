@@ -33,7 +33,7 @@ class Suite:
     version: str
     goldens: str
     select: Callable[[Level, Collection[str], str], Sequence[Case]]
-    limit: Callable[[str, int], float]
+    limit: Callable[[str, float], float]
 
 
 def installed() -> Suite:

@@ -1,6 +1,6 @@
 """What a backend declares about its arithmetic, and how each declaration is bounded.
 
-A backend never states a tolerance. It states where its kernels round, and the tolerance follows (see `sigma.py`).
+A backend never states a tolerance. It states where its kernels round, and the tolerance follows (see `noise.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     partial_outputs: what partial outputs are rounded to where a split over the keys is merged.
     score_gradients: what dS is rounded to before it meets Q and K.
     head_gradients:  what each query head's share of dK and dV is rounded to before a group is added up.
-    exp_bits:        the exponential and tanh are right to a relative 2^-exp_bits.
+    exp_bits:        the exponential is right to a relative 2^-exp_bits, always.
+    tanh_bits:       so is tanh.
     subnormals:      "flushed" where numbers below float32's normal range may come out as 0.
     """
 
@@ -36,6 +37,7 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     score_gradients: Place = "input"
     head_gradients: Place = "float32"
     exp_bits: Annotated[int, msgspec.Meta(ge=10, le=24)] = 21
+    tanh_bits: Annotated[int, msgspec.Meta(ge=10, le=24)] = 21
     subnormals: Literal["kept", "flushed"] = "kept"
 
 

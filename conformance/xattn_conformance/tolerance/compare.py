@@ -72,7 +72,9 @@ def _errors(expected: Expected, got: Array) -> _Errors:
     finite = ~excused & (np.isfinite(want) != np.isfinite(got))
     exact = ~excused & ~by_value & (got != want) & ~(np.isnan(want) & ~np.isfinite(got))
     with np.errstate(invalid="ignore", over="ignore"):
-        z = np.where(judged, (got - want) / np.where(judged, sigma, 1.0), 0.0)
+        error = got - want
+        beyond = np.sign(error) * np.maximum(np.abs(error) - expected.slack, 0.0)
+        z = np.where(judged, beyond / np.where(judged, sigma, 1.0), 0.0)
     return _Errors(z, judged, finite, exact)
 
 
@@ -93,24 +95,31 @@ def _checks(name: str, expected: Expected, error: _Errors) -> list[Check]:
         found.append(Check(name=f"{name}.zrow", value=float(rows.max()), limit=limit("zrow", 1)))
     # Every head is held to the limit for as many different rows as it has; the one that comes closest is reported.
     for metric, values in (("zhead", heads), ("bias", means)):
-        counts = _different_rows(expected, error)
-        limits = np.vectorize(lambda count, metric=metric: limit(metric, count), otypes=[float])(counts)
+        counts = _samples(expected, error)
+        limits = np.vectorize(lambda count, metric=metric: limit(metric, round(count, 2)), otypes=[float])(counts)
         at = np.unravel_index(np.argmax(values / limits), values.shape)
-        count = int(counts[at])
+        count = round(float(counts[at]), 2)
         found.append(Check(name=f"{name}.{metric}", value=float(values[at]), limit=limit(metric, count), count=count))
     return found
 
 
-def _different_rows(expected: Expected, error: _Errors) -> NDArray[np.int64]:
-    """How many of a head's rows are samples of their own, (batch, heads). Equal rows have equal errors."""
+def _samples(expected: Expected, error: _Errors) -> Array:
+    """How many independent samples a head's rows are, (batch, heads).
+
+    Equal rows have equal errors, and of what rows have in common there is one sample, not many: a mean of n rows with a
+    share f of their variance in common varies by f + (1 - f) / n.
+    """
     batch, heads = expected.value.shape[:2]
-    counts = np.ones((batch, heads), dtype=np.int64)
+    counts = np.ones((batch, heads))
     for index in np.ndindex(batch, heads):
-        rows = expected.value[index][error.judged[index].any(axis=1)]
+        judged = error.judged[index]
+        rows = expected.value[index][judged.any(axis=1)]
         # To nine digits: the golden's own last bits are no difference.
         size = np.abs(rows).max(initial=0.0)
         keys = np.round(rows / size * 1e9) if size > 0 else rows
-        counts[index] = max(1, len(np.unique(keys, axis=0)))
+        different = max(1, len(np.unique(keys, axis=0)))
+        shared = 0.0 if expected.common is None or not judged.any() else float(expected.common[index][judged].mean())
+        counts[index] = 1 / (shared + (1 - shared) / different)
     return counts
 
 

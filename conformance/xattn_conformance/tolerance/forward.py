@@ -26,7 +26,10 @@ def expected(problem: Problem, arithmetic: Arithmetic, rows: NDArray[np.int64] |
             at_head = head.b, head.h
             out[at_head], out_sigma[at_head] = head.out, np.sqrt(out_variance(problem, head, at, arithmetic))
             lse[at_head][:, 0], lse_sigma[at_head][:, 0] = head.lse, np.sqrt(lse_variance(problem, head, at))
-    return {"out": Expected(out, out_sigma, rows), "lse": Expected(lse, lse_sigma, rows)}
+    return {
+        "out": Expected(out, out_sigma, rows),
+        "lse": Expected(lse, lse_sigma, rows, slack=2.0**-arithmetic.exp_bits),
+    }
 
 
 def out_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> Array:
@@ -36,10 +39,10 @@ def out_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic
     p2, v2, g, g2 = square(head.p), square(head.v), head.out, square(head.out)
     spread = p2 @ v2  # sum_j p_j^2 v_j^2
     # sum_j p_j^2 (v_j - g)^2 var_j, multiplied out; rounding of the differences can leave it below 0.
-    weights = p2 * at.p
+    weights = p2 * (at.p + at.exp)
     scores = weights @ v2 - 2 * g * (weights @ head.v) + g2 * weights.sum(axis=1, keepdims=True)
     variance = rounding(own, g2) + probabilities.u**2 / 3 * spread + np.maximum(scores, 0.0)
-    variance += square(head.p_sink * np.sqrt(at.sink))[:, None] * g2
+    variance += (square(head.p_sink) * (at.sink + at.exp))[:, None] * g2
     keys = head.visible.sum(axis=1, keepdims=True)
     variance += SINGLE.u**2 / 3 * (keys * (spread + g2)) + keys * SINGLE.smallest**2 / 12
     # A probability below the format's range is rounded by an absolute amount, of the largest of its row.
@@ -52,8 +55,9 @@ def out_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic
     if arithmetic.scaled_q:
         variance += _coherent_q(problem, head)
     if arithmetic.subnormals == "flushed":
-        variance += max(own.normal if problem.dtype != "float16" else 0.0, SINGLE.normal) ** 2
-    return np.where(head.visible.any(axis=1)[:, None], variance, 0.0)
+        variance += SINGLE.normal**2
+    alive = np.any(head.visible, axis=1, keepdims=True)
+    return np.where(alive, variance, 0.0)
 
 
 def _coherent_q(problem: Problem, head: Head) -> Array:
@@ -69,5 +73,6 @@ def _coherent_q(problem: Problem, head: Head) -> Array:
 
 
 def lse_variance(problem: Problem, head: Head, at: Noise) -> Array:
-    """(R,). 0 for a row with neither key nor sink, whose -inf is a rule."""
+    """(R,). 0 for a row with neither key nor sink, whose -inf is a rule. A sum of exponentials is as far off as each of
+    them at most: that is a bound, `Expected.slack`, and no noise."""
     return np.where(head.lse == -np.inf, 0.0, at.row)

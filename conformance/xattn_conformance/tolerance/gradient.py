@@ -54,18 +54,21 @@ class _Sum:
     """A gradient that heads are added up into, (batch, heads, rows, columns), and its variance."""
 
     def __init__(self, *shape: int) -> None:
-        self.value, self.variance = np.zeros(shape), np.zeros(shape)
+        self.value, self.variance, self.common = np.zeros(shape), np.zeros(shape), np.zeros(shape)
 
-    def add(self, at: tuple[int, ...], value: Array, variance: Array) -> None:
+    def add(self, at: tuple[int, ...], value: Array, own: Array, common: Array | float = 0.0) -> None:
+        """own and common: the variance that each row of the gradient has alone, and what rows may have together."""
         self.value[at] += value
-        self.variance[at] += variance
+        self.variance[at] += own + common
+        self.common[at] += common
 
     def expected(self, at: Unit, arithmetic: Arithmetic) -> Expected:
         """Rounded to a format at the end. What nothing was added to is 0 exactly, by the contract."""
         variance = self.variance + rounding(at, square(self.value))
         if arithmetic.subnormals == "flushed":
-            variance += at.normal**2
-        return Expected(self.value, np.where(self.variance > 0, np.sqrt(variance), 0.0))
+            variance += SINGLE.normal**2
+        common = np.divide(self.common, variance, out=np.zeros_like(variance), where=variance > 0)
+        return Expected(self.value, np.where(self.variance > 0, np.sqrt(variance), 0.0), common=common)
 
 
 def expected(problem: Problem, arithmetic: Arithmetic) -> dict[str, Expected]:
@@ -111,21 +114,22 @@ def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> 
     # delta from the out of the forward: rounded, and made of rounded probabilities.
     probabilities = unit(arithmetic.probabilities, problem.dtype)
     terms = square(g * head.out).sum(axis=1)
-    delta_own = UNITS[problem.dtype].u ** 2 / 3 * terms + products(g.shape[1], terms, square(delta))
+    delta_own = (square(g) * rounding(UNITS[problem.dtype], square(head.out))).sum(axis=1)
+    delta_own += products(g.shape[1], terms, square(delta))
     delta_own += single * STEPS * square(through_lse)
     delta_own += probabilities.u**2 / 3 * (p2 * square(dp)).sum(axis=1)
-    delta_own += (p2 * at.p * square(dp - (g * head.out).sum(axis=1, keepdims=True))).sum(axis=1)
+    delta_own += (p2 * (at.p + at.exp) * square(dp - (g * head.out).sum(axis=1, keepdims=True))).sum(axis=1)
 
-    own = p2 * (square(difference) * (at.p + single * STEPS) + dp_variance)
+    own = p2 * (square(difference) * (at.p + at.exp + single * STEPS) + dp_variance)
     ds_rounding = unit(arithmetic.score_gradients, problem.dtype)
     rounded = square(slope) * own
     if problem.softcap is not None:
         tanh2 = 1 - slope
-        exp = 4.0**-arithmetic.exp_bits
-        slope_variance = 4 * tanh2 * (square(slope / problem.softcap) * at.scaled + exp * tanh2) + single * STEPS
+        tanh = 4.0**-arithmetic.tanh_bits
+        slope_variance = 4 * tanh2 * (square(slope / problem.softcap) * at.scaled + tanh * tanh2) + single * STEPS
         rounded = rounded + square(head.p * difference) * slope_variance
     rounded = rounded + np.where(head.visible, rounding(ds_rounding, square(head.p * difference * slope)), 0.0)
-    return _Scores(g, head.p * difference, slope, own, rounded, delta, delta_own, at.row)
+    return _Scores(g, head.p * difference, slope, own, rounded, delta, delta_own, at.row + at.exp)
 
 
 def _dq(problem: Problem, head: Head, scores: _Scores) -> tuple[Array, Array]:
@@ -140,25 +144,26 @@ def _dq(problem: Problem, head: Head, scores: _Scores) -> tuple[Array, Array]:
     return value, variance + sums
 
 
-def _dk(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array]:
-    """(K, headdim)."""
+def _dk(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array, Array]:
+    """(K, headdim). A query's delta and lse are off for all keys alike."""
     factor2, q2 = scale(problem) ** 2, square(head.q)
     value = scale(problem) * (scores.ds.T @ head.q)
     common = square(head.p * scores.slope) * scores.delta_own[:, None] + square(scores.ds) * scores.row[:, None]
-    variance = factor2 * ((scores.rounded + common).T @ q2)
     queries = head.visible.sum(axis=0)[:, None]
     squares = factor2 * (square(scores.ds).T @ q2)
-    return value, variance + _summed(problem, value, squares, queries, arithmetic)
+    own = factor2 * (scores.rounded.T @ q2) + _summed(problem, value, squares, queries, arithmetic)
+    return value, own, factor2 * (common.T @ q2)
 
 
-def _dv(problem: Problem, head: Head, at: Noise, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array]:
+def _dv(problem: Problem, head: Head, at: Noise, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array, Array]:
     """(K, headdim_v)."""
     probabilities = unit(arithmetic.probabilities, problem.dtype)
     g2, p2 = square(scores.g), square(head.p)
     value = head.p.T @ scores.g
-    relative = p2 * (at.p + scores.row[:, None]) + np.where(head.visible, rounding(probabilities, p2), 0.0)
+    relative = p2 * (at.p + at.exp) + np.where(head.visible, rounding(probabilities, p2), 0.0)
     queries = head.visible.sum(axis=0)[:, None]
-    return value, relative.T @ g2 + _summed(problem, value, p2.T @ g2, queries, arithmetic)
+    own = relative.T @ g2 + _summed(problem, value, p2.T @ g2, queries, arithmetic)
+    return value, own, (p2 * scores.row[:, None]).T @ g2
 
 
 def _summed(problem: Problem, value: Array, squares: Array, count: Array, arithmetic: Arithmetic) -> Array:
@@ -172,7 +177,7 @@ def _summed(problem: Problem, value: Array, squares: Array, count: Array, arithm
 def _dsink(head: Head, at: Noise, scores: _Scores) -> tuple[Array, Array]:
     """Scalars."""
     value = -(head.p_sink * scores.delta).sum()
-    relative = at.sink + scores.row + SINGLE.u**2 * len(scores.row)
+    relative = at.sink + at.exp + scores.row + SINGLE.u**2 * len(scores.row)
     return value, (square(head.p_sink) * (scores.delta_own + square(scores.delta) * relative)).sum()
 
 
@@ -187,7 +192,6 @@ def _add_bias(total: _Sum, head: Head, scores: _Scores) -> None:
         value, own = value.sum(axis=1, keepdims=True), own.sum(axis=1, keepdims=True)
         common = square(head.p.sum(axis=1)) * scores.delta_own + square(value[:, 0]) * scores.row
         common = common[:, None]
-    variance = own + common
     if seqlen_q == 1 and value.shape[0] != 1:
-        value, variance = value.sum(axis=0, keepdims=True), variance.sum(axis=0, keepdims=True)
-    total.add(at, value, variance)
+        value, own, common = (x.sum(axis=0, keepdims=True) for x in (value, own, common))
+    total.add(at, value, own, common)

@@ -14,8 +14,8 @@ ZROW = 6.0
 SHARE = 6.0
 
 
-def limit(metric: str, count: int) -> float:
-    """The most that `metric` may be, taken over `count` independent rows.
+def limit(metric: str, count: float) -> float:
+    """The most that `metric` may be, taken over `count` independent samples.
 
     metric: the last part of a check's name, "zmax" of "out.zmax"; unknown ones are rules without tolerance: 0.
     """
@@ -23,7 +23,7 @@ def limit(metric: str, count: int) -> float:
         return ZMAX
     if metric == "zrow":
         return ZROW
-    if metric == "zhead":  # one row is a sample of its own, many average out
+    if metric == "zhead":  # one sample may be far out, many average out
         return 1.25 + 4.0 / sqrt(count)
     if metric == "bias":
         return 0.3 + 5.0 / sqrt(count)

@@ -26,12 +26,14 @@ class Noise:
 
     scaled (R, K): of the scaled scores. p (R, K): relative, of the probabilities, without what a row has in common.
     row (R,): relative, common to the row: its lse. sink (R,): relative, of the sink's share.
+    exp: the square of the exponential's own relative error, which is in none of the others.
     """
 
     scaled: Array
     p: Array
     row: Array
     sink: Array
+    exp: float
 
 
 def square(x: Array) -> Array:
@@ -44,15 +46,17 @@ def rounding(at: Unit, size: Array) -> Array:
 
 
 def products(n: int, squares: Array, total: Array) -> Array:
-    """Variance of a sum of n products in float32. squares: the sum of their squares; total: the square of the sum."""
-    return SINGLE.u**2 / 3 * (n * squares + STEPS * total) + n * SINGLE.smallest**2 / 12
+    """Variance of a sum of n products in float32. squares: the sum of their squares; total: the square of the sum.
+
+    Products of either sign make a random walk; those of one sign make partial sums as large as the total, a third of
+    its square on average, n / 4 of them in four lanes."""
+    return SINGLE.u**2 / 3 * (n * squares + (STEPS + n / 12) * total) + n * SINGLE.smallest**2 / 12
 
 
 def noise(problem: Problem, head: Head, arithmetic: Arithmetic) -> Noise:
     """The noise of one head's scores, under the declared arithmetic."""
     factor, at = scale(problem), UNITS[problem.dtype]
     own = SINGLE.u**2
-    exp = 4.0**-arithmetic.exp_bits
     squares = factor**2 * (square(head.q) @ square(head.k).T)
     scaled = products(head.q.shape[1], squares, square(head.scaled)) + own * STEPS * square(head.scaled)
     if arithmetic.products == "tf32" and problem.dtype == "float32":
@@ -65,17 +69,17 @@ def noise(problem: Problem, head: Head, arithmetic: Arithmetic) -> Noise:
     if problem.softcap is not None:
         slope = 1 - square(head.capped / problem.softcap)
         # tanh made from exp is right to a part of 1, not of a small result.
-        logits = square(slope) * scaled + exp * square(head.capped) + own * problem.softcap**2
+        logits = square(slope) * scaled + 4.0**-arithmetic.tanh_bits * square(head.capped) + own * problem.softcap**2
     logits = logits + own * STEPS * (square(head.added) + square(head.logits))
     if arithmetic.scores == "input" and (problem.softcap is not None or head.added.any()):
         logits = logits + rounding(at, square(head.logits))
-    p = np.where(head.visible, logits + own * STEPS + exp, 0.0)
+    p = np.where(head.visible, logits + own * STEPS, 0.0)
 
     sinks = np.zeros_like(head.lse)
     if problem.sinks is not None:
-        sinks += own * STEPS * (problem.sinks[head.h] ** 2 + 1) + exp
+        sinks += own * STEPS * (problem.sinks[head.h] ** 2 + 1)
     count = head.visible.sum(axis=1)
     finite = np.where(np.isfinite(head.lse), head.lse, 0.0)
     row = (square(head.p) * p).sum(axis=1) + square(head.p_sink) * sinks
-    row += own / 3 * count + own * STEPS * (square(finite) + 1) + exp
-    return Noise(scaled, p, row, sinks)
+    row += own / 3 * count + own * STEPS * (square(finite) + 1)
+    return Noise(scaled, p, row, sinks, 4.0**-arithmetic.exp_bits)

@@ -98,7 +98,7 @@ class AttentionOp(Op[Problem]):
             return values.reshape(1, -1, 1, 1)
         if name == "dbias":
             return values.reshape((1,) * (4 - values.ndim) + values.shape)
-        return values.transpose(0, 2, 1, 3)
+        return np.transpose(values, (0, 2, 1, 3))
 
 
 def _tensor(values: NDArray[Any], dtype: torch.dtype, device: str) -> torch.Tensor:
