@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from xattn_conformance.case import Case, Level
+from xattn_conformance.golden.verify import manifest_digest
 from xattn_conformance.profiles.schema import Profile, ProfileError, parse
 from xattn_conformance.profiles.waivers import settle
 from xattn_conformance.reports.claims import STRENGTH
@@ -37,8 +38,6 @@ class Suite:
 
 
 def installed() -> Suite:
-    from xattn_conformance.golden.verify import manifest_digest
-
     return Suite(SUITE, manifest_digest(), select, limit)
 
 
