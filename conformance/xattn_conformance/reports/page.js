@@ -110,7 +110,7 @@ function detail(item) {
 function caseRow(item) {
   const button = make("button", { type: "button", class: item.status, "aria-expanded": "false" }, item.status);
   const near = item.nearest ? [meter(item.nearest[1], item.status === "WAIVED"),
-    `${item.nearest[1] === null ? "" : `${number(item.nearest[1])}\u00d7`} `, make("span", { class: "quiet" }, item.nearest[0])] : [];
+    `${item.nearest[1] === null ? "" : `${+item.nearest[1].toPrecision(3)}\u00d7`} `, make("span", { class: "quiet" }, item.nearest[0])] : [];
   const message = item.status === "PASS" || !item.message ? "" : make("small", { class: "quiet message" }, item.message);
   const row = make("tr", { class: "case" }, make("td", {}, button),
     make("td", {}, make("span", { class: "title" }, item.title), " ", make("small", { class: "quiet" }, item.sizes), message),
