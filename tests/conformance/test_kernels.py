@@ -149,7 +149,7 @@ def test_tf32_products_are_coarse_in_float32_and_exact_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("bits", [10, 16, 21])
 def test_exp_and_tanh_use_up_what_they_declare(bits: int) -> None:
-    numbers = Numbers(_with(EXACT, exp_bits=bits), "float32")
+    numbers = Numbers(_with(EXACT, exp_bits=bits, tanh_bits=bits), "float32")
     x = np.linspace(-8, 8, 100_001, dtype=np.float32)
     x = x[x != 0]
     for got, want in ((numbers.exp(x), np.exp(x.astype(float))), (numbers.tanh(x), np.tanh(x.astype(float)))):

@@ -167,7 +167,9 @@ def first_of(axis: int) -> Callable[[Problem, NDArray[Any]], NDArray[Any]]:
 
 def transposed(problem: Problem, values: NDArray[Any]) -> NDArray[Any]:
     whole = full(values)
-    return whole.swapaxes(2, 3) if whole.shape[2] == whole.shape[3] else values
+    batch, heads, queries, keys = whole.shape
+    reread: NDArray[Any] = np.ascontiguousarray(whole).reshape(batch, heads, keys, queries).swapaxes(2, 3)
+    return reread
 
 
 def finite(values: Array) -> Array:

@@ -1,0 +1,168 @@
+"""The wrong kernels are wrong, on the problems for which they say so, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from modelled import problem
+from xattn_conformance.case import Case
+from xattn_conformance.mutants.conditions import dead, sees_differently
+from xattn_conformance.mutants.kernel import attend
+from xattn_conformance.mutants.masks import causal_by, no_window, other_corner, window_by
+from xattn_conformance.mutants.mutant import Results, answer
+from xattn_conformance.mutants.render import markdown, rows
+from xattn_conformance.mutants.table import ANY, Outcome, survivors, table, unshown
+from xattn_conformance.mutants.witnesses import choose
+from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.ops.attention.cases import load
+from xattn_conformance.ops.attention.problem import make
+from xattn_conformance.problem import Problem
+from xattn_conformance.tolerance.arithmetic import CANONICAL
+
+BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
+
+
+def size(case: Case) -> int:
+    return int(np.prod(list(case.shape.values())))
+
+
+@pytest.fixture(scope="session")
+def small() -> list[Problem]:
+    """The suite's own problems in float16, in which no mutant is equivalent; the smallest first."""
+    cases = sorted((case for case in load() if case.dtype == "float16"), key=size)
+    return [make(case) for case in cases if size(case) < 2**29]
+
+
+def differ(one: Results, other: Results) -> bool:
+    return any(not np.array_equal(one[name], other[name], equal_nan=True) for name in other)
+
+
+def test_names_are_unique() -> None:
+    assert len(BY_NAME) == len(MUTANTS) > 150
+    assert all(mutant.wrong for mutant in MUTANTS)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_differs_from_the_right_kernel_where_it_applies(name: str, small: list[Problem]) -> None:
+    mutant = BY_NAME[name]
+    applicable = (each for each in small if mutant.applies(each))
+    for _, given in zip(range(4), applicable, strict=False):
+        if differ(mutant.run(given, CANONICAL), answer(given, CANONICAL)):
+            return
+    pytest.fail(f"{name} is right, or applies to none of the suite's problems")
+
+
+@pytest.mark.parametrize("name", [mutant.name for mutant in MUTANTS if "float32" in mutant.equivalent_in])
+def test_is_as_right_as_a_right_kernel_where_it_is_equivalent(name: str) -> None:
+    given = problem("sinks", grads=name.startswith(("d", "grad")), return_lse=True)
+    got, want = BY_NAME[name].run(given, CANONICAL), answer(given, CANONICAL)
+    for each in want:
+        finite = np.isfinite(want[each])
+        assert np.array_equal(got[each][~finite], want[each][~finite])
+        assert np.abs(got[each][finite] - want[each][finite]).max() < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("causal+1", replace(problem("fewer queries than keys"), causal=False, window=(None, 1))),
+        ("window-left+1", replace(problem("window"), window=(6, 3))),
+        ("window-right-1", replace(problem("window"), window=(5, 2))),
+        ("window-ignored", replace(problem("window"), window=None)),
+        ("sinks-ignored", replace(problem("sinks"), sinks=None)),
+        ("scale*1.02", replace(problem("scale"), scale=-0.306)),
+    ],
+)
+def test_is_wrong_in_the_way_that_it_says(name: str, wrong: Problem) -> None:
+    right = {"causal+1": "fewer queries than keys", "sinks-ignored": "sinks", "scale*1.02": "scale"}.get(name, "window")
+    got, want = BY_NAME[name].run(problem(right), CANONICAL), attend(wrong, CANONICAL)
+    assert all(np.allclose(got[each], want[each], rtol=1e-5, atol=1e-5) for each in want)
+
+
+def test_bnsh_reads_the_other_layout() -> None:
+    given = problem("no group", headdim_v=16)
+    batch, seqlen, heads, headdim = given.q.shape
+
+    def bnsh(x: np.ndarray) -> np.ndarray:
+        return x.reshape(batch, heads, seqlen, headdim).transpose(0, 2, 1, 3)
+
+    want = attend(replace(given, q=bnsh(given.q), k=bnsh(given.k), v=bnsh(given.v)), CANONICAL)
+    assert np.array_equal(BY_NAME["bnsh"].run(given, CANONICAL)["out"], want["out"])
+
+
+def test_a_change_of_the_mask_shows_only_where_it_hides_or_shows_a_key() -> None:
+    assert sees_differently(causal_by(1))(problem("left window"))
+    assert not sees_differently(causal_by(1))(problem("one query", causal=True))
+    assert not sees_differently(other_corner)(problem("window"))
+    assert sees_differently(other_corner)(problem("more queries than keys"))
+    assert not sees_differently(window_by(1, 0))(problem("window", window=(40, 0)))
+    assert not sees_differently(no_window)(problem("window", window=(40, 40)))
+
+
+def test_dead_rows_are_those_that_see_nothing() -> None:
+    given = problem("more queries than keys")
+    assert np.array_equal(dead(given)[..., 0], np.broadcast_to(np.arange(40) < 20, (2, 4, 40)))
+
+
+def outcome(kernel: str, case: str, *failed: str, dtype: str = "bfloat16", family: str = "normal") -> Outcome:
+    return Outcome(kernel, case, family, dtype, failed)
+
+
+OUTCOMES = [
+    outcome("causal+1", "a", "out.zmax", "out.zrow"),
+    outcome("causal+1", "b"),
+    outcome("causal+1", "c", "lse.zmax", family="needle"),
+    outcome("zero", "a", "out.zmax"),
+    outcome("row", "a"),
+    outcome("row", "a", "out.zmax", dtype="float16"),
+]
+
+
+def test_the_table_counts() -> None:
+    counted = table(OUTCOMES)
+    assert counted["causal+1", "normal", ANY] == (1, 2)
+    assert counted["causal+1", "normal", "out.zmax"] == (1, 2)
+    assert counted["causal+1", "needle", "out.zmax"] == (0, 1)
+    assert counted["causal+1", "needle", "lse.zmax"] == (1, 1)
+
+
+def test_survivors_are_counted_in_each_dtype() -> None:
+    assert survivors(OUTCOMES) == [("row", "bfloat16")]
+
+
+def test_a_mutant_that_had_no_chance_to_show_is_named() -> None:
+    missing = unshown(OUTCOMES, ["float16", "float32"])
+    assert ("zero", "float16") in missing
+    assert ("row", "float16") not in missing
+    assert ("values-16-bit", "float32") not in missing
+
+
+def test_renderings_hold_the_counts() -> None:
+    header, lines = rows(OUTCOMES)
+    of = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    assert of["causal+1"]["killed"] == "2/3"
+    assert of["causal+1"]["needle"] == "1/1"
+    assert of["causal+1"]["out.zrow"] == "1/3"
+    assert of["causal+1"]["lse"] == "1/3"
+    assert of["zero"]["needle"] == ""
+    assert f"| causal+1 | {BY_NAME['causal+1'].wrong} | 2/3 |" in markdown(OUTCOMES)
+
+
+def test_witnesses_kill_in_every_dtype_in_which_the_mutant_is_wrong() -> None:
+    cases = [case for case in load() if case.title == "causal+lse" and case.family == "normal"][:6]
+    one, two = (replace_dtype(case.id, "*") for case in cases[:2])
+    dtypes = ("float32", "float16", "bfloat16")
+    found = [outcome("zero", one.replace("*", dtype), "out.zmax", dtype=dtype) for dtype in dtypes]
+    found += [outcome("row", one.replace("*", dtype), "out.zmax", dtype=dtype) for dtype in dtypes[1:]]
+    found += [outcome("p-cut-off", two.replace("*", dtype), "out.bias", dtype=dtype) for dtype in dtypes[1:]]
+    chosen = choose(found, load())
+    assert chosen["zero"] == (one,)
+    assert chosen["row"] == ()
+    assert chosen["p-cut-off"] == (two,)
+
+
+def replace_dtype(case: str, dtype: str) -> str:
+    op, title, _, *rest = case.split("/")
+    return "/".join([op, title, dtype, *rest])
