@@ -13,9 +13,11 @@ import pytest
 import torch
 from xattn_conformance.case import DTYPES, LEVELS, Case
 from xattn_conformance.golden import rowwise
+from xattn_conformance.inputs.visibility import hidden_slots
 from xattn_conformance.ops.attention import table as tables
 from xattn_conformance.ops.attention.cases import build, knobs, load
 from xattn_conformance.ops.attention.op import AttentionOp
+from xattn_conformance.ops.attention.options import hides
 from xattn_conformance.ops.attention.problem import make
 from xattn_conformance.ops.attention.recipes import RECIPES
 
@@ -86,6 +88,18 @@ def test_families_have_what_they_are_about() -> None:
         else:
             assert rowwise.visible(problem)[..., 0].all(), case.id
     assert min(seen[family] for family in ("poison", "dead", "probe")) >= 4
+
+
+def test_what_hides_keys_is_known_from_the_options() -> None:
+    # For bands and lengths exactly; a mask or a bias may hide a key by chance.
+    found = Counter[bool]()
+    for case in CASES:
+        if "mask" in case.options or "bias" in case.options or min(case.shape.values()) == 0:
+            continue
+        hidden = bool(hidden_slots(make(case)).any())
+        assert hides(case.options, case.shape) == hidden, case.id
+        found[hidden] += 1
+    assert min(found.values()) > 50
 
 
 def test_families_and_recipes_are_those_of_the_inputs() -> None:

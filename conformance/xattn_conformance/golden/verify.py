@@ -9,7 +9,7 @@ import numpy as np
 
 from xattn_conformance.case import Case
 from xattn_conformance.golden import rowwise
-from xattn_conformance.golden.anchors import Tensors, anchor, chosen, differ, every_case, stored
+from xattn_conformance.golden.anchors import Tensors, anchor, candidates, chosen, differ, every_case, stored
 from xattn_conformance.golden.manifest import GENERATOR, SEMANTICS, GoldenError, Manifest, folder, read, sha256
 from xattn_conformance.golden.manifest import manifest_digest as manifest_digest
 from xattn_conformance.inputs.philox import KNOWN_ANSWERS, philox4x32
@@ -65,7 +65,7 @@ def _cases(manifest: Manifest) -> Iterator[str]:
 
 
 def _anchors(manifest: Manifest, where: Path) -> Iterator[str]:
-    known = {case.id: case for case in chosen()}
+    known = candidates()
     found = set()
     for file in manifest.files:
         if not (where / file).exists():
@@ -81,7 +81,7 @@ def _anchors(manifest: Manifest, where: Path) -> Iterator[str]:
                 yield f"anchor {name} is of no case of this suite"
             elif wrong := _anchor(manifest, known[name], tensors):
                 yield f"anchor {name}: {wrong}"
-    for name in sorted(set(known) - found):
+    for name in sorted({case.id for case in chosen()} - found):
         yield f"anchor {name} is missing"
 
 
