@@ -16,14 +16,11 @@ app = typer.Typer(
     # A traceback out of here is a bug of the suite's: plain, and without the values of locals.
     pretty_exceptions_enable=False,
 )
-for name, command in {
-    "run": run,
-    "list": list_cases,
-    "verify-goldens": verify_goldens,
-    "mutants": mutants,
-    "compare": compare,
-    "verify": verify,
-    "html": html,
-    "junit": junit,
-}.items():
-    app.command(name, epilog=EXIT_CODES)(command)
+app.command("run", epilog=EXIT_CODES)(run)
+app.command("list", epilog=EXIT_CODES)(list_cases)
+app.command("verify-goldens", epilog=EXIT_CODES)(verify_goldens)
+app.command("mutants", epilog=EXIT_CODES)(mutants)
+app.command("compare", epilog=EXIT_CODES)(compare)
+app.command("verify", epilog=EXIT_CODES)(verify)
+app.command("html", epilog=EXIT_CODES)(html)
+app.command("junit", epilog=EXIT_CODES)(junit)

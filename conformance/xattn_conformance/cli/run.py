@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 import xattn
-from xattn_conformance.case import DTYPES, LEVELS, Level
+from xattn_conformance.case import DTYPES, LEVELS
+from xattn_conformance.cli.suite import a_level
 from xattn_conformance.cli.summary import failure, summary
 from xattn_conformance.cli.terminal import FAILED, INVALID, OK, err, out, stop
 from xattn_conformance.reports.html import html
@@ -50,13 +51,14 @@ def run(
     Exits with 0 only if something was executed and nothing failed.
     """
     dtypes = tuple(name for name in DTYPES if name in (dtype or DTYPES))
-    if level not in LEVELS or set(dtype or ()) - set(DTYPES):
-        stop(f"--level is one of {', '.join(LEVELS)}, --dtype one of {', '.join(DTYPES)}")
+    if unknown := set(dtype or ()) - set(DTYPES):
+        stop(f"no dtype {min(unknown)!r} in the suite: {', '.join(DTYPES)}")
+    known_level = a_level(level)
     reports = []
     for name in _present(device) if backend == ["all"] else backend:
         with _Live(name) as live:
             try:
-                report = session.run(name, device, _level(level), case, dtypes, jobs, profile, timeout, live.show, dump)
+                report = session.run(name, device, known_level, case, dtypes, jobs, profile, timeout, live.show, dump)
             except TargetError as error:
                 stop(str(error))
         reports.append(report)
@@ -78,10 +80,6 @@ def write(report: Report, folder: Path) -> list[Path]:
         paths.append(folder / f"{report.backend}.{ending}")
         paths[-1].write_bytes(document)
     return paths
-
-
-def _level(name: str) -> Level:
-    return next(level for level in LEVELS if level == name)
 
 
 def _code(report: Report) -> int:

@@ -45,5 +45,7 @@ def read(path: Path) -> Report:
     """The report in a file."""
     try:
         return decode(path.read_bytes())
-    except (OSError, ValueError) as error:
-        stop(f"{path}: {error.strerror if isinstance(error, OSError) else error}")
+    except OSError as error:
+        return stop(f"{path}: {error.strerror}")
+    except ValueError as error:
+        return stop(f"{path}: {error}")

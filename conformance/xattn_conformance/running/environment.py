@@ -36,7 +36,7 @@ def describe(target: Target) -> dict[str, Any]:
         "xattn": version("xattn"),
         "plugin": {"name": plugin.name, "distribution": plugin.distribution, "version": plugin.version},
         "backend": backend,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "numpy": np.__version__,

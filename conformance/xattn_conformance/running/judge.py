@@ -13,7 +13,7 @@ import xattn
 from xattn.registry import registry
 from xattn_conformance import ops
 from xattn_conformance.case import Case
-from xattn_conformance.golden import anchors
+from xattn_conformance.golden import manifest
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.runnable import Answer, RunnableOp
 from xattn_conformance.profiles import waivers
@@ -84,7 +84,7 @@ def _accepted(op: RunnableOp[Any], call: Call, target: Target) -> tuple[bool, Fi
 
 
 def _other_inputs(case: Case, digest: str) -> str:
-    known = anchors.digest_of(case)
+    known = manifest.digest_of(case)
     if known is None:
         return "the golden manifest does not know this case"
     return "" if known == digest else "the inputs made here are not those of the golden manifest"

@@ -149,7 +149,7 @@ def prepare(session: Session, profile: Path | None = None) -> Judging | None:
         ready = worker.ready()
         session.provenance = ready.provenance
         session.environment = {**ready.environment, **session.environment}
-        session.canaries = worker.canaries(canaries.chosen(session.started), session.dtypes[0])
+        session.canaries = worker.canaries(canaries.chosen(session.started, session.dtypes[0]), session.dtypes[0])
     except DeadWorkerError as death:
         session.invalid = f"the process that prepared the run {death}\n{death.printed}".rstrip()
         return None

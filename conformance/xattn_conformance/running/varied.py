@@ -42,7 +42,7 @@ def look(
         if promised(name, case, target):
             counts = {result: bits.differing(results[result], tensor) for result, tensor in others.items()}
             differ = ", ".join(f"{count} of {result}" for result, count in counts.items() if count)
-            found.rule(f"{name}.bits", sum(counts.values()), f"{_SAID[name]}, elements differ: {differ}")
+            found.rule(f"{name}.bits", sum(counts.values()), f"{_said_of(name)}, elements differ: {differ}")
         else:
             _compare(name, op, case, results, others, expected, found)
     return "; ".join(left_out)
@@ -58,12 +58,16 @@ _SAID = {
 }
 
 
+def _said_of(name: str) -> str:
+    return _SAID.get(name, f"under the variation {name}")
+
+
 def promised(name: str, case: Case, target: Target) -> bool:
     """Whether the variation must give the same bits: as the profile says, and nothing can where a mere repetition need
     not. A case that asks for determinism asks for the latter whatever the profile says."""
     bitwise = target.profile.bitwise
     repeat = bitwise.repeat or bool(case.options.get("deterministic"))
-    return repeat and (name == "repeat" or bool(getattr(bitwise, name)))
+    return repeat and (name == "repeat" or getattr(bitwise, name, False))
 
 
 def _repeat(call: Call) -> Variation:
@@ -86,7 +90,7 @@ def _compare(
 ) -> None:
     """Compare a variation's results with the golden: its checks carry its name."""
     for result, tensor in others.items():
-        said = f"{_SAID[name]}, {result} has the shape {tuple(tensor.shape)}, want {tuple(results[result].shape)}"
+        said = f"{_said_of(name)}, {result} has the shape {tuple(tensor.shape)}, want {tuple(results[result].shape)}"
         if not found.rule(f"{name}:{result}.shape", int(tensor.shape != results[result].shape), said):
             return
     got = {result: op.layout(result, tensor) for result, tensor in others.items()}

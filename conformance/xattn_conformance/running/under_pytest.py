@@ -1,0 +1,132 @@
+"""A session of pytest that judges backends, in one process or in several."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import msgspec
+import pytest
+
+from xattn_conformance.case import DTYPES
+from xattn_conformance.cli.run import write
+from xattn_conformance.reports.claims import claims
+from xattn_conformance.reports.junit import check_text, worst_text
+from xattn_conformance.reports.tally import failing
+from xattn_conformance.result import CaseResult, Report
+from xattn_conformance.running import session as sessions
+from xattn_conformance.running.pool import Judging
+from xattn_conformance.running.protocol import Start
+from xattn_conformance.running.session import Session
+from xattn_conformance.running.target import TargetError
+
+# Where a test leaves its backend and result.
+CASE = pytest.StashKey[tuple[str, CaseResult]]()
+# The attribute of a pytest report that takes the result to the process that writes ours.
+_RESULT = "xattn_result"
+
+
+class Conformance:
+    """Sessions of the suite by backend, and the results as they come."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.sessions: dict[str, Session] = {}
+        self.results: dict[str, list[CaseResult]] = {}
+        self.workers: dict[str, Judging] = {}
+
+    def pytest_sessionstart(self) -> None:
+        """Goldens, profile and canaries before any case, once: of several processes, in the one that controls."""
+        option = self.config.getoption
+        given = getattr(self.config, "workerinput", None)
+        for backend in option("--xattn-backend"):
+            where, what = option("--xattn-device"), option("--xattn-case")
+            processes = option("numprocesses", None) or 1
+            try:
+                each = sessions.opened(backend, where, option("--xattn-level"), what, DTYPES, processes)
+                self.sessions[backend], self.results[backend] = each, []
+                if given is not None:
+                    each.start = msgspec.json.decode(given[f"xattn {backend}"], type=Start)
+                    continue
+                worker = sessions.prepare(each, option("--xattn-profile"))
+            except TargetError as error:
+                raise pytest.UsageError(str(error)) from None
+            if worker is None:
+                self._write()
+                pytest.exit(f"INVALID: {each.invalid}", returncode=3)
+            self.workers[backend] = worker
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a process of a distributed session what was found to be in order."""
+        for backend, each in self.sessions.items():
+            node.workerinput[f"xattn {backend}"] = msgspec.json.encode(each.start).decode()
+        # The processes have workers of their own.
+        for worker in self.workers.values():
+            worker.close()
+
+    def parameters(self) -> list[tuple[str, str]]:
+        return [(backend, case.id) for backend, each in self.sessions.items() for case in each.cases]
+
+    def ids(self) -> list[str]:
+        several = len(self.sessions) > 1
+        return [f"{backend}:{case}" if several else case for backend, case in self.parameters()]
+
+    def judge(self, backend: str, case: str) -> CaseResult:
+        each = self.sessions[backend]
+        if backend not in self.workers:
+            assert each.start is not None
+            self.workers[backend] = Judging(each.start, each.timeout)
+        return self.workers[backend].judge(next(known for known in each.cases if known.id == case))
+
+    def told(self, result: CaseResult) -> str:
+        """A failure in words."""
+        lines = [f"{result.status}: {result.message}", *map(check_text, failing(result))]
+        lines += [worst_text(result.worst)] if result.worst is not None else []
+        lines += [result.detail] if result.detail else []
+        return "\n".join([*lines, f"reproduce: {result.reproduce}"])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if call.when == "call" and CASE in item.stash:
+            backend, result = item.stash[CASE]
+            setattr(report, _RESULT, [backend, msgspec.json.encode(result).decode()])
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if (found := getattr(report, _RESULT, None)) is not None:
+            backend, result = found
+            self.results[backend].append(msgspec.json.decode(result, type=CaseResult))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        for worker in self.workers.values():
+            worker.close()
+        if hasattr(self.config, "workerinput"):
+            return
+        self._write()
+        if session.exitstatus == 0 and not all(report.executed for report in self._reports()):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.section("xattn conformance")
+        for report in self._reports():
+            for claim in claims(report):
+                terminalreporter.line(f"{report.backend} on {report.device}: {claim}")
+
+    def _write(self) -> None:
+        folder = self.config.getoption("--xattn-report")
+        if folder is not None:
+            for report in self._reports():
+                write(report, folder)
+
+    def _reports(self) -> list[Report]:
+        found = []
+        for backend, each in self.sessions.items():
+            if not each.invalid and len(self.results[backend]) < len(each.cases):
+                # Left out by -k or -x: that is no run of all cases, so no claim.
+                each.selection = f"{self.config.getoption('--xattn-case')}, in part"
+            found.append(each.report(self.results[backend]))
+        return found

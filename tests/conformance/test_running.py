@@ -1,0 +1,273 @@
+"""The runner against strangers' backends that are wrong in every way: each costs its case, says why, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from strangers import PROFILE, honest, one
+from support import backend_source, stranger
+from xattn_conformance import ops
+from xattn_conformance.case import Case
+from xattn_conformance.profiles.schema import parse
+from xattn_conformance.result import CaseResult
+from xattn_conformance.running import selection, target
+from xattn_conformance.running.judge import judge
+from xattn_conformance.running.target import Target
+
+import xattn
+
+Load = Callable[..., Any]
+
+
+@pytest.fixture
+def judged(strangers: Path, load: Load) -> Callable[..., Target]:
+    """A target of a stranger's backend in this process. body: members of its class."""
+
+    def make(body: str, name: str = "acme", profile: str = "") -> Target:
+        found = stranger(strangers, name, backend_source(name, 0.0, body=body))
+        load(found)
+        return target.make(name, "cpu", parse((profile or PROFILE).format(name)))
+
+    return make
+
+
+CAUSAL = "attention/causal+lse/float32/*/normal"
+
+
+def failed(result: CaseResult) -> set[str]:
+    return {check.name for check in result.checks if not check.ok}
+
+
+def test_a_right_backend_passes(judged: Callable[..., Target]) -> None:
+    result = judge(one(CAUSAL), judged(honest()))
+    assert (result.status, result.message, failed(result)) == ("PASS", "", set())
+    assert result.kernel == "acme"
+    assert result.provenance == "hardware"
+    assert {"out.shape", "out.dtype", "out.device", "out.contiguous", "lse.shape", "inputs.written", "out.zmax"} <= {
+        check.name for check in result.checks
+    }
+    assert len(result.inputs) == len(result.output) == 64
+
+
+WRONG = {
+    "nan": ("found.out.fill_(float('nan'))", "out.finite", "out.finite"),
+    "shape": ("found = found._replace(out=found.out[:, :-1])", "out.shape", "out has the shape"),
+    "dtype": ("found = found._replace(out=found.out.double())", "out.dtype", "out is float64, want float32"),
+    "lse dtype": ("found = found._replace(lse=found.lse.half())", "lse.dtype", "lse is float16, want float32"),
+    "lse shape": ("found = found._replace(lse=found.lse[..., None])", "lse.shape", "lse has the shape"),
+    "strides": (
+        "found = found._replace(out=found.out.transpose(1, 2).contiguous().transpose(1, 2))",
+        "out.contiguous",
+        "want contiguous",
+    ),
+    "device": ("found = found._replace(lse=found.lse.to('meta'))", None, "meta"),
+    "writes": ("k[0, 0, 0, 0] += 1", "inputs.written", "the call wrote into its inputs: k (1 elements)"),
+    "value": ("found.out[0, 3, 0, 2] += 0.01", "out.zmax", "out.zmax is"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_result_fails_in_words(name: str, judged: Callable[..., Target]) -> None:
+    after, check, said = WRONG[name]
+    result = judge(one(CAUSAL), judged(honest(after=after)))
+    assert said in result.message, result.message
+    if check is None:
+        assert result.status == "ERROR"
+    else:
+        assert result.status == "FAIL"
+        assert check in failed(result)
+    assert result.reproduce.startswith("xattn-conformance run --backend acme --device cpu ")
+
+
+def test_what_has_the_wrong_shape_is_not_compared(judged: Callable[..., Target]) -> None:
+    result = judge(one(CAUSAL), judged(honest(after=WRONG["shape"][0])))
+    assert failed(result) == {"out.shape"}
+    assert not any(check.name.endswith("zmax") for check in result.checks)
+
+
+def test_the_worst_element_is_named(judged: Callable[..., Target]) -> None:
+    result = judge(one(CAUSAL), judged(honest(after=WRONG["value"][0])))
+    assert result.worst is not None
+    assert (result.worst.tensor, result.worst.index) == ("out", (0, 0, 3, 2))
+
+
+@pytest.mark.parametrize("returned", ["None", "(found.out, found.lse)", "found.out"])
+def test_something_else_than_the_contract_returns(returned: str, judged: Callable[..., Target]) -> None:
+    result = judge(one(CAUSAL), judged(honest(after=f"found = {returned}")))
+    want = "lse was asked for and did not come back" if returned == "found.out" else "the backend returned"
+    assert result.status == ("FAIL" if returned == "found.out" else "ERROR")
+    assert want in result.message
+
+
+def test_an_exception_is_the_cases_error(judged: Callable[..., Target], tmp_path: Path) -> None:
+    result = judge(one(CAUSAL), judged(honest(before="raise RuntimeError('the vendor says no')")))
+    assert (result.status, result.message) == ("ERROR", "RuntimeError: the vendor says no")
+    assert "raise RuntimeError" in result.detail
+    assert str(tmp_path) not in result.detail
+    assert str(Path(xattn.__file__).parents[1]) not in result.detail
+
+
+def test_sys_exit_is_the_cases_error(judged: Callable[..., Target]) -> None:
+    assert judge(one(CAUSAL), judged(honest(before="raise SystemExit(3)"))).message == "SystemExit: 3"
+
+
+NO_SOFTCAP = """
+def limits(self, request):
+    return [xattn.Reason("softcap", request.softcap, "off")] if request.softcap is not None else []
+"""
+SOFTCAP = "attention/softcap=*+lse/float32/*/normal"
+
+
+def test_what_is_declined_as_declared_is_unsupported(judged: Callable[..., Target]) -> None:
+    result = judge(one(SOFTCAP), judged(honest(more=NO_SOFTCAP)))
+    assert result.status == "UNSUPPORTED"
+    assert [reason["code"] for reason in result.reasons] == ["softcap"]
+    assert result.checks == ()
+
+
+def test_other_reasons_than_stated_fail(judged: Callable[..., Target]) -> None:
+    more = """
+    asked = 0
+
+    def limits(self, request):
+        Stranger.asked += 1
+        return [xattn.Reason("softcap", Stranger.asked, "off")]
+    """
+    result = judge(one(SOFTCAP), judged(honest(more=more)))
+    assert result.status == "FAIL"
+    assert "states the reasons softcap, and raises with others: softcap" in result.message
+
+
+def test_declining_without_a_reason_fails(judged: Callable[..., Target]) -> None:
+    before = "raise xattn.UnsupportedError('not today', request, {'acme': []})"
+    result = judge(one(CAUSAL), judged(honest(before=before)))
+    assert (result.status, result.message) == ("FAIL", "states no reason, and declines: not today")
+
+
+def test_serving_what_was_declined_fails(judged: Callable[..., Target], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = judged(honest(more=NO_SOFTCAP))
+    willing = Target(found.backend, "cpu", "cpu", found.profile, lambda *_: torch.zeros(1), "hardware")
+    result = judge(one(SOFTCAP), willing)
+    assert result.status == "FAIL"
+    assert result.message == "states reasons (softcap), and serves the call all the same"
+
+
+def test_reasons_that_raise_are_an_error(judged: Callable[..., Target]) -> None:
+    result = judge(one(CAUSAL), judged(honest(more="def limits(self, request):\n    raise OSError('no driver')")))
+    assert result.status == "ERROR"
+    assert "acme is broken: reasons() raised OSError: no driver" in result.message
+
+
+def test_accepting_what_is_not_declared_fails(judged: Callable[..., Target]) -> None:
+    more = """
+    capabilities = (xattn.Capabilities(device="cpu", dtypes=frozenset({torch.float32}), checked="never",
+                    features=frozenset(FEATURES) - {"softcap"}),)
+
+    def reasons(self, request):
+        return []
+    """
+    result = judge(one(SOFTCAP), judged(honest(more=more)))
+    assert (result.status, result.message) == ("FAIL", "accepted softcap without declaring it")
+
+
+def test_a_knob_that_is_accepted_and_ignored_fails(judged: Callable[..., Target]) -> None:
+    knob = one("attention/knob.softcap/*")
+    deaf = "plan(__import__('dataclasses').replace(request, softcap=None))"
+    result = judge(knob, judged(honest().replace("plan(request)", deaf)))
+    assert result.status == "FAIL"
+    assert result.message == "accepted and ignored: the answer is right for the call without it"
+    assert failed(result) == {"knob.ignored"}
+
+
+def test_a_knob_that_is_heard_passes(judged: Callable[..., Target]) -> None:
+    for case in selection.select("core", ["float32"], "attention/knob.*"):
+        if "dropout" not in case.id:
+            assert judge(case, target_of_reference()).status == "PASS", case.id
+
+
+def target_of_reference() -> Target:
+    return target.make("reference", "cpu", parse(PROFILE.format("reference")))
+
+
+def with_variations(pattern: str, *names: str) -> Case:
+    """A case with the variations of a test; the inputs follow from the id, which has none."""
+    return msgspec.structs.replace(one(pattern), variations=names)
+
+
+BATCHED = "attention/causal+lse/float32/b2-*/normal"
+PROMISE = PROFILE + "[bitwise]\nbatch = true\nstrides = true\npadding = true\n"
+
+
+@pytest.mark.parametrize("name", ["repeat", "strides", "batch", "padding", "poison"])
+def test_variations_of_a_right_backend_pass(name: str) -> None:
+    result = judge(with_variations(BATCHED, name), target_of_reference())
+    assert result.status == "PASS", result.message
+    promised = name in ("repeat", "poison")
+    assert any(check.name == f"{name}.bits" for check in result.checks) == promised
+    assert any(check.name == f"{name}:out.zmax" for check in result.checks) != promised
+
+
+# What breaks under each variation alone: (variation, what the backend does wrong).
+VARIED = {
+    "repeat": "Stranger.calls = getattr(Stranger, 'calls', 0) + 1; found.out.mul_(1 + 1e-3 * (Stranger.calls - 1))",
+    "strides": "found.out.mul_(1 if v.is_contiguous() else 1.001)",
+    "batch": "found.out.mul_(1 if q.shape[0] > 1 else 1.001)",
+    "padding": "found.out.mul_(1.001 if 'seqlens_k' in tensors else 1)",
+}
+
+
+@pytest.mark.parametrize("profile", [PROFILE, PROMISE], ids=["compared", "bitwise"])
+@pytest.mark.parametrize("name", VARIED)
+def test_a_variation_that_changes_the_answer_fails(name: str, profile: str, judged: Callable[..., Target]) -> None:
+    result = judge(with_variations(BATCHED, name), judged(honest(after=VARIED[name]), profile=profile))
+    assert result.status == "FAIL"
+    bad = failed(result)
+    assert bad
+    assert all(check.startswith(name) for check in bad), bad
+    if profile is PROMISE or name == "repeat":
+        assert bad == {f"{name}.bits"}
+
+
+def test_poison_that_reaches_the_output_fails(judged: Callable[..., Target]) -> None:
+    case = msgspec.structs.replace(one("attention/*/float32/*/poison"), variations=("poison",))
+    leak = "found.out[0, 0, 0, 0] += 1e-6 * v.isnan().any()"
+    result = judge(case, judged(honest(after=leak)))
+    assert "poison.bits" in failed(result)
+
+
+def test_a_variation_that_is_declined_is_left_out_in_words(judged: Callable[..., Target]) -> None:
+    more = """
+    capabilities = (xattn.Capabilities(device="cpu", dtypes=frozenset({torch.float32}), checked="never",
+                    features=frozenset(FEATURES) - {"seqlens_k"}),)
+    """
+    result = judge(with_variations(BATCHED, "padding"), judged(honest(more=more)))
+    assert (result.status, result.message) == ("PASS", "the variation padding is left out: declined for seqlens_k")
+
+
+def test_inputs_that_are_not_the_manifests_are_invalid(
+    judged: Callable[..., Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, found = one(CAUSAL), judged(honest())
+    op = type(ops.OPS["attention"])
+    monkeypatch.setattr(op, "digest", lambda self, problem: "0" * 64)
+    assert judge(case, found).message == "the inputs made here are not those of the golden manifest"
+    unknown = msgspec.structs.replace(case, title="of nobody")
+    assert judge(unknown, found).message == "the golden manifest does not know this case"
+    assert judge(case, found).status == judge(unknown, found).status == "INVALID"
+
+
+def test_gradients_are_judged(judged: Callable[..., Target]) -> None:
+    case = one("attention/grad.qkv*:causal+lse/float32/*/normal")
+    assert judge(case, judged(honest())).status == "PASS"
+
+
+def test_a_detached_output_is_an_error(judged: Callable[..., Target]) -> None:
+    case = one("attention/grad.qkv*:causal+lse/float32/*/normal")
+    result = judge(case, judged(honest(after="found = xattn.AttentionOutput(found.out.detach(), found.lse.detach())")))
+    assert result.status == "ERROR"
+    assert "does not require grad" in result.message
