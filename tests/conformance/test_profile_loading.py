@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import Load
 from support import backend_source, stranger
+from xattn_conformance.profiles import known
 from xattn_conformance.profiles import load as loading
 from xattn_conformance.profiles.load import find
 from xattn_conformance.profiles.schema import Profile, ProfileError
@@ -65,12 +67,14 @@ def test_it_lies_beside_a_single_module(acme: Path) -> None:
     assert find("acme") == (ACME + FLOAT32, "xattn_acme: acme.profile.toml")
 
 
-def test_it_lies_in_the_package_of_the_class(strangers: Path, load: Load) -> None:
-    package = strangers / "acme_kernels"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "backend.py").write_text(backend_source("acme", 0.0))
-    (package / "acme.profile.toml").write_text(ACME + FLOAT32)
+def test_it_lies_in_the_package_of_the_class_which_may_be_zipped(
+    strangers: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(strangers / "acme.zip", "w") as package:
+        package.writestr("acme_kernels/__init__.py", "")
+        package.writestr("acme_kernels/backend.py", backend_source("acme", 0.0))
+        package.writestr("acme_kernels/acme.profile.toml", ACME + FLOAT32)
+    monkeypatch.syspath_prepend(strangers / "acme.zip")
     # Beside the plugin's module, but not beside the class.
     (strangers / "acme.profile.toml").write_text(ACME)
     load(stranger(strangers, "xattn-acme", "from acme_kernels.backend import xattn_backends"))
@@ -133,8 +137,23 @@ def test_every_problem_is_named(acme: Path) -> None:
 
 
 def test_a_waiver_in_order_is_admitted(acme: Path) -> None:
-    (waiver,) = shipped(acme, ACME + waived()).waiver
+    (waiver,) = shipped(acme, ACME + waived(filed=str(TODAY))).waiver
     assert (waiver.id, waiver.cases) == ("XW-1", (CASE,))
+
+
+@pytest.mark.parametrize("check", ["out.exact", "lse.bias", "strides:out.zmax", "repeat:out.bits"])
+def test_the_checks_that_may_be_waived(acme: Path, check: str) -> None:
+    varied = (case for case in known.cases().values() if {"repeat", "strides"} <= set(case.variations))
+    case = next(case for case in varied if not case.grads and case.options.get("return_lse"))
+    assert shipped(acme, ACME + waived(case=case.id, check=check)).waiver[0].check == check
+    assert check in known.checks(case.id, CANONICAL)
+    if ":" in check:
+        assert f"XW-1: {CASE} has no check {check!r}" in refused(acme, ACME + waived(check=check))
+
+
+def test_what_would_let_a_wrong_kernel_pass_is_refused(acme: Path) -> None:
+    message = refused(acme, ACME + '[arithmetic]\nscaled_q = true\nscores = "input"\nexp_bits = 10\n')
+    assert "on cpu in bfloat16 a kernel that is wrong" in message
 
 
 def test_a_waiver_that_has_expired_stops_no_run(acme: Path) -> None:
