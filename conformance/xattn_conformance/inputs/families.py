@@ -97,7 +97,9 @@ def huge(problem: Problem, draw: Draw) -> Problem:
     """Logits of one sign in each row, near 120 and once 135, by turns positive and negative: without the row's maximum
     taken off, exp overflows in one row and leaves nothing in the next."""
     batch, nheads, seqlen_q, _ = problem.scores_shape
-    common = draw.signs("direction", (batch, 1, *problem.k.shape[2:]))
+    # Of different sizes: equal products, added up one by one, would all be rounded to the same side.
+    shape = (batch, 1, *problem.k.shape[2:])
+    common = draw.signs("direction", shape) * (0.5 + draw.uniform("size.k", shape))
     flips = np.where(draw.integers("flips", problem.k.shape) % 32 == 0, -1.0, 1.0)
     problem = replace(problem, k=common * flips)
     turn = np.arange(seqlen_q) + np.arange(nheads)[:, None] + nheads * np.arange(batch)[:, None, None]
@@ -134,6 +136,16 @@ def dead(problem: Problem, draw: Draw) -> Problem:
     return replace(problem, v=1 + problem.v / 4)
 
 
+def seen_nan(problem: Problem, draw: Draw) -> Problem:
+    """A NaN in one value and one in one key of the first batch row, where queries look: in the first and in the last kv
+    head. It must show in every row that sees it, and nowhere in another head or batch row."""
+    k, v = problem.k.copy(), problem.v.copy()
+    middle, third = problem.k.shape[1] // 2, problem.k.shape[1] // 3
+    v[:1, middle : middle + 1, 0, 0] = np.nan
+    k[:1, third : third + 1, -1, 0] = np.nan
+    return replace(problem, k=k, v=v)
+
+
 def subnormal(problem: Problem, draw: Draw) -> Problem:
     """Every third key subnormal and every third zero; v's odd columns subnormal, so that out's are too."""
     smallest = FORMATS[problem.dtype].smallest_subnormal
@@ -162,6 +174,7 @@ FAMILIES: dict[str, Family] = {
         descending,
         poison,
         dead,
+        seen_nan,
         subnormal,
     )
 }

@@ -46,8 +46,9 @@ def compare(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> Compa
     """Compare whole results, laid out as (batch, heads, rows, columns), with the golden ones by name.
 
     Whatever is expected must be in `got`, in the right shape; what else is there is not looked at. Each is looked at in
-    six ways: where it is finite, where it must be met exactly, and its error in standard deviations: the largest
-    element (zmax), the root mean squares of rows (zrow) and of heads (zhead), and the mean of heads (bias).
+    seven ways: where it is finite, where it must be met exactly, and its error in standard deviations: the largest
+    element (zmax), the root mean squares of rows (zrow) and of heads (zhead), and of heads the mean (bias) and the part
+    that lies along the golden (gain: a result that is too large or too small throughout).
     """
     checks: list[Check] = []
     errors = {name: _errors(one, one.of(name, got)) for name, one in expected.items()}
@@ -58,7 +59,7 @@ def compare(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> Compa
     if "out" in errors and errors["out"].z.size > 0:
         heat = _heat(expected["out"], errors["out"])
         scaled = np.abs(errors["out"].z[errors["out"].judged]) / limit("zmax", 1)
-        bins = np.minimum((scaled / HISTOGRAM_STEP).astype(int), HISTOGRAM_BINS - 1)
+        bins = np.minimum(scaled / HISTOGRAM_STEP, HISTOGRAM_BINS - 1).astype(int)
         histogram = tuple(int(n) for n in np.bincount(bins, minlength=HISTOGRAM_BINS))
     return Comparison(tuple(checks), worst, heat, histogram)
 
@@ -91,16 +92,32 @@ def _checks(name: str, expected: Expected, error: _Errors) -> list[Check]:
     heads = np.sqrt((error.z**2).sum(axis=(2, 3)) / elements)
     means = np.abs(error.z.sum(axis=(2, 3)) / elements)
     found.append(Check(name=f"{name}.zmax", value=float(np.abs(error.z).max()), limit=limit("zmax", 1)))
+    counts = _samples(expected, error)
     if error.z.shape[3] > 1:
         found.append(Check(name=f"{name}.zrow", value=float(rows.max()), limit=limit("zrow", 1)))
+        gains = _gains(expected, error, counts)
+        found.append(Check(name=f"{name}.gain", value=float(gains.max()), limit=limit("gain", 1)))
     # Every head is held to the limit for as many different rows as it has; the one that comes closest is reported.
     for metric, values in (("zhead", heads), ("bias", means)):
-        counts = _samples(expected, error)
         limits = np.vectorize(lambda count, metric=metric: limit(metric, round(count, 2)), otypes=[float])(counts)
         at = np.unravel_index(np.argmax(values / limits), values.shape)
         count = round(float(counts[at]), 2)
         found.append(Check(name=f"{name}.{metric}", value=float(values[at]), limit=limit(metric, count), count=count))
     return found
+
+
+def _gains(expected: Expected, error: _Errors, samples: Array) -> Array:
+    """How far each head is too large or too small throughout, in standard deviations, (batch, heads).
+
+    The error along the golden, as a filter for the factor 1 + epsilon would take it. A row's errors may all have one
+    sign, that of a probability of weight; rows count as `samples` of them."""
+    with np.errstate(invalid="ignore"):
+        signal = np.where(error.judged, expected.value / np.where(error.judged, expected.sigma, 1.0), 0.0)
+    along, rows = (error.z * signal).sum(axis=(2, 3)), np.abs(signal).sum(axis=3)
+    size = np.sqrt((rows**2).sum(axis=2))
+    share = np.sqrt(samples / np.maximum((rows > 0).sum(axis=2), 1))
+    gains: Array = np.abs(np.divide(along, size, out=np.zeros_like(size), where=size > 0)) * np.minimum(share, 1.0)
+    return gains
 
 
 def _samples(expected: Expected, error: _Errors) -> Array:

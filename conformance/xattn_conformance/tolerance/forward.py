@@ -25,7 +25,10 @@ def expected(problem: Problem, arithmetic: Arithmetic, rows: NDArray[np.int64] |
             at = noise(problem, head, arithmetic)
             at_head = head.b, head.h
             out[at_head], out_sigma[at_head] = head.out, np.sqrt(out_variance(problem, head, at, arithmetic))
-            lse[at_head][:, 0], lse_sigma[at_head][:, 0] = head.lse, np.sqrt(lse_variance(problem, head, at))
+            lse[at_head][:, 0], lse_sigma[at_head][:, 0] = (
+                head.lse,
+                np.sqrt(lse_variance(problem, head, at, arithmetic)),
+            )
     return {
         "out": Expected(out, out_sigma, rows),
         "lse": Expected(lse, lse_sigma, rows, slack=2.0**-arithmetic.exp_bits),
@@ -52,27 +55,36 @@ def out_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic
         variance += 2 * TF32**2 / 3 * spread
     if arithmetic.partial_outputs == "input":
         variance += own.u**2 / 3 * (spread + 2 * g2)
-    if arithmetic.scaled_q:
-        variance += _coherent_q(problem, head)
+    if rounded_q := _rounded_q(problem, arithmetic):
+        variance += rounded_q * _coherent_q(problem, head)
     if arithmetic.subnormals == "flushed":
         variance += SINGLE.normal**2
     alive = np.any(head.visible, axis=1, keepdims=True)
     return np.where(alive, variance, 0.0)
 
 
+def _rounded_q(problem: Problem, arithmetic: Arithmetic) -> float:
+    """Relative variance of the components of q as they meet K, beyond the inputs' own rounding."""
+    scaled = UNITS[problem.dtype].u ** 2 / 3 if arithmetic.scaled_q else 0.0
+    return scaled + (TF32**2 / 3 if arithmetic.products == "tf32" and problem.dtype == "float32" else 0.0)
+
+
 def _coherent_q(problem: Problem, head: Head) -> Array:
     """A rounded component of q moves every score of its row together: through the Jacobian of out by q, (R, headdim_v).
 
     d out / d q_e = scale sum_j p_j (v_j - g) k_je."""
-    own = UNITS[problem.dtype].u ** 2 / 3 * scale(problem) ** 2
     total = np.zeros_like(head.out)
     for e in range(head.q.shape[1]):
         weights = head.p * head.k[:, e]
         total += square(head.q[:, e, None] * (weights @ head.v - head.out * weights.sum(axis=1, keepdims=True)))
-    return own * total
+    return scale(problem) ** 2 * total
 
 
-def lse_variance(problem: Problem, head: Head, at: Noise) -> Array:
+def lse_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> Array:
     """(R,). 0 for a row with neither key nor sink, whose -inf is a rule. A sum of exponentials is as far off as each of
     them at most: that is a bound, `Expected.slack`, and no noise."""
-    return np.where(head.lse == -np.inf, 0.0, at.row)
+    variance = at.row
+    if rounded_q := _rounded_q(problem, arithmetic):
+        # d lse / d q_e = scale sum_j p_j k_je
+        variance = variance + rounded_q * scale(problem) ** 2 * (square(head.q) * square(head.p @ head.k)).sum(axis=1)
+    return np.where(head.lse == -np.inf, 0.0, variance)

@@ -10,6 +10,7 @@ from math import sqrt
 
 ZMAX = 8.0
 ZROW = 6.0
+GAIN = 6.0
 # Of a binomial's standard deviation: the share of probabilities that dropout takes.
 SHARE = 6.0
 
@@ -27,6 +28,8 @@ def limit(metric: str, count: float) -> float:
         return 1.25 + 4.0 / sqrt(count)
     if metric == "bias":
         return 0.3 + 5.0 / sqrt(count)
+    if metric == "gain":
+        return GAIN
     if metric == "share":
         return SHARE
     return 0.0
