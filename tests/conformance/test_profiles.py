@@ -245,3 +245,13 @@ def test_a_waiver_excuses_one_check_only() -> None:
     settled = settle(CASE, "cuda", checks, [waiver()], TODAY)
     assert settled.status == "FAIL"
     assert [check.ok for check in settled.checks] == [True, True, False]
+
+
+def test_a_device_may_promise_other_bits() -> None:
+    text = 'schema = 1\nbackend = "acme"\nhardware = []\n[bitwise]\nbatch = true\n'
+    found = parse(text + "[bitwise_on.cuda]\nrepeat = false\npoison = false\n")
+    assert found.bitwise_for("cpu").batch
+    assert not found.bitwise_for("cuda").repeat
+    assert not found.bitwise_for("cuda").batch  # instead of the general promise, not on top of it
+    with pytest.raises(ProfileError, match="no bits to promise"):
+        parse(text + "[bitwise_on.cuda]\nrepeat = false\n")

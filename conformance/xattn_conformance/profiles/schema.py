@@ -15,6 +15,10 @@
     [bitwise]
     batch = true
 
+    [bitwise_on.cuda]         # instead of what stands above, on this device
+    repeat = false
+    poison = false
+
     [[waiver]]                # see `Waiver`
     id = "XW-1"
     ...
@@ -126,7 +130,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     executor:      "package.module:attribute" that runs a case where the backend cannot run eagerly; empty: eagerly.
     arithmetic:    where its kernels round.
     arithmetic_on: where a device or dtype differs.
-    bitwise:       the bits that it promises.
+    bitwise:       the bits that it promises. bitwise_on: instead, by device.
     waiver:        its waivers.
     """
 
@@ -137,6 +141,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     arithmetic: Arithmetic = CANONICAL
     arithmetic_on: tuple[Override, ...] = ()
     bitwise: Bitwise = Bitwise()
+    bitwise_on: dict[Text, Bitwise] = {}
     waiver: tuple[Waiver, ...] = ()
 
     def __post_init__(self) -> None:
@@ -156,6 +161,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if on.device == device and dtype in on.dtypes:
                 return on.arithmetic
         return self.arithmetic
+
+    def bitwise_for(self, device: str) -> Bitwise:
+        """The bits promised on a device ("cpu")."""
+        return self.bitwise_on.get(device, self.bitwise)
 
 
 def parse(text: str) -> Profile:

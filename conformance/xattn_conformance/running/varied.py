@@ -65,7 +65,7 @@ def _said_of(name: str) -> str:
 def promised(name: str, case: Case, target: Target) -> bool:
     """Whether the variation must give the same bits: as the profile says, and nothing can where a mere repetition need
     not. A case that asks for determinism asks for the latter whatever the profile says."""
-    bitwise = target.profile.bitwise
+    bitwise = target.profile.bitwise_for(target.kind)
     repeat = bitwise.repeat or bool(case.options.get("deterministic"))
     return repeat and (name == "repeat" or getattr(bitwise, name, False))
 

@@ -87,4 +87,7 @@ def lse_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic
     if rounded_q := _rounded_q(problem, arithmetic):
         # d lse / d q_e = scale sum_j p_j k_je
         variance = variance + rounded_q * scale(problem) ** 2 * (square(head.q) * square(head.p @ head.k)).sum(axis=1)
+    if arithmetic.scores == "input":
+        # Equal scores are rounded alike, and then their sum is off by as much as each.
+        variance = variance + rounding(UNITS[problem.dtype], square((head.p * np.abs(head.scaled)).sum(axis=1)))
     return np.where(head.lse == -np.inf, 0.0, variance)
