@@ -17,6 +17,7 @@ from xattn_conformance.result import CaseResult, Report
 from xattn_conformance.running import session as sessions
 from xattn_conformance.running.pool import Judging
 from xattn_conformance.running.protocol import Start
+from xattn_conformance.running.selection import select
 from xattn_conformance.running.session import Session
 from xattn_conformance.running.target import TargetError
 
@@ -37,24 +38,35 @@ class Conformance:
 
     def pytest_sessionstart(self) -> None:
         """Goldens, profile and canaries before any case, once: of several processes, in the one that controls."""
-        option = self.config.getoption
         given = getattr(self.config, "workerinput", None)
-        for backend in option("--xattn-backend"):
-            where, what = option("--xattn-device"), option("--xattn-case")
-            processes = option("numprocesses", None) or 1
-            try:
-                each = sessions.opened(backend, where, option("--xattn-level"), what, DTYPES, processes)
-                self.sessions[backend], self.results[backend] = each, []
-                if given is not None:
-                    each.start = msgspec.json.decode(given[f"xattn {backend}"], type=Start)
-                    continue
-                worker = sessions.prepare(each, option("--xattn-profile"))
-            except TargetError as error:
-                raise pytest.UsageError(str(error)) from None
-            if worker is None:
-                self._write()
-                pytest.exit(f"INVALID: {each.invalid}", returncode=3)
-            self.workers[backend] = worker
+        for backend in self.config.getoption("--xattn-backend"):
+            self.results[backend] = []
+            if given is None:
+                self._open(backend)
+            else:
+                self._join(backend, msgspec.json.decode(given[f"xattn {backend}"], type=Start))
+
+    def _open(self, backend: str) -> None:
+        option = self.config.getoption
+        level, pattern, processes = option("--xattn-level"), option("--xattn-case"), option("numprocesses", None) or 1
+        try:
+            each = sessions.opened(backend, option("--xattn-device"), level, pattern, DTYPES, processes)
+            self.sessions[backend] = each
+            worker = sessions.prepare(each, option("--xattn-profile"))
+        except TargetError as error:
+            raise pytest.UsageError(str(error)) from None
+        if worker is None:
+            self._write()
+            pytest.exit(f"INVALID: {each.invalid}", returncode=3)
+        self.workers[backend] = worker
+
+    def _join(self, backend: str, start: Start) -> None:
+        """What the controlling process has opened and prepared, in another one."""
+        level, pattern = self.config.getoption("--xattn-level"), self.config.getoption("--xattn-case")
+        cases = select(level, DTYPES, pattern)
+        self.sessions[backend] = Session(
+            backend, start.device, level, pattern, DTYPES, cases, 1, sessions.TIMEOUT, start=start
+        )
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
