@@ -69,10 +69,10 @@ def forward(tensors: tuple[Tensor | None, ...], seqlens_k: Tensor | None, settin
     Returns out, and lse (batch, nheads, seqlen_q) in the dtype of the scores.
     """
     whole = _problem(tensors, settings)
-    if seqlens_k is None:
-        out, lse = _kernels(whole).forward(whole.without_unseen())
-    elif 0 in whole.q.shape or 0 in whole.k.shape:
+    if _empty(whole):
         out, lse = nothing(whole)
+    elif seqlens_k is None:
+        out, lse = _kernels(whole).forward(whole.without_unseen())
     elif whole.q.device.type == "cpu":
         out, lse = nothing(whole)
         for part, problem in rows(whole, seqlens_k, settings.top_left):
@@ -103,7 +103,7 @@ def backward(
     dq, dk, dv = (torch.zeros(x.shape, dtype=whole.wide, device=x.device) for x in (whole.q, whole.k, whole.v))
     bias = whole.bias
     dbias = torch.zeros(bias.shape, dtype=whole.wide, device=bias.device) if need_dbias and bias is not None else None
-    for part, problem in rows(whole, seqlens_k, settings.top_left):
+    for part, problem in () if _empty(whole) else rows(whole, seqlens_k, settings.top_left):
         problem = problem.without_unseen()
         args = dout[part], None if dlse is None else dlse[part], out[part], lse[part], dq[part], dk[part], dv[part]
         kernels = _kernels(problem)
@@ -132,6 +132,11 @@ def backward(
         dsinks,
         None if dbias is None or bias is None else dbias.to(bias.dtype),
     )
+
+
+def _empty(problem: Problem) -> bool:
+    """Nothing to compute, and nothing that every kernel takes: torch's flash on CUDA refuses an empty batch."""
+    return 0 in problem.q.shape or 0 in problem.k.shape
 
 
 def _bias_part(dbias: Tensor | None, part: slice) -> Tensor | None:

@@ -146,3 +146,24 @@ def test_sigma_shrinks_with_the_length_as_the_noise_does() -> None:
     ]
     assert sizes[0] / sizes[1] == pytest.approx(2, rel=0.3)
     assert sizes[1] / sizes[2] == pytest.approx(2, rel=0.3)
+
+
+@pytest.mark.parametrize("where", ["k", "v"])
+def test_a_nan_that_some_queries_see_leaves_a_tolerance_to_the_others(where: str) -> None:
+    made = problem("plain", causal=True)
+    getattr(made, where)[0, 30, 0, 0] = np.nan
+    for sums in ("rounded", "truncated"):
+        golden = forward.expected(made, msgspec.structs.replace(CANONICAL, sums=sums))["out"]
+        assert np.isfinite(golden.value[:, :, :30]).all()
+        assert (golden.sigma[:, :, :30] > 0).all()
+        assert np.isnan(golden.value[0, 0, 30:, 0]).all()
+        assert not compare({"out": golden}, {"out": golden.value}).failed
+
+
+def test_truncated_sums_are_admitted_where_they_are_declared() -> None:
+    made = problem("plain", "float32")
+    np.abs(made.v, out=made.v)
+    short = {name: one.value * (1 - 9 * 2.0**-24) for name, one in forward.expected(made, CANONICAL).items()}
+    assert compare({"out": forward.expected(made, CANONICAL)["out"]}, short).failed
+    truncated = msgspec.structs.replace(CANONICAL, sums="truncated")
+    assert not compare({"out": forward.expected(made, truncated)["out"]}, short).failed

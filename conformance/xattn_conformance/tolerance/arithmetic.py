@@ -19,6 +19,8 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     scaled_q:        q * scale is rounded to the dtype of the inputs before it meets K.
     products:        how two float32 numbers are multiplied: "tf32" rounds both to 11 bits first.
+    sums:            how sums of products are rounded: "truncated" toward zero, as NVIDIA's matrix units do, so that
+                     long sums come out too small.
     scores:          what Q K^T is rounded to before the softmax.
     probabilities:   what the probabilities are rounded to before they meet V.
     partial_outputs: what partial outputs are rounded to where a split over the keys is merged.
@@ -31,6 +33,7 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     scaled_q: bool = False
     products: Literal["float32", "tf32"] = "float32"
+    sums: Literal["rounded", "truncated"] = "rounded"
     scores: Place = "float32"
     probabilities: Place = "input"
     partial_outputs: Place = "float32"

@@ -17,7 +17,8 @@ class Expected:
 
     value: the golden, float64.
     sigma: standard deviation of each element's rounding error; 0 where the value must be met exactly.
-    slack: an error up to here is declared, and no noise.
+    slack: an error up to here is declared and may always have one sign, which is no noise; in the shape of value, or
+           one number for all.
     common: the share of sigma^2 that the rows of a head may have in common, in the shape of value; None is 0.
     rows:  which rows of the tensor these are; None is all of them.
     part:  ("out", -1): this is column -1 of the result "out", judged by itself as well. None: a result of its own.
@@ -27,8 +28,14 @@ class Expected:
     sigma: Array
     rows: NDArray[np.int64] | None = None
     part: tuple[str, int] | None = None
-    slack: float = 0.0
+    slack: Array | float = 0.0
     common: Array | None = None
+
+    def column(self, number: int, *, of: str) -> Expected:
+        """One column of this result, whose name is `of`, to be judged by itself."""
+        at = [number]
+        slack = self.slack if isinstance(self.slack, float) else self.slack[..., at]
+        return Expected(self.value[..., at], self.sigma[..., at], self.rows, (of, number), slack)
 
     def of(self, name: str, results: Mapping[str, Array]) -> Array:
         """What to compare with it, out of whole results by name; `name` is its own."""

@@ -9,7 +9,7 @@ from xattn_conformance.golden.oracle import Head, heads, scale
 from xattn_conformance.problem import Array, Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
-from xattn_conformance.tolerance.noise import Noise, noise, rounding, square
+from xattn_conformance.tolerance.noise import Noise, noise, rounding, square, truncation
 from xattn_conformance.tolerance.units import SINGLE, TF32, UNITS, unit
 
 
@@ -18,32 +18,41 @@ def expected(problem: Problem, arithmetic: Arithmetic, rows: NDArray[np.int64] |
     batch, nheads, seqlen_q, _ = problem.scores_shape
     count = seqlen_q if rows is None else len(rows)
     shape = (batch, nheads, count, problem.v.shape[3])
-    out, out_sigma = np.zeros(shape), np.zeros(shape)
-    lse, lse_sigma = np.zeros((*shape[:3], 1)), np.zeros((*shape[:3], 1))
+    out, out_sigma, out_slack = (np.zeros(shape) for _ in range(3))
+    lse, lse_sigma, lse_slack = (np.zeros((*shape[:3], 1)) for _ in range(3))
     for head in heads(problem, rows):
+        at = head.b, head.h
         with np.errstate(invalid="ignore", over="ignore"):
-            at = noise(problem, head, arithmetic)
-            at_head = head.b, head.h
-            out[at_head], out_sigma[at_head] = head.out, np.sqrt(out_variance(problem, head, at, arithmetic))
-            lse[at_head][:, 0], lse_sigma[at_head][:, 0] = (
-                head.lse,
-                np.sqrt(lse_variance(problem, head, at, arithmetic)),
+            found = noise(problem, head, arithmetic)
+            out[at], lse[at][:, 0] = head.out, head.lse
+            out_sigma[at] = np.sqrt(out_variance(problem, head, found, arithmetic))
+            lse_sigma[at][:, 0] = np.sqrt(lse_variance(problem, head, found, arithmetic))
+            out_slack[at] = truncation(head.visible.sum(axis=1), arithmetic)[:, None] * (
+                head.p @ np.abs(_finite(head.v))
             )
+            sizes = (head.p * np.abs(head.scaled)).sum(axis=1)
+            lse_slack[at][:, 0] = 2.0**-arithmetic.exp_bits + truncation(head.q.shape[1], arithmetic) * sizes
     return {
-        "out": Expected(out, out_sigma, rows),
-        "lse": Expected(lse, lse_sigma, rows, slack=2.0**-arithmetic.exp_bits),
+        "out": Expected(out, out_sigma, rows, slack=out_slack),
+        "lse": Expected(lse, lse_sigma, rows, slack=lse_slack),
     }
+
+
+def _finite(v: Array) -> Array:
+    """A NaN that some query sees is in no sum of those that do not."""
+    return np.where(np.isfinite(v), v, 0.0)
 
 
 def out_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> Array:
     """(R, headdim_v). 0 for a dead row: that is a rule, not a measurement."""
     own = UNITS[problem.dtype]
     probabilities = unit(arithmetic.probabilities, problem.dtype)
-    p2, v2, g, g2 = square(head.p), square(head.v), head.out, square(head.out)
+    v, g = _finite(head.v), head.out
+    p2, v2, g2 = square(head.p), square(v), square(g)
     spread = p2 @ v2  # sum_j p_j^2 v_j^2
     # sum_j p_j^2 (v_j - g)^2 var_j, multiplied out; rounding of the differences can leave it below 0.
     weights = p2 * (at.p + at.exp)
-    scores = weights @ v2 - 2 * g * (weights @ head.v) + g2 * weights.sum(axis=1, keepdims=True)
+    scores = weights @ v2 - 2 * g * (weights @ v) + g2 * weights.sum(axis=1, keepdims=True)
     variance = rounding(own, g2) + probabilities.u**2 / 3 * spread + np.maximum(scores, 0.0)
     variance += (square(head.p_sink) * (at.sink + at.exp))[:, None] * g2
     keys = head.visible.sum(axis=1, keepdims=True)
@@ -81,8 +90,8 @@ def _coherent_q(problem: Problem, head: Head) -> Array:
 
 
 def lse_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> Array:
-    """(R,). 0 for a row with neither key nor sink, whose -inf is a rule. A sum of exponentials is as far off as each of
-    them at most: that is a bound, `Expected.slack`, and no noise."""
+    """(R,). 0 for a row with neither key nor sink, whose -inf is a rule. What a declaration bounds for all alike, the
+    error of exp and what truncated sums lose, is no noise: see `Expected.slack`."""
     variance = at.row
     if rounded_q := _rounded_q(problem, arithmetic):
         # d lse / d q_e = scale sum_j p_j k_je

@@ -49,8 +49,7 @@ class AttentionOp(Op[Problem]):
             del found["lse"]
         if case.family == "probe":
             # exp(-lse), as the column of ones that only key 0 has: all that tells of the lse where it is not returned.
-            out = found["out"]
-            found["probe"] = Expected(out.value[..., [-1]], out.sigma[..., [-1]], rows, part=("out", -1))
+            found["probe"] = found["out"].column(-1, of="out")
         if problem.grads:
             found |= gradient.expected(problem, arithmetic)
         return found
