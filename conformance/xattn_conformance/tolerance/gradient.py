@@ -115,6 +115,8 @@ def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> 
     probabilities = unit(arithmetic.probabilities, problem.dtype)
     terms = square(g * head.out).sum(axis=1)
     delta_own = (square(g) * rounding(UNITS[problem.dtype], square(head.out))).sum(axis=1)
+    if arithmetic.partial_outputs == "input":
+        delta_own += 2 * UNITS[problem.dtype].u ** 2 / 3 * terms
     delta_own += products(g.shape[1], terms, square(delta))
     delta_own += single * STEPS * square(through_lse)
     delta_own += probabilities.u**2 / 3 * (p2 * square(dp)).sum(axis=1)

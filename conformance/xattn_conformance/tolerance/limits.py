@@ -27,7 +27,7 @@ def limit(metric: str, count: float) -> float:
     if metric == "zhead":  # one sample may be far out, many average out
         return 1.25 + 4.0 / sqrt(count)
     if metric == "bias":
-        return 0.3 + 5.0 / sqrt(count)
+        return 0.4 + 5.0 / sqrt(count)
     if metric == "gain":
         return GAIN
     if metric == "share":
