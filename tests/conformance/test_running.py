@@ -271,3 +271,41 @@ def test_a_detached_output_is_an_error(judged: Callable[..., Target]) -> None:
     result = judge(case, judged(honest(after="found = xattn.AttentionOutput(found.out.detach(), found.lse.detach())")))
     assert result.status == "ERROR"
     assert "does not require grad" in result.message
+
+
+def test_without_a_promise_a_repetition_is_compared_and_determinism_asked_for_is_held_to(
+    judged: Callable[..., Target],
+) -> None:
+    found = judged(honest(), profile=PROFILE + "[bitwise]\nrepeat = false\npoison = false\n")
+    names = {check.name for check in judge(with_variations(BATCHED, "repeat"), found).checks}
+    assert "repeat:out.zmax" in names
+    assert "repeat.bits" not in names
+    asked = with_variations("attention/*deterministic*/float32/*", "repeat")
+    assert asked.options["deterministic"]
+    assert "repeat.bits" in {check.name for check in judge(asked, found).checks}
+
+
+DROPOUT = "attention/*dropout_p=*/float32/*/onehot"
+
+
+def test_dropout_is_judged_by_its_share_its_scale_and_its_seed(judged: Callable[..., Target]) -> None:
+    result = judge(one(DROPOUT), judged(honest()))
+    assert result.status == "PASS", result.message
+    assert {"dropout.share", "seed.bits", "seed.ignored", "out.zmax"} <= {check.name for check in result.checks}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "bad"),
+    [
+        ("pass", "found.out.mul_(1 - request.dropout_p)", "out.zmax"),  # kept ones not scaled up
+        ("torch.manual_seed(0)", "pass", "seed.ignored"),
+        ("torch.seed()", "pass", "seed.bits"),
+        ("pass", "found.out[..., ::3] = 0", "dropout.share"),
+    ],
+)
+def test_wrong_dropout_fails(before: str, after: str, bad: str, judged: Callable[..., Target]) -> None:
+    result = judge(
+        one(DROPOUT), judged(honest(before, after.replace("found.out", "(found[0] if request.return_lse else found)")))
+    )
+    assert result.status == "FAIL", result.message
+    assert bad in failed(result)

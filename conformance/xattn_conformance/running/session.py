@@ -134,7 +134,8 @@ def prepare(session: Session, profile: Path | None = None) -> Judging | None:
     """Everything that comes before the first case; fills in the session. Returns a worker that stands ready, or None
     for a run that is invalid. Raises TargetError where the worker finds no such device or executor."""
     if problems := goldens.verify():
-        session.invalid = "the goldens do not verify: " + "; ".join(problems)
+        more = f" (and {len(problems) - 1} more; see verify-goldens)" if problems[1:] else ""
+        session.invalid = f"the goldens do not verify: {problems[0]}{more}"
         return None
     try:
         loaded = profiles.load(session.backend, profile)

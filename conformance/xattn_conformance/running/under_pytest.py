@@ -15,7 +15,7 @@ from xattn_conformance.reports.junit import check_text, worst_text
 from xattn_conformance.reports.tally import failing
 from xattn_conformance.result import CaseResult, Report
 from xattn_conformance.running import session as sessions
-from xattn_conformance.running.pool import Judging
+from xattn_conformance.running.pool import TIMEOUT, Judging
 from xattn_conformance.running.protocol import Start
 from xattn_conformance.running.selection import select
 from xattn_conformance.running.session import Session
@@ -64,9 +64,7 @@ class Conformance:
         """What the controlling process has opened and prepared, in another one."""
         level, pattern = self.config.getoption("--xattn-level"), self.config.getoption("--xattn-case")
         cases = select(level, DTYPES, pattern)
-        self.sessions[backend] = Session(
-            backend, start.device, level, pattern, DTYPES, cases, 1, sessions.TIMEOUT, start=start
-        )
+        self.sessions[backend] = Session(backend, start.device, level, pattern, DTYPES, cases, 1, TIMEOUT, start=start)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
