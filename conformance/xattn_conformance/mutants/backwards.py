@@ -31,7 +31,13 @@ from xattn_conformance.mutants.masks import (
     positional,
     window_by,
 )
-from xattn_conformance.mutants.mutant import Mutant, backward_misread, backward_misreturn, backward_misstep
+from xattn_conformance.mutants.mutant import (
+    IN_FLOAT32,
+    Mutant,
+    backward_misread,
+    backward_misreturn,
+    backward_misstep,
+)
 from xattn_conformance.mutants.numbers import to_dtype
 from xattn_conformance.mutants.options import moves, off, scale, scaled, scaled_by
 from xattn_conformance.problem import Array, Problem
@@ -74,7 +80,6 @@ DLSE = has("dlse")
 SOFTCAP = has("softcap")
 GROUPS = both(lambda p: p.k.shape[2] < p.q.shape[2])
 TILES = keys_beyond(16)
-IN_FLOAT32 = ("float32",)
 
 
 def reduces_bias(problem: Problem) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,10 @@ from xattn_conformance.tolerance.arithmetic import Arithmetic
 Results = Mapping[str, Array]
 Run = Callable[[Problem, Arithmetic], Results]
 
+# What rounds to the dtype of the inputs, and nothing else, is right where that is float32.
+NOWHERE: Mapping[str, str] = {}
+IN_FLOAT32: Mapping[str, str] = {"float32": "the dtype is float32 already"}
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -25,14 +29,14 @@ class Mutant:
 
     run:           results as a right kernel's, (batch, heads, rows, columns) by name, but wrong.
     applies:       whether the mistake can show on a problem: elsewhere the mutant may be a right kernel.
-    equivalent_in: dtypes in which it is a right kernel whatever the problem.
+    equivalent_in: dtypes in which it is a right kernel whatever the problem, and why.
     """
 
     name: str
     wrong: str
     run: Run
     applies: Condition
-    equivalent_in: tuple[str, ...] = ()
+    equivalent_in: Mapping[str, str] = field(default_factory=dict)
 
 
 def answer(problem: Problem, arithmetic: Arithmetic, **how: Any) -> dict[str, Array]:
@@ -52,7 +56,9 @@ def _backward(applies: Condition) -> Condition:
     return both(computes, lambda problem: bool(problem.grads), applies)
 
 
-def misread(name: str, wrong: str, change: Change, applies: Condition, equivalent_in: tuple[str, ...] = ()) -> Mutant:
+def misread(
+    name: str, wrong: str, change: Change, applies: Condition, equivalent_in: Mapping[str, str] = NOWHERE
+) -> Mutant:
     """A right kernel for another problem."""
     return Mutant(
         name,
@@ -68,7 +74,7 @@ def misstep(
     wrong: str,
     kernel: type[Kernel],
     applies: Condition,
-    equivalent_in: tuple[str, ...] = (),
+    equivalent_in: Mapping[str, str] = NOWHERE,
     **how: Any,
 ) -> Mutant:
     """A kernel with one wrong step."""
@@ -86,7 +92,7 @@ def misreturn(
     wrong: str,
     edit: Callable[[Problem, dict[str, Array]], Results],
     applies: Condition,
-    equivalent_in: tuple[str, ...] = (),
+    equivalent_in: Mapping[str, str] = NOWHERE,
 ) -> Mutant:
     """A right kernel whose results are changed."""
     return Mutant(
@@ -113,7 +119,7 @@ def backward_misstep(
     wrong: str,
     kernel: type[Backward],
     applies: Condition,
-    equivalent_in: tuple[str, ...] = (),
+    equivalent_in: Mapping[str, str] = NOWHERE,
     **how: Any,
 ) -> Mutant:
     """A right forward; the backward has one wrong step."""

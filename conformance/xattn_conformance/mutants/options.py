@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from xattn_conformance.mutants.conditions import Change, Condition, both, has, heads_beyond, queries_beyond
 from xattn_conformance.mutants.grouped import Grouped
-from xattn_conformance.mutants.mutant import Mutant, full, misread
+from xattn_conformance.mutants.mutant import IN_FLOAT32, NOWHERE, Mutant, full, misread
 from xattn_conformance.mutants.numbers import to_dtype
 from xattn_conformance.problem import Array, Problem
 
@@ -78,8 +78,14 @@ def moves(option: str, edit: Callable[[Problem, Any], Any]) -> Condition:
     return differ
 
 
-def edited(name: str, wrong: str, option: str, edit: Callable[[Problem, Any], Any]) -> Mutant:
-    return misread(name, wrong, changed(option, edit), moves(option, edit))
+def edited(
+    name: str,
+    wrong: str,
+    option: str,
+    edit: Callable[[Problem, Any], Any],
+    equivalent_in: Mapping[str, str] = NOWHERE,
+) -> Mutant:
+    return misread(name, wrong, changed(option, edit), moves(option, edit), equivalent_in)
 
 
 def next_head(problem: Problem, values: Array) -> Array:
@@ -147,7 +153,13 @@ ALIBI = (
     alibi("scaled", "ALiBi is scaled as scores are", lambda p: -scale(p) * np.abs(distance(p))),
     edited("alibi-of-next-head", "a head reads its neighbour's slope", "alibi_slopes", next_head),
     edited("alibi-of-row-0", "every batch row has the first one's slopes", "alibi_slopes", slopes_of_row_0),
-    edited("alibi-in-dtype", "the slopes are rounded to the dtype of q", "alibi_slopes", lambda p, s: _rounded(p, s)),
+    edited(
+        "alibi-in-dtype",
+        "the slopes are rounded to the dtype of q",
+        "alibi_slopes",
+        lambda p, slopes: _rounded(p, slopes),
+        IN_FLOAT32,
+    ),
 )
 
 

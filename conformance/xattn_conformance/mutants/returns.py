@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from xattn_conformance.mutants.conditions import (
     queries_beyond,
 )
 from xattn_conformance.mutants.kernel import attend
-from xattn_conformance.mutants.mutant import Mutant, Results, misreturn
+from xattn_conformance.mutants.mutant import IN_FLOAT32, NOWHERE, Mutant, Results, misreturn
 from xattn_conformance.mutants.numbers import nearest, to_dtype
 from xattn_conformance.mutants.options import off, scale
 from xattn_conformance.problem import Array, Problem
@@ -29,7 +29,7 @@ Edit = Callable[[Problem, Array], Array]
 
 
 def writes(
-    name: str, wrong: str, edit: Edit, applies: Condition = always, equivalent_in: tuple[str, ...] = ()
+    name: str, wrong: str, edit: Edit, applies: Condition = always, equivalent_in: Mapping[str, str] = NOWHERE
 ) -> Mutant:
     return misreturn(
         name, wrong, lambda problem, results: {**results, "out": edit(problem, results["out"])}, applies, equivalent_in
@@ -104,7 +104,7 @@ OUT = (
         "out goes through bfloat16",
         lambda p, out: nearest(out.astype(np.float32), 8).astype(float),
         always,
-        ("bfloat16",),
+        {"bfloat16": "out is bfloat16 already"},
     ),
     writes("out*1.005", "out is 0.5 % too large", lambda p, out: _rounded(p, out * 1.005)),
     writes(
@@ -117,7 +117,9 @@ OUT = (
 )
 
 
-def lse(name: str, wrong: str, edit: Edit, applies: Condition = always, equivalent_in: tuple[str, ...] = ()) -> Mutant:
+def lse(
+    name: str, wrong: str, edit: Edit, applies: Condition = always, equivalent_in: Mapping[str, str] = NOWHERE
+) -> Mutant:
     return misreturn(
         f"lse-{name}",
         wrong,
@@ -151,7 +153,7 @@ LSE = (
         "heads-rolled", "every head holds its neighbour's lse", lambda p, lse: np.roll(lse, 1, axis=1), heads_beyond(1)
     ),
     lse("row", "one row holds its neighbour's lse", with_row, queries_beyond(1)),
-    lse("in-dtype", "the lse is rounded to the dtype of q", lambda p, lse: _rounded(p, lse), always, ("float32",)),
+    lse("in-dtype", "the lse is rounded to the dtype of q", lambda p, lse: _rounded(p, lse), always, IN_FLOAT32),
     lse(
         "dead-inf",
         "rows that see nothing have an lse of +inf",

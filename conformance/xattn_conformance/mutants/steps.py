@@ -9,7 +9,7 @@ from xattn_conformance.mutants.conditions import Condition, always, both, has, h
 from xattn_conformance.mutants.grouped import Grouped
 from xattn_conformance.mutants.kernel import Kernel
 from xattn_conformance.mutants.kernels import TILE
-from xattn_conformance.mutants.mutant import misstep
+from xattn_conformance.mutants.mutant import IN_FLOAT32, misstep
 from xattn_conformance.problem import Problem
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
@@ -95,11 +95,9 @@ STEPS = (
     ),
     misstep("parts-averaged", "parts of a split are averaged", kernels.EqualParts, TILED, splits=2),
     misstep("parts-overwritten", "the last part of a split is all of it", kernels.LastPart, TILED, splits=2),
-    misstep("scores-16-bit", "Q K^T is summed up in the dtype", kernels.ScoresAccumulatedIn16Bit, always, ("float32",)),
-    misstep("values-16-bit", "P V is summed up in the dtype", kernels.ValuesAccumulatedIn16Bit, always, ("float32",)),
-    misstep(
-        "p-cut-off", "the probabilities are cut off, not rounded", kernels.ProbabilitiesCutOff, always, ("float32",)
-    ),
+    misstep("scores-16-bit", "Q K^T is summed up in the dtype", kernels.ScoresAccumulatedIn16Bit, always, IN_FLOAT32),
+    misstep("values-16-bit", "P V is summed up in the dtype", kernels.ValuesAccumulatedIn16Bit, always, IN_FLOAT32),
+    misstep("p-cut-off", "the probabilities are cut off, not rounded", kernels.ProbabilitiesCutOff, always, IN_FLOAT32),
     misstep("p-fp8", "the probabilities have 4 bits", kernels.ProbabilitiesInFp8, always),
     misstep("exp-8-bit", "exp is right to 8 bits", kernels.ExpOf8Bits, always),
     misstep("not-normalised", "out is not divided by the denominator", kernels.NotNormalised, always),

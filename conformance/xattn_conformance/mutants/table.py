@@ -15,6 +15,7 @@ from xattn_conformance.mutants.mutant import Mutant, Results
 from xattn_conformance.mutants.right import RIGHT, Right
 from xattn_conformance.mutants.zoo import MUTANTS
 from xattn_conformance.ops.attention.op import AttentionOp
+from xattn_conformance.reports.tally import nearness
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 from xattn_conformance.tolerance.compare import compare
 from xattn_conformance.tolerance.expected import Expected
@@ -28,13 +29,18 @@ ANY = "any"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One kernel on one case. failed: the checks that it failed, "out.zmax", ...; none is a pass."""
+    """One kernel on one case.
+
+    failed:   the checks that it failed, "out.zmax", ...; none is a pass.
+    nearness: the largest value relative to its limit; inf where a rule without tolerance is broken.
+    """
 
     kernel: str
     case: str
     family: str
     dtype: str
     failed: tuple[str, ...]
+    nearness: float
 
 
 def mutants_on(case: Case, arithmetic: Arithmetic = CANONICAL, mutants: Sequence[Mutant] = MUTANTS) -> list[Outcome]:
@@ -62,8 +68,9 @@ def right_on(case: Case, kernels: Sequence[Right] = RIGHT) -> list[Outcome]:
 
 
 def _outcome(case: Case, kernel: str, expected: Mapping[str, Expected], results: Results) -> Outcome:
-    failed = compare(expected, results).failed
-    return Outcome(kernel, case.id, case.family, case.dtype, tuple(check.name for check in failed))
+    compared = compare(expected, results)
+    failed = tuple(check.name for check in compared.failed)
+    return Outcome(kernel, case.id, case.family, case.dtype, failed, max(map(nearness, compared.checks), default=0.0))
 
 
 def run_mutants(
