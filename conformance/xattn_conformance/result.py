@@ -3,6 +3,8 @@ HTML, comparisons and verification are derived from it."""
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from typing import Any, Literal
 
 import msgspec
@@ -154,11 +156,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def encode(report: Report) -> bytes:
     """The report as JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=1)
+    return msgspec.json.encode(report)
 
 
 def decode(data: bytes) -> Report:
-    """The inverse of `encode`. Raises ValueError with a plain message for anything that is not a whole report."""
+    """The inverse of `encode`, also for what gzip has packed. Raises ValueError with a plain message for anything that
+    is not a whole report."""
+    try:
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"not a whole conformance report: {error}") from error
     try:
         version = msgspec.json.decode(data).get("schema")
     except (msgspec.DecodeError, AttributeError) as error:

@@ -30,11 +30,11 @@ def test_noise_of_the_stated_size_passes_and_nothing_is_rated_better_than_it_is(
     comparison = judged(value, value + SIGMA * noise)
     assert not comparison.failed
     by_name = {check.name: check for check in comparison.checks}
-    assert by_name["out.zmax"].value == pytest.approx(np.abs(noise).max(), rel=1e-6)
-    assert by_name["out.zrow"].value == pytest.approx(np.sqrt((noise**2).mean(axis=3)).max(), rel=1e-6)
+    assert by_name["out.zmax"].value == pytest.approx(np.abs(noise).max(), rel=1e-5)
+    assert by_name["out.zrow"].value == pytest.approx(np.sqrt((noise**2).mean(axis=3)).max(), rel=1e-5)
     heads = np.sqrt((noise**2).mean(axis=(2, 3)))
-    assert by_name["out.zhead"].value == pytest.approx(heads.max(), rel=1e-6)
-    assert by_name["out.bias"].value == pytest.approx(np.abs(noise.mean(axis=(2, 3))).max(), rel=1e-6)
+    assert by_name["out.zhead"].value == pytest.approx(heads.max(), rel=1e-5)
+    assert by_name["out.bias"].value == pytest.approx(np.abs(noise.mean(axis=(2, 3))).max(), rel=1e-5)
     assert by_name["out.zhead"].count == SHAPE[2]
 
 

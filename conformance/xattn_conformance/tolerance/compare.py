@@ -91,19 +91,24 @@ def _checks(name: str, expected: Expected, error: _Errors) -> list[Check]:
     elements = np.maximum(columns.sum(axis=2), 1)
     heads = np.sqrt((error.z**2).sum(axis=(2, 3)) / elements)
     means = np.abs(error.z.sum(axis=(2, 3)) / elements)
-    found.append(Check(name=f"{name}.zmax", value=float(np.abs(error.z).max()), limit=limit("zmax", 1)))
+    found.append(Check(name=f"{name}.zmax", value=_short(np.abs(error.z).max()), limit=limit("zmax", 1)))
     counts = _samples(expected, error)
     if error.z.shape[3] > 1:
-        found.append(Check(name=f"{name}.zrow", value=float(rows.max()), limit=limit("zrow", 1)))
+        found.append(Check(name=f"{name}.zrow", value=_short(rows.max()), limit=limit("zrow", 1)))
         gains = _gains(expected, error, counts)
-        found.append(Check(name=f"{name}.gain", value=float(gains.max()), limit=limit("gain", 1)))
+        found.append(Check(name=f"{name}.gain", value=_short(gains.max()), limit=limit("gain", 1)))
     # Every head is held to the limit for as many different rows as it has; the one that comes closest is reported.
     for metric, values in (("zhead", heads), ("bias", means)):
         limits = np.vectorize(lambda count, metric=metric: limit(metric, round(count, 2)), otypes=[float])(counts)
         at = np.unravel_index(np.argmax(values / limits), values.shape)
         count = round(float(counts[at]), 2)
-        found.append(Check(name=f"{name}.{metric}", value=float(values[at]), limit=limit(metric, count), count=count))
+        found.append(Check(name=f"{name}.{metric}", value=_short(values[at]), limit=limit(metric, count), count=count))
     return found
+
+
+def _short(x: float) -> float:
+    """Six digits: a report has tens of thousands of such numbers."""
+    return float(f"{x:.6g}")
 
 
 def _gains(expected: Expected, error: _Errors, samples: Array) -> Array:
@@ -180,5 +185,5 @@ def _heat(expected: Expected, error: _Errors) -> Heat:
     return Heat(
         rows=tuple(int(row) for row in rows),
         heads=tuple(int(head) for head in head_starts),
-        cells=tuple(tuple(round(float(x), 4) if np.isfinite(x) else None for x in line) for line in cells),
+        cells=tuple(tuple(round(float(x), 3) if np.isfinite(x) else None for x in line) for line in cells),
     )

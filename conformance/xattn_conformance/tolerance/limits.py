@@ -25,9 +25,9 @@ def limit(metric: str, count: float) -> float:
     if metric == "zrow":
         return ZROW
     if metric == "zhead":  # one sample may be far out, many average out
-        return 1.25 + 4.0 / sqrt(count)
+        return round(1.25 + 4.0 / sqrt(count), 4)
     if metric == "bias":
-        return 0.4 + 5.0 / sqrt(count)
+        return round(0.4 + 5.0 / sqrt(count), 4)
     if metric == "gain":
         return GAIN
     if metric == "share":
