@@ -17,7 +17,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One call and the inputs it is made on. Its id says all of it that tells it from other cases.
 
-    op:         "attention", ...: a key of `xattn_conformance.ops.OPS`.
+    op:         "attention", ...: a key of `xattn_conformance.ops.registry.OPS`.
     title:      the options in words, as they stand in the id: "causal+window=15:0+sinks=log"; "plain" for none.
     level:      the lowest level that has the case.
     dtype:      of q, k and v, torch's name.

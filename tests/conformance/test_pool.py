@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from strangers import PROFILE, honest, install
 from torch import Tensor
-from xattn_conformance import ops
 from xattn_conformance.case import Case
+from xattn_conformance.ops.base import Answer, Layout, Op, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.runnable import Answer, Layout, RunnableOp, Variation
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
 from xattn_conformance.running import selection
 from xattn_conformance.running.judge import judge
@@ -164,7 +164,7 @@ def test_a_device_that_the_profile_does_not_name_is_no_hardware() -> None:
         judging.close()
 
 
-class Doubling(RunnableOp[NDArray[np.float64]]):
+class Doubling(Op[NDArray[np.float64]]):
     """An op of one argument, as small as one can be."""
 
     name = "doubling"
@@ -226,7 +226,7 @@ class Doubling(RunnableOp[NDArray[np.float64]]):
 )
 def test_a_new_op_plugs_in(double: Any, bad: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     op = Doubling()
-    monkeypatch.setitem(ops.OPS, "doubling", op)
+    monkeypatch.setitem(OPS, "doubling", op)
     assert [case.id for case in selection.select("core", ["float32"], "doubling/*")] == [
         "doubling/plain/float32/b2-q3-h1-d4/normal"
     ]

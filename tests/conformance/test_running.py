@@ -11,8 +11,8 @@ import pytest
 import torch
 from strangers import PROFILE, honest, one
 from support import backend_source, stranger
-from xattn_conformance import ops
 from xattn_conformance.case import Case
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
 from xattn_conformance.result import CaseResult
 from xattn_conformance.running import selection, target
@@ -253,7 +253,7 @@ def test_inputs_that_are_not_the_manifests_are_invalid(
     judged: Callable[..., Target], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, found = one(CAUSAL), judged(honest())
-    op = type(ops.OPS["attention"])
+    op = type(OPS["attention"])
     monkeypatch.setattr(op, "digest", lambda self, problem: "0" * 64)
     assert judge(case, found).message == "the inputs made here are not those of the golden manifest"
     unknown = msgspec.structs.replace(case, title="of nobody")

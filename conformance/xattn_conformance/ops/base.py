@@ -3,27 +3,75 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xattn import Reason, Request
 from xattn_conformance.case import Case
+from xattn_conformance.ops.call import Call
+from xattn_conformance.problem import Array
+from xattn_conformance.result import Check
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
 
 P = TypeVar("P")  # the op's own description of a problem, in NumPy
 
-# Results by name, each (batch, heads, rows, columns): out, lse, dq, dk, dv, dbias, dsinks.
-Results = Mapping[str, NDArray[np.float64]]
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the contract fixes about a result tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    contiguous: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the core says about a call, before it runs: the request as the backend sees it, everything that the backend
+    says stops it, and the kernel that it would run."""
+
+    request: Request
+    reasons: tuple[Reason, ...]
+    kernel: str
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Other calls that must lead to the same results.
+
+    gather: from the results of the calls to those of the case, without the ones that do not follow from them.
+    """
+
+    calls: tuple[Call, ...]
+    gather: Callable[[Sequence[Tensors]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A knob on a case and the same call without it. `expected_off`: the right answer without it."""
+
+    on: Call
+    off: Call
+    expected_off: Mapping[str, Expected]
 
 
 class Op(ABC, Generic[P]):
-    """One operation of the contract: its cases, inputs, goldens and calls."""
+    """One operation of the contract: its cases, inputs, goldens and calls.
+
+    name:     of its function in xattn.
+    anchored: whether the golden manifest knows the inputs of its cases; False only for an op that a test makes up.
+    """
 
     name: ClassVar[str]
+    anchored: ClassVar[bool] = True
 
     @abstractmethod
     def cases(self) -> Sequence[Case]:
@@ -35,16 +83,51 @@ class Op(ABC, Generic[P]):
 
     @abstractmethod
     def inputs(self, problem: P) -> Mapping[str, NDArray[Any]]:
-        """The bits of every input tensor, by name: what a hash is taken of and a dump holds."""
+        """The bits of every input tensor, by name: what a dump holds."""
 
     @abstractmethod
     def expected(self, case: Case, problem: P, arithmetic: Arithmetic) -> Mapping[str, Expected]:
         """The golden results with the noise that `arithmetic` explains."""
 
     @abstractmethod
-    def call(self, case: Case, problem: P, device: str) -> Any:
-        """The call as tensors on a device: an `xattn_conformance.ops.call.Call`."""
+    def call(self, case: Case, problem: P, device: str) -> Call:
+        """The call as tensors on a device."""
 
     @abstractmethod
-    def layout(self, name: str, tensor: Tensor) -> NDArray[np.float64]:
+    def layout(self, name: str, tensor: Tensor) -> Array:
         """A result of a call in the layout of comparisons, (batch, heads, rows, columns)."""
+
+    @abstractmethod
+    def digest(self, problem: P) -> str:
+        """sha256 of the bits of the inputs, as the golden manifest has it."""
+
+    @abstractmethod
+    def explain(self, call: Call, backend: str) -> Answer:
+        """What the named backend says to this call. The caller sets the grad mode."""
+
+    @abstractmethod
+    def results(self, call: Call) -> Mapping[str, Layout]:
+        """The results that the call must have, by name."""
+
+    @abstractmethod
+    def vary(self, name: str, case: Case, problem: P, call: Call, device: str) -> Variation:
+        """A variation of the case, by its name in `Case.variations`."""
+
+    def knob_cases(self) -> Sequence[Case]:
+        """Cases that only ask whether an option does anything."""
+        return ()
+
+    def switch(self, case: Case, problem: P, arithmetic: Arithmetic, device: str) -> Switch:
+        """The two calls of one of `knob_cases`."""
+        raise NotImplementedError
+
+    def by_chance(self, case: Case) -> bool:
+        """Whether the results of the case depend on torch's random numbers."""
+        return False
+
+    def without_chance(
+        self, case: Case, expected: Mapping[str, Expected], got: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], tuple[Check, ...]]:
+        """Take the chance out of the results of such a case: what to compare with the golden, and checks of what
+        chance did."""
+        return dict(got), ()

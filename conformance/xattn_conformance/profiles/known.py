@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xattn_conformance.case import Case
-from xattn_conformance.ops import OPS
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.compare import compare
 from xattn_conformance.tolerance.expected import Expected

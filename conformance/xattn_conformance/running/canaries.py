@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
-from xattn_conformance import ops
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.witnesses import witnesses_in
 from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import Canary
 from xattn_conformance.running.target import Target
 from xattn_conformance.tolerance.compare import compare
@@ -35,11 +35,11 @@ def catch(names: Sequence[str], dtype: str, target: Target) -> tuple[Canary, ...
 
 
 def _catch(mutant: Mutant, dtype: str, target: Target) -> Canary:
-    cases = {case.id: case for op in ops.OPS.values() for case in op.cases()}
+    cases = {case.id: case for op in OPS.values() for case in op.cases()}
     tried = witnesses_in(mutant.name, dtype)
     for name in tried:
         case = cases[name]
-        op, arithmetic = ops.OPS[case.op], target.arithmetic(case)
+        op, arithmetic = OPS[case.op], target.arithmetic(case)
         problem = op.problem(case)
         failed = compare(op.expected(case, problem, arithmetic), mutant.run(problem, arithmetic)).failed
         if failed:

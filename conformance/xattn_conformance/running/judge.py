@@ -11,11 +11,11 @@ import torch
 
 import xattn
 from xattn.registry import registry
-from xattn_conformance import ops
 from xattn_conformance.case import Case
 from xattn_conformance.golden import manifest
+from xattn_conformance.ops.base import Answer, Op
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.runnable import Answer, RunnableOp
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import waivers
 from xattn_conformance.result import CaseResult, Check, Worst
 from xattn_conformance.running import bits, rules, varied
@@ -43,7 +43,7 @@ def judge(case: Case, target: Target, dump: Dump | None = None) -> CaseResult:
 
 
 def _judge(case: Case, target: Target, dump: Dump | None) -> Fields:
-    op = ops.OPS[case.op]
+    op = OPS[case.op]
     problem = op.problem(case)
     fields: Fields = {"inputs": op.digest(problem)}
     if op.anchored and (wrong := _other_inputs(case, fields["inputs"])):
@@ -55,7 +55,7 @@ def _judge(case: Case, target: Target, dump: Dump | None) -> Fields:
     return {**fields, **known, **(_served(op, case, problem, call, target, dump) if accepted else {})}
 
 
-def _knob(op: RunnableOp[Any], case: Case, problem: Any, target: Target) -> Fields:
+def _knob(op: Op[Any], case: Case, problem: Any, target: Target) -> Fields:
     """An option that the backend takes must do something: the answer with it is wrong for the call without it."""
     switch = op.switch(case, problem, target.arithmetic(case), target.device)
     for call in (switch.off, switch.on):
@@ -71,7 +71,7 @@ def _knob(op: RunnableOp[Any], case: Case, problem: Any, target: Target) -> Fiel
     return {**fields, "output": bits.digest(results), **_settled(case, target, found)}
 
 
-def _accepted(op: RunnableOp[Any], call: Call, target: Target) -> tuple[bool, Fields]:
+def _accepted(op: Op[Any], call: Call, target: Target) -> tuple[bool, Fields]:
     """Whether the backend takes the call, and the result if it does not."""
     answer = _asked(op, call, target)
     fields: Fields = {"kernel": answer.kernel}
@@ -90,7 +90,7 @@ def _other_inputs(case: Case, digest: str) -> str:
     return "" if known == digest else "the inputs made here are not those of the golden manifest"
 
 
-def _asked(op: RunnableOp[Any], call: Call, target: Target) -> Answer:
+def _asked(op: Op[Any], call: Call, target: Target) -> Answer:
     """What the backend says before it runs. Raises RuntimeError where it fails to say anything."""
     with torch.set_grad_enabled(bool(call.wanted)):
         answer = op.explain(call, target.backend)
@@ -125,7 +125,7 @@ def _declined(call: Call, answer: Answer, target: Target) -> Fields:
     return {**fields, "message": f"states reasons ({codes}), and serves the call all the same"}
 
 
-def _served(op: RunnableOp[Any], case: Case, problem: Any, call: Call, target: Target, dump: Dump | None) -> Fields:
+def _served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, dump: Dump | None) -> Fields:
     before = bits.copies(rules.inputs(call))
     try:
         results = target.run(call)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from xattn.request import dtype_name
+from xattn_conformance.ops.base import Layout
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.runnable import Layout
 from xattn_conformance.result import Check
 from xattn_conformance.running import bits
 

@@ -6,14 +6,14 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 from math import prod
 
-from xattn_conformance import ops
 from xattn_conformance.case import LEVELS, Case, Level
+from xattn_conformance.ops.registry import OPS
 
 
 def select(level: Level, dtypes: Collection[str], pattern: str = "*") -> list[Case]:
     """The cases of a level and those below it whose ids match the pattern, in the order of their tables."""
     levels = LEVELS[: LEVELS.index(level) + 1]
-    every = [case for op in ops.OPS.values() for case in (*op.cases(), *op.knob_cases())]
+    every = [case for op in OPS.values() for case in (*op.cases(), *op.knob_cases())]
     return [case for case in every if case.level in levels and case.dtype in dtypes and fnmatchcase(case.id, pattern)]
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from xattn_conformance.case import Case
+from xattn_conformance.ops.base import Op, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.runnable import RunnableOp, Variation
 from xattn_conformance.running import bits
 from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.target import Target
@@ -20,7 +20,7 @@ from xattn_conformance.tolerance.expected import Expected
 
 
 def look(
-    op: RunnableOp[Any],
+    op: Op[Any],
     case: Case,
     problem: Any,
     call: Call,
@@ -74,14 +74,14 @@ def _repeat(call: Call) -> Variation:
     return Variation((call,), lambda found: dict(found[0]))
 
 
-def _declined(op: RunnableOp[Any], call: Call, target: Target) -> list[str]:
+def _declined(op: Op[Any], call: Call, target: Target) -> list[str]:
     with torch.set_grad_enabled(bool(call.wanted)):
         return [reason.code for reason in op.explain(call, target.backend).reasons]
 
 
 def _compare(
     name: str,
-    op: RunnableOp[Any],
+    op: Op[Any],
     case: Case,
     results: Mapping[str, Tensor],
     others: Mapping[str, Tensor],

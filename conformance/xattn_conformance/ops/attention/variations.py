@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.runnable import Tensors, Variation
 
 # More than a kernel's tile, and odd.
 _EXTRA_KEYS = 65

@@ -1,0 +1,11 @@
+"""The ops that the suite knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xattn_conformance.ops.attention.op import AttentionOp
+from xattn_conformance.ops.base import Op
+
+# By the name that its function has in xattn.
+OPS: dict[str, Op[Any]] = {op.name: op for op in (AttentionOp(),)}
