@@ -13,9 +13,8 @@ from xattn_conformance.mutants.conditions import dead, sees_differently
 from xattn_conformance.mutants.kernel import attend
 from xattn_conformance.mutants.masks import causal_by, no_window, other_corner, window_by
 from xattn_conformance.mutants.mutant import Results, answer
-from xattn_conformance.mutants.render import markdown, rows
 from xattn_conformance.mutants.right import RIGHT
-from xattn_conformance.mutants.table import ANY, Outcome, mutants_on, right_on, survivors, table, unshown
+from xattn_conformance.mutants.table import mutants_on, right_on
 from xattn_conformance.mutants.witnesses import Kill, choose, enough, kills_on, witnesses_in
 from xattn_conformance.mutants.zoo import MUTANTS
 from xattn_conformance.ops.attention.cases import load
@@ -108,50 +107,6 @@ def test_a_change_of_the_mask_shows_only_where_it_hides_or_shows_a_key() -> None
 def test_dead_rows_are_those_that_see_nothing() -> None:
     given = problem("more queries than keys")
     assert np.array_equal(dead(given)[..., 0], np.broadcast_to(np.arange(40) < 20, (2, 4, 40)))
-
-
-def outcome(kernel: str, case: str, *failed: str, dtype: str = "bfloat16", family: str = "normal") -> Outcome:
-    return Outcome(kernel, case, family, dtype, failed, 2.0 if failed else 0.5)
-
-
-OUTCOMES = [
-    outcome("causal+1", "a", "out.zmax", "out.zrow"),
-    outcome("causal+1", "b"),
-    outcome("causal+1", "c", "lse.zmax", family="needle"),
-    outcome("zero", "a", "out.zmax"),
-    outcome("row", "a"),
-    outcome("row", "a", "out.zmax", dtype="float16"),
-]
-
-
-def test_the_table_counts() -> None:
-    counted = table(OUTCOMES)
-    assert counted["causal+1", "normal", ANY] == (1, 2)
-    assert counted["causal+1", "normal", "out.zmax"] == (1, 2)
-    assert counted["causal+1", "needle", "out.zmax"] == (0, 1)
-    assert counted["causal+1", "needle", "lse.zmax"] == (1, 1)
-
-
-def test_survivors_are_counted_in_each_dtype() -> None:
-    assert survivors(OUTCOMES) == [("row", "bfloat16")]
-
-
-def test_a_mutant_that_had_no_chance_to_show_is_named() -> None:
-    missing = unshown(OUTCOMES, ["float16", "float32"])
-    assert ("zero", "float16") in missing
-    assert ("row", "float16") not in missing
-    assert ("values-16-bit", "float32") not in missing
-
-
-def test_renderings_hold_the_counts() -> None:
-    header, lines = rows(OUTCOMES)
-    of = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
-    assert of["causal+1"]["killed"] == "2/3"
-    assert of["causal+1"]["needle"] == "1/1"
-    assert of["causal+1"]["out.zrow"] == "1/3"
-    assert of["causal+1"]["lse"] == "1/3"
-    assert of["zero"]["needle"] == ""
-    assert f"| causal+1 | {BY_NAME['causal+1'].wrong} | 2/3 |" in markdown(OUTCOMES)
 
 
 def kill(case: str, nearness: float = 9.0, family: str = "normal") -> Kill:

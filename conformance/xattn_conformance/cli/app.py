@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from xattn_conformance.cli.mutants import mutants
 from xattn_conformance.cli.reports import compare, html, junit, verify
 from xattn_conformance.cli.run import run
-from xattn_conformance.cli.suite import list_cases, mutants, verify_goldens
+from xattn_conformance.cli.suite import list_cases, verify_goldens
 from xattn_conformance.cli.terminal import EXIT_CODES
 
 app = typer.Typer(

@@ -66,12 +66,26 @@ class Numbers:
             a, b = nearest(a, TF32_BITS), nearest(b, TF32_BITS)
         # A NaN or inf that some query may see makes NaN in the products of queries that may not; they are masked.
         with np.errstate(invalid="ignore", over="ignore"):
-            return self.flush(np.matmul(a, b))
+            return self.flush(np.matmul(a, b) if self.arithmetic.sums == "rounded" else _truncated(a, b))
 
     def exp(self, x: F32) -> F32:
-        """Right to the declared bits and no better: cut off, so that all its errors have one sign."""
+        """Right to the declared bits: cut off, so that all its errors have one sign. One bit is left over, because a
+        probability is made of two of these, its own and the rescaling of its tile. Subnormals have fewer bits."""
         with np.errstate(under="ignore", over="ignore", invalid="ignore"):
-            return self.flush(toward_zero(np.exp(x), self.arithmetic.exp_bits + 1))
+            exact = np.exp(x)
+            cut = toward_zero(exact, self.arithmetic.exp_bits + 2)
+        return self.flush(np.where(exact < np.finfo(np.float32).tiny, exact, cut))
 
     def tanh(self, x: F32) -> F32:
         return self.flush(toward_zero(np.tanh(x), self.arithmetic.tanh_bits + 1))
+
+
+def _truncated(a: F32, b: F32) -> F32:
+    """a @ b as matrix units add it up: eight products at a time, and what is below the sum's last bit is dropped."""
+    acc = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), dtype=np.float32)
+    for start in range(0, a.shape[-1], 8):
+        some = slice(start, start + 8)
+        exact = acc + np.matmul(a[..., some].astype(np.float64), b[..., some, :].astype(np.float64))
+        rounded = exact.astype(np.float32)
+        acc = np.where(np.abs(rounded) > np.abs(exact), np.nextafter(rounded, np.float32(0)), rounded)
+    return acc

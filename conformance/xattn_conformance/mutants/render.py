@@ -1,71 +1,115 @@
-"""The table of mutants for a terminal and for the documentation."""
+"""The tables of mutants and right kernels for a terminal. `page.py` has those of the documentation."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
-from xattn_conformance.mutants.table import ANY, Outcome, survivors, table
+from xattn_conformance.case import DTYPES
+from xattn_conformance.mutants.table import Outcome, survivors
 from xattn_conformance.mutants.zoo import MUTANTS
 
-# Metrics as columns: a check's name is a result's and a metric's; gradients share columns.
-METRICS = ("out.hard", "out.zmax", "out.zrow", "out.zhead", "out.bias", "lse", "probe", "gradients")
+# What people call dtypes, short enough for a column.
+SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+# A check's name is a result's and a metric's. Rules without tolerance share a column, gradients another.
+METRICS = ("rules", "zmax", "zrow", "gain", "zhead", "bias")
+RESULTS = ("out", "lse", "probe", "grads")
 
 
-def column_of(metric: str) -> str:
-    """The column of METRICS that a check belongs to."""
-    result, _, kind = metric.partition(".")
-    if result in ("lse", "probe"):
-        return result
-    if result != "out":
-        return "gradients"
-    return "out.hard" if kind in ("finite", "exact") else metric
+def metric_of(check: str) -> str:
+    metric = check.partition(".")[2]
+    return metric if metric in METRICS else "rules"
 
 
-def rows(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Header, then a line a mutant in the zoo's order: killed/total in all cases, by family, and by metric."""
-    counted = table(outcomes).items()
-    by_family = {(kernel, family): counts for (kernel, family, metric), counts in counted if metric == ANY}
-    families = sorted({family for _, family in by_family})
-    killed: dict[tuple[str, str], int] = defaultdict(int)
-    totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+def result_of(check: str) -> str:
+    result = check.partition(".")[0]
+    return result if result in RESULTS else "grads"
+
+
+def fraction(outcomes: Iterable[Outcome]) -> str:
+    """ "killed/total"; empty where there is none."""
+    counted = Counter(bool(outcome.failed) for outcome in outcomes)
+    return f"{counted[True]}/{counted.total()}" if counted else ""
+
+
+def percent(killed: int, total: int) -> str:
+    """Of at least one, at least 1; of less than all, at most 99."""
+    if total == 0:
+        return ""
+    if killed in (0, total):
+        return "100" if killed else "."
+    return str(min(max(round(100 * killed / total), 1), 99))
+
+
+def grouped(outcomes: Iterable[Outcome], key: Callable[[Outcome], str]) -> dict[str, list[Outcome]]:
+    groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        totals[outcome.kernel][0] += bool(outcome.failed)
-        totals[outcome.kernel][1] += 1
-        for column in {column_of(name) for name in outcome.failed}:
-            killed[outcome.kernel, column] += 1
+        groups.setdefault(key(outcome), []).append(outcome)
+    return groups
+
+
+def by_mutant(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    """In the zoo's order."""
+    groups = grouped(outcomes, lambda outcome: outcome.kernel)
+    return {mutant.name: groups[mutant.name] for mutant in MUTANTS if mutant.name in groups}
+
+
+def by_metric(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Header, then a line a mutant: killed/total in each dtype, and what percentage each metric and result kills."""
     lines = []
-    for name in [mutant.name for mutant in MUTANTS if mutant.name in totals]:
-        total = totals[name][1]
-        cells = [_fraction(by_family.get((name, family))) for family in families]
-        metrics = [_fraction((killed[name, column], total)) for column in METRICS]
-        lines.append([name, _fraction((totals[name][0], total)), *cells, *metrics])
-    return ["mutant", "killed", *families, *METRICS], lines
+    for name, some in by_mutant(outcomes).items():
+        dtypes = grouped(some, lambda outcome: outcome.dtype)
+        metrics = Counter(metric for one in some for metric in {metric_of(check) for check in one.failed})
+        results = Counter(result for one in some for result in {result_of(check) for check in one.failed})
+        cells = [percent(metrics[metric], len(some)) for metric in METRICS]
+        cells += [percent(results[result], len(some)) for result in RESULTS]
+        lines.append([name, *(fraction(dtypes.get(dtype, ())) for dtype in DTYPES), *cells])
+    return ["mutant", *(SHORT[dtype] for dtype in DTYPES), *METRICS, *RESULTS], lines
 
 
-def terminal(outcomes: Sequence[Outcome]) -> Table:
-    """The same for rich; mutants that live are red."""
-    header, lines = rows(outcomes)
+def by_family(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Header, then a line a mutant: what percentage of the cases of each family kills it."""
+    families = sorted({outcome.family for outcome in outcomes})
+    lines = []
+    for name, some in by_mutant(outcomes).items():
+        groups = grouped(some, lambda outcome: outcome.family)
+        cells = [groups.get(family, []) for family in families]
+        lines.append([name, *(percent(sum(bool(one.failed) for one in cell), len(cell)) for cell in cells)])
+    return ["mutant", *families], lines
+
+
+def terminal(outcomes: Sequence[Outcome]) -> tuple[Table, Table]:
+    """Both for rich; mutants that live in some dtype are red."""
     alive = {name for name, _ in survivors(outcomes)}
-    shown = Table(title="Mutants: killed / cases on which they can show")
+    metrics, families = by_metric(outcomes), by_family(outcomes)
+    return (
+        _shown(
+            "Mutants: killed/cases on which they can show, and % of them by each metric and result", *metrics, alive
+        ),
+        _shown("Mutants: % killed of the cases of each family of inputs", *families, alive),
+    )
+
+
+def right_terminal(outcomes: Sequence[Outcome]) -> Table:
+    """Right kernels; one with a false alarm is red."""
+    groups = grouped(outcomes, lambda outcome: outcome.kernel)
+    lines = [[name, fraction(some), f"{nearest(some):.2f}"] for name, some in groups.items()]
+    wronged = {name for name, some in groups.items() if any(one.failed for one in some)}
+    return _shown("Right kernels", ["kernel", "failed", "nearest to a limit"], lines, wronged)
+
+
+def nearest(outcomes: Iterable[Outcome]) -> float:
+    return max(outcome.nearness for outcome in outcomes)
+
+
+def _shown(title: str, header: Sequence[str], lines: Iterable[Sequence[str]], red: Iterable[str]) -> Table:
+    table = Table(title=Text(title), padding=(0, 0, 0, 1), box=None, title_justify="left")
     for number, name in enumerate(header):
-        shown.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        whole = number == 0 or name in SHORT.values()
+        table.add_column(Text(name), justify="left" if number == 0 else "right", no_wrap=whole, overflow="fold")
     for line in lines:
-        shown.add_row(*line, style="bold red" if line[0] in alive else None)
-    return shown
-
-
-def markdown(outcomes: Sequence[Outcome]) -> str:
-    """The same for docs/, with what is wrong in each mutant."""
-    header, lines = rows(outcomes)
-    wrong = {mutant.name: mutant.wrong for mutant in MUTANTS}
-    header = [header[0], "what is wrong", *header[1:]]
-    text = [f"| {' | '.join(header)} |", f"|{'---|' * 2}{'--:|' * (len(header) - 2)}"]
-    text += [f"| {line[0]} | {wrong[line[0]].replace('|', chr(92) + '|')} | {' | '.join(line[1:])} |" for line in lines]
-    return "\n".join(text) + "\n"
-
-
-def _fraction(counts: tuple[int, int] | None) -> str:
-    return "" if counts is None else f"{counts[0]}/{counts[1]}"
+        table.add_row(*map(Text, line), style="bold red" if line[0] in red else None)
+    return table

@@ -71,6 +71,7 @@ def _sdpa(problem: Problem) -> Results:
 COARSEST = Arithmetic(
     scaled_q=True,
     products="tf32",
+    sums="truncated",
     scores="input",
     partial_outputs="input",
     head_gradients="input",
@@ -89,6 +90,7 @@ RIGHT = (
     _model("float32 throughout", Arithmetic(probabilities="float32", score_gradients="float32", exp_bits=24)),
     _model("q scaled first", Arithmetic(scaled_q=True)),
     _model("tf32", Arithmetic(products="tf32")),
+    _model("sums cut off", Arithmetic(sums="truncated")),
     _model("scores in the dtype", Arithmetic(scores="input")),
     _model("parts in the dtype", Arithmetic(partial_outputs="input"), block=16, splits=3),
     _model("heads in the dtype", Arithmetic(head_gradients="input")),

@@ -23,7 +23,7 @@ from xattn_conformance.tolerance.expected import Expected
 T = TypeVar("T")
 OP = AttentionOp()
 
-# The column of a table for "whatever the metric".
+# In place of a check: whatever the check.
 ANY = "any"
 
 
@@ -111,20 +111,17 @@ def unshown(outcomes: Iterable[Outcome], dtypes: Sequence[str]) -> list[tuple[st
     return [key for key in wanted if key not in seen]
 
 
-def table(outcomes: Iterable[Outcome]) -> dict[tuple[str, str, str], tuple[int, int]]:
-    """(mutant, family, metric) -> (cases in which it was killed by it, cases on which it can show).
-
-    metric: a check's name, "out.zmax", ..., or ANY.
-    """
-    killed: Counter[tuple[str, str, str]] = Counter()
-    total: Counter[tuple[str, str]] = Counter()
+def counted(outcomes: Iterable[Outcome]) -> list[dict[str, str | int]]:
+    """For every mutant, dtype and family the cases on which it can show, and those in which each check, or ANY, killed
+    it; checks that killed it in none are left out."""
+    killed: dict[tuple[str, str, str], Counter[str]] = {}
+    total: Counter[tuple[str, str, str]] = Counter()
     for outcome in outcomes:
-        total[outcome.kernel, outcome.family] += 1
-        for metric in (*outcome.failed, *([ANY] if outcome.failed else [])):
-            killed[outcome.kernel, outcome.family, metric] += 1
-    metrics = {metric for _, _, metric in killed} | {ANY}
-    return {
-        (kernel, family, metric): (killed[kernel, family, metric], count)
-        for (kernel, family), count in total.items()
-        for metric in sorted(metrics)
-    }
+        key = outcome.kernel, outcome.dtype, outcome.family
+        total[key] += 1
+        killed.setdefault(key, Counter({ANY: 0})).update([*outcome.failed, *([ANY] if outcome.failed else [])])
+    return [
+        {"mutant": key[0], "dtype": key[1], "family": key[2], "check": check, "killed": number, "total": total[key]}
+        for key, checks in killed.items()
+        for check, number in checks.items()
+    ]

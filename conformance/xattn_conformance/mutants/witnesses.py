@@ -31,6 +31,8 @@ MARGIN = 2.0
 ENOUGH = 6
 # batch * nheads * seqlen_q * seqlen_k of the largest case that is looked at.
 SCORES_MAX = 2**20
+# Of so many cases a sample takes one.
+SAMPLE = 8
 # Cases between two looks at which mutants still need some: a matter of speed, but the result must not depend on it
 # being the number of processes.
 _WAVE = 16
@@ -50,6 +52,12 @@ def witnesses_in(mutant: str, dtype: str) -> tuple[str, ...]:
 
 def scores(case: Case) -> int:
     return prod(case.shape[size] for size in ("batch", "nheads", "seqlen_q", "seqlen_k"))
+
+
+def sample(cases: Sequence[Case]) -> list[Case]:
+    """The witnesses among some cases, and one in SAMPLE of the others: the same in every dtype."""
+    wanted = {case for some in witnesses().values() for case in some}
+    return [case for case in cases if _any_dtype(case) in wanted or case.seed % SAMPLE == 0]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every mutant: wrong kernels that must not pass. Where each comes from is in docs/conformance.md."""
+"""Every mutant: wrong kernels that must not pass. What becomes of each is in docs/mutants.md."""
 
 from __future__ import annotations
 
