@@ -29,6 +29,7 @@ partial_outputs = "input"
 score_gradients = "input"
 head_gradients = "input"
 exp_bits = 10
+sums = "truncated"
 tanh_bits = 10
 subnormals = "flushed"
 """

@@ -212,7 +212,7 @@ def test_list_and_reports(tmp_path: Path) -> None:
     assert cli("junit", report, "--out", str(tmp_path / "j.xml")).exit_code == 0
     assert (tmp_path / "page.html").read_text() == (tmp_path / "reference.html").read_text()
     text = (tmp_path / "reference.json").read_text()
-    (tmp_path / "lie.json").write_text(text.replace('"status": "PASS"', '"status": "WAIVED"', 1))
+    (tmp_path / "lie.json").write_text(text.replace('"status":"PASS"', '"status":"WAIVED"', 1))
     assert cli("verify", str(tmp_path / "lie.json")).exit_code == 1
     (tmp_path / "half.json").write_text(text[: len(text) // 2])
     half = cli("verify", str(tmp_path / "half.json"))
