@@ -164,6 +164,7 @@ def test_tensors_that_are_not_strided_are_refused() -> None:
 def test_merged_tiles_add_up_to_one() -> None:
     # Bottom-right causal over a longer cache is two tiles; with values of 1 the output is 1, whatever the logits.
     q, k, _ = qkv(300, 1000)
-    for size in (1.0, 135.0, 1e4):
+    # With small logits torch's kernel adds up 1,000 weights in each tile, to 25 roundoffs on an AMD Zen 5.
+    for size, roundoffs in ((1.0, 100), (135.0, 8), (1e4, 8)):
         out = xattn.attention(q * size, k, torch.ones_like(k), causal=True, backend="sdpa")
-        assert (out - 1).abs().max() <= 4 * torch.finfo(torch.float32).eps
+        assert (out - 1).abs().max() <= roundoffs * 2.0**-24
