@@ -152,9 +152,28 @@ def test_exp_and_tanh_use_up_what_they_declare(bits: int) -> None:
     numbers = Numbers(_with(EXACT, exp_bits=bits, tanh_bits=bits), "float32")
     x = np.linspace(-8, 8, 100_001, dtype=np.float32)
     x = x[x != 0]
-    for got, want in ((numbers.exp(x), np.exp(x.astype(float))), (numbers.tanh(x), np.tanh(x.astype(float)))):
+    # Of exp two together: a probability's own and its tile's rescaling.
+    twice = numbers.exp(x).astype(float) * numbers.exp(-np.abs(x))
+    for got, want in ((twice, np.exp(x.astype(float) - np.abs(x))), (numbers.tanh(x), np.tanh(x.astype(float)))):
         off = np.abs(got / want - 1).max()
-        assert 2.0 ** -(bits + 0.5) < off <= 2.0**-bits + 2.0**-23  # beside float32's own
+        assert 2.0 ** -(bits + 0.5) < off <= 2.0**-bits + 2.0**-22  # beside float32's own
+
+
+def test_exp_is_as_right_as_float32_where_that_is_subnormal() -> None:
+    numbers = Numbers(_with(EXACT, exp_bits=10), "float32")
+    x = np.linspace(-103, -88, 1000, dtype=np.float32)
+    assert np.all(np.abs(numbers.exp(x) - np.exp(x.astype(float))) <= 2.0**-149)
+
+
+def test_truncated_sums_come_out_too_small_by_what_is_declared() -> None:
+    generator = np.random.default_rng(0)
+    a, b = (generator.uniform(0.5, 1, (500, 100)).astype(np.float32) for _ in range(2))
+    got = Numbers(_with(EXACT, sums="truncated"), "float32").matmul(a, b.T)
+    short = 1 - got / (a.astype(float) @ b.T.astype(float))
+    assert np.all(short > 0)
+    assert 4 * 2.0**-24 < short.mean() < short.max() < 2.0**-24 * (100 / 8 + 4)
+    exact = Numbers(EXACT, "float32").matmul(a, b.T)
+    assert abs((exact / (a.astype(float) @ b.T.astype(float)) - 1).mean()) < 2.0**-24
 
 
 def test_subnormals_are_flushed_where_it_is_declared() -> None:

@@ -60,11 +60,13 @@ def mutants(
     # A pattern or a level below the last leaves mutants without a case.
     missing = table.unshown(found, dtypes) if case == "*" and level == "full" else []
     for name, where in (*table.survivors(found), *missing):
-        err().print(Text.assemble(("Alive: ", "bold red"), f"{name} in {where}"))
+        err().print(Text.assemble(("Alive: ", "bold red"), f"{name} in {where}"), soft_wrap=True)
     wronged = [outcome for outcome in right if outcome.failed]
     for outcome in wronged:
         checks = ", ".join(outcome.failed)
-        err().print(Text.assemble(("Wronged: ", "bold red"), f"{outcome.kernel} in {outcome.case}: {checks}"))
+        err().print(
+            Text.assemble(("Wronged: ", "bold red"), f"{outcome.kernel} in {outcome.case}: {checks}"), soft_wrap=True
+        )
     raise typer.Exit(FAILED if table.survivors(found) or missing or wronged else OK)
 
 

@@ -32,7 +32,7 @@ ENOUGH = 6
 # batch * nheads * seqlen_q * seqlen_k of the largest case that is looked at.
 SCORES_MAX = 2**20
 # Of so many cases a sample takes one.
-SAMPLE = 8
+SAMPLE = 12
 # Cases between two looks at which mutants still need some: a matter of speed, but the result must not depend on it
 # being the number of processes.
 _WAVE = 16
