@@ -142,7 +142,7 @@ def test_sampled_rows_are_taken_out_of_the_whole_result(value: np.ndarray) -> No
     rows = np.array([0, 7, 39])
     golden = Expected(value[:, :, rows], np.full((2, 3, 3, 8), SIGMA), rows)
     got = value.copy()
-    got[:, :, 8:39] = np.nan  # not looked at
+    got[:, :, 8:39] += 1.0  # not looked at
     assert not compare({"out": golden}, {"out": got}).failed
     got[0, 0, 7, 0] += 1.0
     comparison = compare({"out": golden}, {"out": got})
@@ -187,3 +187,12 @@ def test_an_empty_result_has_nothing_wrong() -> None:
 def test_a_missing_result_is_no_pass(value: np.ndarray) -> None:
     with pytest.raises(KeyError):
         compare({"lse": Expected(value, value)}, {"out": value})
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 7.0])
+def test_rows_without_a_golden_are_bounded(value: np.ndarray, wrong: float) -> None:
+    rows = np.array([0, 7, 39])
+    golden = Expected(value[:, :, rows], np.full((2, 3, 3, 8), SIGMA), rows, most=6.0)
+    assert not compare({"out": golden}, {"out": value}).failed
+    value[1, 2, 20, 3] = wrong
+    assert failed(compare({"out": golden}, {"out": value})) == {"out.astray"}

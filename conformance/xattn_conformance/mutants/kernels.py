@@ -37,6 +37,13 @@ class CapAfterMask(Unread):
 
 
 class ScaleAfterCap(Kernel):
+    def query(self) -> F32:
+        return self.numbers.flush(self.grouped.q)  # not scaled first, whatever is declared
+
+    def scaled(self, scores: F32) -> F32:
+        scaled: F32 = scores * self.grouped.scale
+        return scaled
+
     def logits(self, scores: F32, keys: slice, visible: Bools) -> F32:
         return np.where(visible, self.scaled(self.cap(scores)) + self.grouped.added(keys), -INF)
 

@@ -54,6 +54,9 @@ def compare(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> Compa
     errors = {name: _errors(one, one.of(name, got)) for name, one in expected.items()}
     for name, error in errors.items():
         checks += _checks(name, expected[name], error)
+        if expected[name].rows is not None:
+            astray = expected[name].astray(name, got)
+            checks.append(Check(name=f"{name}.astray", value=float(astray), limit=0.0))
     worst = _worst(expected, got, errors)
     heat, histogram = None, (0,) * HISTOGRAM_BINS
     if "out" in errors and errors["out"].z.size > 0:

@@ -21,6 +21,7 @@ class Expected:
            one number for all.
     common: the share of sigma^2 that the rows of a head may have in common, in the shape of value; None is 0.
     rows:  which rows of the tensor these are; None is all of them.
+    most:  where `rows` are some, no element of any row is larger; None for no such bound.
     part:  ("out", -1): this is column -1 of the result "out", judged by itself as well. None: a result of its own.
     """
 
@@ -30,6 +31,7 @@ class Expected:
     part: tuple[str, int] | None = None
     slack: Array | float = 0.0
     common: Array | None = None
+    most: float | None = None
 
     def column(self, number: int, *, of: str) -> Expected:
         """One column of this result, whose name is `of`, to be judged by itself."""
@@ -45,3 +47,12 @@ class Expected:
         else:
             got = results[name]
         return got if self.rows is None else got[:, :, self.rows]
+
+    def astray(self, name: str, results: Mapping[str, Array]) -> int:
+        """How many elements of a result of which only some rows have a golden are NaN or inf, or beyond `most`."""
+        if self.part is not None or self.rows is None:
+            return 0
+        got = results[name]
+        # An lse of -inf is that of a dead row.
+        wild = np.isnan(got) | (got == np.inf) if self.most is None else ~(np.abs(got) <= self.most)
+        return int(wild.sum())

@@ -9,7 +9,7 @@ from xattn_conformance.golden.oracle import Head, heads, scale
 from xattn_conformance.problem import Array, Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
-from xattn_conformance.tolerance.noise import Noise, noise, rounding, square, truncation
+from xattn_conformance.tolerance.noise import Noise, coarse, noise, rounding, square, truncation
 from xattn_conformance.tolerance.units import SINGLE, TF32, UNITS, unit
 
 
@@ -60,8 +60,7 @@ def out_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic
     # A probability below the format's range is rounded by an absolute amount, of the largest of its row.
     size = head.visible.astype(float) @ v2
     variance += probabilities.smallest**2 / 12 * size * square(head.p.max(axis=1, initial=0.0, keepdims=True))
-    if arithmetic.products == "tf32" and problem.dtype == "float32":
-        variance += 2 * TF32**2 / 3 * spread
+    variance += coarse(problem, arithmetic) * spread
     if arithmetic.partial_outputs == "input":
         variance += own.u**2 / 3 * (spread + 2 * g2)
     if rounded_q := _rounded_q(problem, arithmetic):

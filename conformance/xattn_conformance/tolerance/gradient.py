@@ -23,8 +23,8 @@ from xattn_conformance.golden.oracle import Head, heads, scale
 from xattn_conformance.problem import Array, Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
-from xattn_conformance.tolerance.noise import STEPS, Noise, noise, products, rounding, square
-from xattn_conformance.tolerance.units import SINGLE, TF32, UNITS, Unit, unit
+from xattn_conformance.tolerance.noise import STEPS, Noise, coarse, noise, products, rounding, square, truncation
+from xattn_conformance.tolerance.units import SINGLE, UNITS, Unit, unit
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,17 @@ class _Sum:
     """A gradient that heads are added up into, (batch, heads, rows, columns), and its variance."""
 
     def __init__(self, *shape: int) -> None:
-        self.value, self.variance, self.common = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        self.value, self.variance, self.common, self.slack = (np.zeros(shape) for _ in range(4))
 
-    def add(self, at: tuple[int, ...], value: Array, own: Array, common: Array | float = 0.0) -> None:
-        """own and common: the variance that each row of the gradient has alone, and what rows may have together."""
+    def add(
+        self, at: tuple[int, ...], value: Array, own: Array, common: Array | float = 0.0, slack: Array | float = 0.0
+    ) -> None:
+        """own and common: the variance that each row of the gradient has alone, and what rows may have together.
+        slack: as `Expected.slack`."""
         self.value[at] += value
         self.variance[at] += own + common
         self.common[at] += common
+        self.slack[at] += slack
 
     def expected(self, at: Unit, arithmetic: Arithmetic) -> Expected:
         """Rounded to a format at the end. What nothing was added to is 0 exactly, by the contract."""
@@ -68,7 +72,8 @@ class _Sum:
         if arithmetic.subnormals == "flushed":
             variance += SINGLE.normal**2
         common = np.divide(self.common, variance, out=np.zeros_like(variance), where=variance > 0)
-        return Expected(self.value, np.where(self.variance > 0, np.sqrt(variance), 0.0), common=common)
+        sigma = np.where(self.variance > 0, np.sqrt(variance), 0.0)
+        return Expected(self.value, sigma, slack=self.slack, common=common)
 
 
 def expected(problem: Problem, arithmetic: Arithmetic) -> dict[str, Expected]:
@@ -85,7 +90,7 @@ def expected(problem: Problem, arithmetic: Arithmetic) -> dict[str, Expected]:
         with np.errstate(invalid="ignore", over="ignore"):
             at = noise(problem, head, arithmetic)
             scores = _scores(problem, head, at, arithmetic)
-            dq.add((head.b, head.h), *_dq(problem, head, scores))
+            dq.add((head.b, head.h), *_dq(problem, head, scores, arithmetic))
             dk.add((head.b, head.kv), *_dk(problem, head, scores, arithmetic))
             dv.add((head.b, head.kv), *_dv(problem, head, at, scores, arithmetic))
             dsinks.add((0, head.h, 0, 0), *_dsink(head, at, scores))
@@ -109,8 +114,8 @@ def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> 
     slope = np.ones_like(dp) if problem.softcap is None else 1 - square(head.capped / problem.softcap)
 
     dp_variance = products(g.shape[1], square(g) @ square(head.v).T, square(dp))
-    if arithmetic.products == "tf32" and problem.dtype == "float32":
-        dp_variance = dp_variance + 2 * TF32**2 / 3 * (square(g) @ square(head.v).T)
+    dp_variance = dp_variance + coarse(problem, arithmetic) * (square(g) @ square(head.v).T)
+    dp_variance = dp_variance + square(truncation(g.shape[1], arithmetic) * (np.abs(g) @ np.abs(head.v).T))
     # delta from the out of the forward: rounded, and made of rounded probabilities.
     probabilities = unit(arithmetic.probabilities, problem.dtype)
     terms = square(g * head.out).sum(axis=1)
@@ -134,7 +139,7 @@ def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> 
     return _Scores(g, head.p * difference, slope, own, rounded, delta, delta_own, at.row + at.exp)
 
 
-def _dq(problem: Problem, head: Head, scores: _Scores) -> tuple[Array, Array]:
+def _dq(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array, float, Array]:
     """(R, headdim). The errors that a row has in common come through the sum as one."""
     factor2, k2 = scale(problem) ** 2, square(head.k)
     value = scale(problem) * (scores.ds @ head.k)
@@ -142,11 +147,13 @@ def _dq(problem: Problem, head: Head, scores: _Scores) -> tuple[Array, Array]:
     common += square(scores.ds @ head.k) * scores.row[:, None]
     variance = factor2 * (scores.rounded @ k2 + common)
     keys = head.visible.sum(axis=1, keepdims=True)
-    sums = SINGLE.u**2 / 3 * keys * (factor2 * (square(scores.ds) @ k2) + square(value)) + keys * SINGLE.smallest**2
-    return value, variance + sums
+    squares = factor2 * (square(scores.ds) @ k2)
+    sums = SINGLE.u**2 / 3 * keys * (squares + square(value)) + keys * SINGLE.smallest**2
+    slack = truncation(keys, arithmetic) * abs(scale(problem)) * (np.abs(scores.ds) @ np.abs(head.k))
+    return value, variance + sums + coarse(problem, arithmetic) * squares, 0.0, slack
 
 
-def _dk(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array, Array]:
+def _dk(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array, Array, Array]:
     """(K, headdim). A query's delta and lse are off for all keys alike."""
     factor2, q2 = scale(problem) ** 2, square(head.q)
     value = scale(problem) * (scores.ds.T @ head.q)
@@ -154,10 +161,13 @@ def _dk(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -
     queries = head.visible.sum(axis=0)[:, None]
     squares = factor2 * (square(scores.ds).T @ q2)
     own = factor2 * (scores.rounded.T @ q2) + _summed(problem, value, squares, queries, arithmetic)
-    return value, own, factor2 * (common.T @ q2)
+    slack = truncation(queries, arithmetic) * abs(scale(problem)) * (np.abs(scores.ds).T @ np.abs(head.q))
+    return value, own, factor2 * (common.T @ q2), slack
 
 
-def _dv(problem: Problem, head: Head, at: Noise, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array, Array]:
+def _dv(
+    problem: Problem, head: Head, at: Noise, scores: _Scores, arithmetic: Arithmetic
+) -> tuple[Array, Array, Array, Array]:
     """(K, headdim_v)."""
     probabilities = unit(arithmetic.probabilities, problem.dtype)
     g2, p2 = square(scores.g), square(head.p)
@@ -165,12 +175,14 @@ def _dv(problem: Problem, head: Head, at: Noise, scores: _Scores, arithmetic: Ar
     relative = p2 * (at.p + at.exp) + np.where(head.visible, rounding(probabilities, p2), 0.0)
     queries = head.visible.sum(axis=0)[:, None]
     own = relative.T @ g2 + _summed(problem, value, p2.T @ g2, queries, arithmetic)
-    return value, own, (p2 * scores.row[:, None]).T @ g2
+    slack = truncation(queries, arithmetic) * (head.p.T @ np.abs(scores.g))
+    return value, own, (p2 * scores.row[:, None]).T @ g2, slack
 
 
 def _summed(problem: Problem, value: Array, squares: Array, count: Array, arithmetic: Arithmetic) -> Array:
     """Variance of adding up `count` terms in float32, and of rounding a head's share before the group is added."""
     variance = SINGLE.u**2 / 3 * count * (squares + square(value)) + count * SINGLE.smallest**2
+    variance = variance + coarse(problem, arithmetic) * squares
     if arithmetic.head_gradients == "input":
         variance = variance + np.where(count > 0, rounding(UNITS[problem.dtype], square(value)), 0.0)
     return variance

@@ -60,6 +60,11 @@ def truncation(n: int | Array, arithmetic: Arithmetic) -> Array:
     return bound if arithmetic.sums == "truncated" else np.zeros_like(bound)
 
 
+def coarse(problem: Problem, arithmetic: Arithmetic) -> float:
+    """Relative variance of a product whose operands are both rounded to TF32."""
+    return 2 * TF32**2 / 3 if arithmetic.products == "tf32" and problem.dtype == "float32" else 0.0
+
+
 def noise(problem: Problem, head: Head, arithmetic: Arithmetic) -> Noise:
     """The noise of one head's scores, under the declared arithmetic."""
     factor, at = scale(problem), UNITS[problem.dtype]
@@ -67,8 +72,7 @@ def noise(problem: Problem, head: Head, arithmetic: Arithmetic) -> Noise:
     squares = factor**2 * (square(head.q) @ square(head.k).T)
     scaled = products(head.q.shape[1], squares, square(head.scaled)) + own * STEPS * square(head.scaled)
     scaled = scaled + square(truncation(head.q.shape[1], arithmetic) * head.scaled)
-    if arithmetic.products == "tf32" and problem.dtype == "float32":
-        scaled = scaled + 2 * TF32**2 / 3 * squares
+    scaled = scaled + coarse(problem, arithmetic) * squares
     if arithmetic.scaled_q:
         scaled = scaled + at.u**2 / 3 * squares
     if arithmetic.scores == "input":
