@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from xattn_conformance.cli.terminal import FAILED, err, out, read
+from xattn_conformance.cli.terminal import FAILED, err, out, read, stop
 from xattn_conformance.reports import compare as comparing
 from xattn_conformance.reports import html as page
 from xattn_conformance.reports import junit as xml
@@ -61,5 +61,8 @@ def junit(report: ReportFile, to: Output = None) -> None:
 
 def _write(report: Path, to: Path | None, ending: str, document: bytes) -> None:
     path = to or report.with_suffix(ending)
-    path.write_bytes(document)
+    try:
+        path.write_bytes(document)
+    except OSError as error:
+        stop(f"{path}: {error.strerror}")
     out().print(Text(f"Written to {path}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,8 @@ def run(
     if unknown := set(dtype or ()) - set(DTYPES):
         stop(f"no dtype {min(unknown)!r} in the suite: {', '.join(DTYPES)}")
     known_level = a_level(level)
+    if out_folder is not None:
+        _make(out_folder)
     reports = []
     for name in _present(device) if backend == ["all"] else backend:
         with _Live(name) as live:
@@ -69,6 +72,16 @@ def run(
         documents = [encode(report).decode() for report in reports]
         print(documents[0] if len(documents) == 1 else "[" + ",\n".join(documents) + "]")
     raise typer.Exit(max(map(_code, reports)))
+
+
+def _make(folder: Path) -> None:
+    """Before a run that may take an hour, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        stop(f"--out {folder}: {error.strerror}")
+    if not os.access(folder, os.W_OK):
+        stop(f"--out {folder}: cannot be written to")
 
 
 def write(report: Report, folder: Path) -> list[Path]:

@@ -56,10 +56,11 @@ class Variation:
 
 @dataclass(frozen=True)
 class Switch:
-    """A knob on a case and the same call without it. `expected_off`: the right answer without it."""
+    """A knob on a case and the same call without it, and the right answers to both."""
 
     on: Call
     off: Call
+    expected_on: Mapping[str, Expected]
     expected_off: Mapping[str, Expected]
 
 

@@ -99,6 +99,5 @@ def _devices(backend: Backend) -> frozenset[str]:
 
 def _named(profile: Profile) -> frozenset[str]:
     """Every device that the profile says something of."""
-    return frozenset(
-        [*profile.hardware, *(on.device for on in profile.arithmetic_on), *(w.device for w in profile.waiver)]
-    )
+    devices = [*(on.device for on in profile.arithmetic_on), *(waiver.device for waiver in profile.waiver)]
+    return frozenset([*profile.hardware, *profile.bitwise_on, *devices])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,12 +18,13 @@ from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import waivers
 from xattn_conformance.result import CaseResult, Check, Worst
 from xattn_conformance.running import bits, rules, varied
+from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.dump import Dump
 from xattn_conformance.running.failures import STRANGER, raised, trace
 from xattn_conformance.running.reproduce import command
 from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.target import Target
-from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.compare import Comparison, compare
 
 # What is found out about a case, as fields of `CaseResult`.
 Fields = dict[str, Any]
@@ -38,7 +38,8 @@ def judge(case: Case, target: Target, dump: Dump | None = None) -> CaseResult:
     except STRANGER as error:
         fields = {"status": "ERROR", "message": raised(error), "detail": trace(error)}
     known: Fields = {"id": case.id, "case": case, "provenance": target.provenance}
-    known |= {"seconds": time.perf_counter() - started, "reproduce": command(case, target.backend, target.device)}
+    reproduce = command(case, target.backend, target.device, target.profile_file)
+    known |= {"seconds": time.perf_counter() - started, "reproduce": reproduce}
     return CaseResult(**known, **fields)
 
 
@@ -56,19 +57,29 @@ def _judge(case: Case, target: Target, dump: Dump | None) -> Fields:
 
 
 def _knob(op: Op[Any], case: Case, problem: Any, target: Target) -> Fields:
-    """An option that the backend takes must do something: the answer with it is wrong for the call without it."""
+    """An option that the backend takes must do something, and the right thing: the answer with it is right, and wrong
+    for the call without it."""
     switch = op.switch(case, problem, target.arithmetic(case), target.device)
     for call in (switch.off, switch.on):
         accepted, fields = _accepted(op, call, target)
         if not accepted:
             return fields
-    results = target.run(switch.on)
-    found = Findings()
-    if rules.look(results, op.results(switch.on), target.device, found):
-        got = {name: op.layout(name, tensor) for name, tensor in results.items()}
-        passes = not compare(switch.expected_off, got).failed
-        found.rule("knob.ignored", int(passes), "accepted and ignored: the answer is right for the call without it")
-    return {**fields, "output": bits.digest(results), **_settled(case, target, found)}
+    calls, found = Calls(target), Findings()
+    results = calls.run(switch.on)
+    fields["output"] = bits.digest(results)
+    comparable = rules.look(calls.returned, op.results(switch.on), target.device, found)
+    calls.look(found)
+    if not comparable:
+        return {**fields, **_settled(case, target, found)}
+    got = {name: op.layout(name, tensor) for name, tensor in results.items()}
+    passes = not compare(switch.expected_off, got).failed
+    found.rule("knob.ignored", int(passes), "accepted and ignored: the answer is right for the call without it")
+    if op.by_chance(case):
+        got, extra = op.without_chance(case, switch.expected_on, got)
+        found.checks += extra
+    comparison = compare(switch.expected_on, got)
+    found.checks += comparison.checks
+    return {**fields, **_seen(comparison), **_settled(case, target, found, comparison.worst)}
 
 
 def _accepted(op: Op[Any], call: Call, target: Target) -> tuple[bool, Fields]:
@@ -126,39 +137,46 @@ def _declined(call: Call, answer: Answer, target: Target) -> Fields:
 
 
 def _served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, dump: Dump | None) -> Fields:
-    before = bits.copies(rules.inputs(call))
+    calls = Calls(target)
     try:
-        results = target.run(call)
+        results = calls.run(call)
     except xattn.UnsupportedError as error:
         said = f"states no reason, and declines: {str(error).splitlines()[0]}"
         return {"status": "FAIL", "message": said, "detail": trace(error)}
     found = Findings()
-    comparable = rules.look(results, op.results(call), target.device, found)
-    rules.inputs_kept(call, before, found)
+    comparable = rules.look(calls.returned, op.results(call), target.device, found)
     fields: Fields = {"output": bits.digest(results)}
     expected = op.expected(case, problem, target.arithmetic(case))
     if dump is not None:
         dump.write(op.inputs(problem), results, expected)
     if not comparable:
+        calls.look(found)
         return {**fields, **_settled(case, target, found)}
     got = {name: op.layout(name, tensor) for name, tensor in results.items()}
     if op.by_chance(case):
         got, extra = op.without_chance(case, expected, got)
         found.checks += extra
-        _seeds(call, target, results, found)
+        _seeds(call, calls, found)
     comparison = compare(expected, got)
     found.checks += comparison.checks
-    left_out = varied.look(op, case, problem, call, target, results, expected, found)
-    seen: Fields = {"worst": comparison.worst, "heat": comparison.heat, "histogram": comparison.histogram}
-    return {**fields, **seen, **_settled(case, target, found, comparison.worst, left_out)}
+    left_out = varied.look(op, case, problem, call, calls, expected, found)
+    calls.look(found)
+    fields["left_out"] = tuple(left_out)
+    told = "; ".join(f"the variation {name} is left out: declined for {codes}" for name, codes in left_out.items())
+    return {**fields, **_seen(comparison), **_settled(case, target, found, comparison.worst, told)}
 
 
-def _seeds(call: Call, target: Target, results: Mapping[str, torch.Tensor], found: Findings) -> None:
+def _seen(comparison: Comparison) -> Fields:
+    """What shows where a result is wrong."""
+    return {"worst": comparison.worst, "heat": comparison.heat, "histogram": comparison.histogram}
+
+
+def _seeds(call: Call, calls: Calls, found: Findings) -> None:
     """Chance follows torch's generator: the same seed gives the same bits, another seed others."""
-    again, other = target.run(call), target.run_seeded(call, 1)
-    count = sum(bits.differing(results[name], tensor) for name, tensor in again.items())
+    again, other = calls.run(call, "after the same seed"), calls.run(call, "after another seed", seed=1)
+    count = sum(bits.differing(calls.results[name], tensor) for name, tensor in again.items())
     found.rule("seed.bits", count, f"after the same torch.manual_seed, {count} elements differ")
-    same = bits.differing(results["out"], other["out"]) == 0
+    same = bits.differing(calls.results["out"], other["out"]) == 0
     found.rule("seed.ignored", int(same), "another torch.manual_seed gives the same bits")
 
 

@@ -36,6 +36,9 @@ TIMEOUT = 120.0
 # A worker's start imports torch and the plugins, and its first case the vendor's package.
 _FIRST = 3
 
+# Seconds for reading what a worker wrote before it died, should something hold its pipe open for good.
+_LAST_WORDS = 1.0
+
 # So much of what a worker printed stands beside a case that killed it.
 _TAIL = 4000
 
@@ -59,7 +62,14 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._printed,
             env={**os.environ, **_threads(start.threads)},
+            start_new_session=True,  # what the vendor's code starts in turn is in one group with it
         )
+        # Lines of the worker, and None once it is dead.
+        self._answers: SimpleQueue[bytes | None] = SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._reader.start()
+        self._watcher.start()
         self._timed_out = False
         self.first = True
         reply = self.ask(start, max(_FIRST * timeout, TIMEOUT))
@@ -72,18 +82,16 @@ class Process:
     def ask(self, request: Request, timeout: float) -> Reply:
         """Raises DeadWorkerError where no answer comes."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         timer = threading.Timer(timeout, self._give_up)
         timer.start()
         try:
-            self._process.stdin.write(encode(request) + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = b""
+            with contextlib.suppress(BrokenPipeError):  # its death is told below
+                self._process.stdin.write(encode(request) + b"\n")
+                self._process.stdin.flush()
+            line = self._answers.get()
         finally:
             timer.cancel()
-        if line.endswith(b"\n"):
+        if line is not None:
             reply: Reply = decode_reply(line)
             return reply
         message = f"gave no answer within {timeout:g} s" if self._timed_out else _epitaph(self._process.wait())
@@ -93,11 +101,26 @@ class Process:
 
     def end(self) -> None:
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._printed):
+        self._watcher.join()
+        for stream in (self._process.stdin, self._printed):
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):  # what was left to write went to a dead process
                 stream.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as replies:
+            for line in replies:
+                if line.endswith(b"\n"):  # otherwise it died as it wrote
+                    self._answers.put(line)
+
+    def _watch(self) -> None:
+        """The end of its output is no sign of its death: what it started in turn may hold the pipe open."""
+        self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._reader.join(_LAST_WORDS)
+        self._answers.put(None)
 
     def _give_up(self) -> None:
         self._timed_out = True
@@ -160,7 +183,7 @@ class Judging:
             provenance=self._provenance,
             message=f"the process that ran the case {death}",
             detail=death.printed,
-            reproduce=command(case, self._start.backend, self._start.device),
+            reproduce=command(case, self._start.backend, self._start.device, self._start.profile_file),
         )
 
 

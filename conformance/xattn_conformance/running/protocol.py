@@ -11,12 +11,14 @@ from xattn_conformance.result import Canary, CaseResult, Provenance
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """The first message to a worker. profile: its text. threads: of torch on the CPU; None is torch's own number."""
+    """The first message to a worker. profile: its text. threads: of torch on the CPU; None is torch's own number.
+    profile_file: where the text came from, if that is not the backend's own profile."""
 
     backend: str
     device: str
     profile: str
     threads: int | None
+    profile_file: str = ""
 
 
 class Judge(msgspec.Struct, frozen=True, tag=True):

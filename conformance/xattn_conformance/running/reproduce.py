@@ -7,8 +7,9 @@ import shlex
 from xattn_conformance.case import Case
 
 
-def command(case: Case, backend: str, device: str) -> str:
-    """A line for a shell. The profile is the backend's own; a run with --profile has to be repeated with it."""
+def command(case: Case, backend: str, device: str, profile_file: str = "") -> str:
+    """A line for a shell. profile_file: what the run was given with --profile."""
     level = [] if case.level == "core" else ["--level", case.level]
-    words = ["xattn-conformance", "run", "--backend", backend, "--device", device, *level, "--case", case.id]
-    return shlex.join(words)
+    words = ["xattn-conformance", "run", "--backend", backend, "--device", device, *level]
+    words += ["--profile", profile_file] if profile_file else []
+    return shlex.join([*words, "--case", case.id])

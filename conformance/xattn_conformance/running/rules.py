@@ -1,4 +1,4 @@
-"""Rules without tolerance: what results must look like, and that inputs stay as they were."""
+"""Rules without tolerance: what results must look like."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from xattn.request import dtype_name
 from xattn_conformance.ops.base import Layout
 from xattn_conformance.ops.call import Call
 from xattn_conformance.result import Check
-from xattn_conformance.running import bits
 
 
 @dataclass
@@ -50,13 +49,6 @@ def look(results: Mapping[str, Tensor], wanted: Mapping[str, Layout], device: st
             said = f"{name} has the strides {tensor.stride()}, want contiguous"
             found.rule(f"{name}.contiguous", int(not tensor.is_contiguous()), said)
     return comparable
-
-
-def inputs_kept(call: Call, before: Mapping[str, Tensor], found: Findings) -> None:
-    """`before`: copies of the inputs, made before the call."""
-    changed = {name: bits.differing(before[name], tensor) for name, tensor in inputs(call).items()}
-    written = ", ".join(f"{name} ({count} elements)" for name, count in changed.items() if count)
-    found.rule("inputs.written", sum(changed.values()), f"the call wrote into its inputs: {written}")
 
 
 def inputs(call: Call) -> dict[str, Tensor]:

@@ -98,6 +98,8 @@ def run(
     session = opened(backend, device, level, case, dtypes, jobs, timeout)
     if dump is not None and len(session.cases) != 1:
         raise TargetError(f"a dump is of one case, and {len(session.cases)} match {case!r}")
+    if dump is not None and (dump.is_dir() or not dump.parent.is_dir()):
+        raise TargetError(f"a dump is a file in a folder that is there, which {dump} is not")
     first = prepare(session, profile)
     if first is None:
         return session.report(())
@@ -144,7 +146,7 @@ def prepare(session: Session, profile: Path | None = None) -> Judging | None:
         return None
     session.profile, session.profile_source = loaded.text, loaded.source
     threads = 1 if session.jobs > 1 and session.device.startswith("cpu") else None
-    session.start = Start(session.backend, session.device, loaded.text, threads)
+    session.start = Start(session.backend, session.device, loaded.text, threads, _shown(profile))
     worker = Judging(session.start, session.timeout)
     try:
         ready = worker.ready()
@@ -159,6 +161,13 @@ def prepare(session: Session, profile: Path | None = None) -> Judging | None:
         worker.close()
         return None
     return worker
+
+
+def _shown(profile: Path | None) -> str:
+    """A file as a report may name it: as it was given, but no folder of this machine."""
+    if profile is None:
+        return ""
+    return profile.name if profile.is_absolute() else str(profile)
 
 
 def _processes(device: str) -> int:

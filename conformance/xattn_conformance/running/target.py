@@ -32,6 +32,7 @@ class Target:
     """backend: its name in xattn. device: torch's name for it. kind: xattn's, as in `Request.device`.
 
     execute: runs a call; by default the public call, eagerly.
+    profile_file: the file that took the place of the backend's own profile; empty where none did.
     """
 
     backend: str
@@ -40,15 +41,13 @@ class Target:
     profile: Profile
     execute: Execute
     provenance: Provenance
+    profile_file: str = ""
 
     def arithmetic(self, case: Case) -> Arithmetic:
         return self.profile.arithmetic_for(self.kind, case.dtype)
 
-    def run(self, call: Call) -> dict[str, Tensor]:
-        """The results of the call. The random numbers of dropout are the same at every call."""
-        return self.run_seeded(call, 0)
-
-    def run_seeded(self, call: Call, seed: int) -> dict[str, Tensor]:
+    def run(self, call: Call, seed: int = 0) -> dict[str, Tensor]:
+        """The results of the call, after torch.manual_seed(seed): the same random numbers at every call."""
         torch.manual_seed(seed)
         return call.run(self.backend, self._checked)
 
@@ -59,7 +58,7 @@ class Target:
         return returned
 
 
-def make(backend: str, device: str, profile: Profile) -> Target:
+def make(backend: str, device: str, profile: Profile, profile_file: str = "") -> Target:
     """Raises TargetError for a backend that is unknown or disabled, a device that is not there, and an executor that
     cannot be loaded."""
     check_backend(backend)
@@ -73,7 +72,7 @@ def make(backend: str, device: str, profile: Profile) -> Target:
     if profile.executor:
         run, said = _executor(profile.executor)
         provenance = max(provenance, said, key=_PROVENANCES.index)
-    return Target(backend, device, kind, profile, run, provenance)
+    return Target(backend, device, kind, profile, run, provenance, profile_file)
 
 
 def check_backend(backend: str) -> None:

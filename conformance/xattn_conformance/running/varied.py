@@ -13,6 +13,7 @@ from xattn_conformance.case import Case
 from xattn_conformance.ops.base import Op, Variation
 from xattn_conformance.ops.call import Call
 from xattn_conformance.running import bits
+from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.target import Target
 from xattn_conformance.tolerance.compare import compare
@@ -24,29 +25,39 @@ def look(
     case: Case,
     problem: Any,
     call: Call,
-    target: Target,
-    results: Mapping[str, Tensor],
+    calls: Calls,
     expected: Mapping[str, Expected],
     found: Findings,
-) -> str:
-    """Make every variation of the case and compare it with `results`, or, where the profile promises no equal bits,
-    with the golden. Returns what was left out, and why; a variation that the backend declines is no case of its own."""
-    left_out = []
+) -> dict[str, str]:
+    """Make every variation of the case and compare it with the results of `calls`, or, where the profile promises no
+    equal bits, with the golden. Returns what was left out, and the codes of the reasons; a variation that the backend
+    declines is no case of its own, unless it is the request that was served before."""
+    left_out = {}
+    target, results = calls.target, calls.results
     for name in case.variations:
         varied = _repeat(call) if name == "repeat" else op.vary(name, case, problem, call, target.device)
-        codes = sorted({code for each in varied.calls for code in _declined(op, each, target)})
-        if codes:
-            left_out.append(f"the variation {name} is left out: declined for {', '.join(codes)}")
+        codes = ", ".join(sorted({code for each in varied.calls for code in _declined(op, each, target)}))
+        if codes and name in _SAME_REQUEST:
+            said = f"{_said_of(name)}, the backend declines for {codes}: its reasons changed between calls"
+            found.rule(f"{name}.declined", 1, said)
             continue
-        others = varied.gather([target.run(each) for each in varied.calls])
+        if codes:
+            left_out[name] = codes
+            continue
+        # Without dropout no result depends on torch's generator, so a repetition has it stand elsewhere.
+        seed = 1 if name == "repeat" and not op.by_chance(case) else 0
+        others = varied.gather([calls.run(each, _said_of(name), seed) for each in varied.calls])
         if promised(name, case, target):
             counts = {result: bits.differing(results[result], tensor) for result, tensor in others.items()}
             differ = ", ".join(f"{count} of {result}" for result, count in counts.items() if count)
             found.rule(f"{name}.bits", sum(counts.values()), f"{_said_of(name)}, elements differ: {differ}")
         else:
             _compare(name, op, case, results, others, expected, found)
-    return "; ".join(left_out)
+    return left_out
 
+
+# Variations that change nothing which a backend may decline for.
+_SAME_REQUEST = ("repeat", "poison")
 
 # What a variation did, for the sentence about its failure.
 _SAID = {

@@ -42,7 +42,7 @@ def main() -> None:
     if start.threads is not None:
         torch.set_num_threads(start.threads)
     try:
-        judged = target.make(start.backend, start.device, parse(start.profile))
+        judged = target.make(start.backend, start.device, parse(start.profile), start.profile_file)
     except (TargetError, ProfileError) as error:
         _say(replies, Refused(str(error)))
         return

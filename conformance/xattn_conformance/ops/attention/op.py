@@ -135,8 +135,12 @@ class AttentionOp(Op[Problem]):
     def switch(self, case: Case, problem: Problem, arithmetic: Arithmetic, device: str) -> Switch:
         (knob,) = [each for each in cases.knobs() if each.on.id == case.id]
         without = replace(problem, **knob.off)
-        expected = self.expected(case, without, arithmetic)
-        return Switch(self.call(case, problem, device), self.call(case, without, device), expected)
+        return Switch(
+            on=self.call(case, problem, device),
+            off=self.call(case, without, device),
+            expected_on=self.expected(case, problem, arithmetic),
+            expected_off=self.expected(case, without, arithmetic),
+        )
 
     def by_chance(self, case: Case) -> bool:
         return bool(case.options.get("dropout_p"))
