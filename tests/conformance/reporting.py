@@ -23,7 +23,7 @@ from xattn_conformance.result import (
 )
 
 GOLDENS = "5d41402abc4b2a76b9719d911017c5925d41402abc4b2a76b9719d911017c592"
-LIMITS = {"zmax": 8.0, "zrow": 4.0, "zhead": 1.5, "bias": 5.0}
+LIMITS = {"zmax": 8.0, "zrow": 4.0, "gain": 6.0, "zhead": 1.5, "bias": 5.0}
 WAIVED_LIMIT = 5.2
 REASON = {"code": "softcap", "got": "50.0", "want": "off", "hint": "Call it without softcap."}
 CRASH = "RuntimeError: </script> & <b>"
@@ -88,12 +88,14 @@ owner = "kernels at acme"
 def make_checks(rng: random.Random, case: Case, worst: float = 0.6) -> list[Check]:
     """Checks as a comparison leaves them; `worst` is the largest value relative to its limit."""
     tensors = ["out"] + ["lse"] * ("return_lse" in case.features) + [f"d{name}" for name in "qkv" if case.grads]
-    rules = ("missing", "shape", "dtype", "finite", "exact")
+    rules = ("missing", "shape", "dtype", "device", "finite", "exact")
     checks = [Check(name=f"{tensor}.{rule}", value=0.0, limit=0.0) for tensor, rule in product(tensors, rules)]
+    checks += [Check(name=name, value=0.0, limit=0.0) for name in ("out.contiguous", "inputs.written")]
     checks += [Check(name=f"{variation}.bits", value=0.0, limit=0.0) for variation in case.variations]
     checks += [
         Check(name=f"{tensor}.{metric}", value=limits * worst * rng.uniform(0.3, 1.0), limit=limits, count=2048)
         for tensor, (metric, limits) in product(tensors, LIMITS.items())
+        if tensor != "lse" or metric not in ("zrow", "gain")
     ]
     return checks
 
@@ -181,7 +183,7 @@ def make_report(results: list[CaseResult], **changes: Any) -> Report:
         "profile": PROFILE,
         "profile_source": "xattn_acme/acme.profile.toml",
         "canaries": (
-            Canary(name="zero output", case=results[0].id, caught_by="out.zmax", value=311.5, limit=8.0),
+            Canary(name="zero", case=results[0].id, caught_by="out.zmax", value=311.5, limit=8.0),
             Canary(name="window + 1", case=results[0].id, caught_by="out.zrow", value=88.0, limit=4.0),
         ),
         "cases": tuple(results),

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from reporting import TITLES, make_report, small_report
+from reporting import PROFILE, TITLES, make_report, small_report
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.reports.claims import claims
+from xattn_conformance.reports.tally import ALL, matrix, share, tally
 from xattn_conformance.result import CaseResult, Provenance, Report
 
 
@@ -24,7 +26,7 @@ def clean(**changes: Any) -> Report:
 def test_all_passed() -> None:
     assert claims(clean()) == [
         "Core 1.0: 36/36, 0 waivers",
-        "Extended 1.0: 12/12, 0 waivers (12 declined as declared)",
+        "Extended 1.0: 12/12 of 24 cases, 0 waivers (12 declined as declared)",
     ]
 
 
@@ -37,7 +39,7 @@ def test_a_claim_stops_at_the_level_of_the_run() -> None:
 def test_failures_and_waivers_are_not_passes() -> None:
     assert claims(small_report()) == [
         "Core 1.0: 34/36, 1 waiver on 1 case, 1 failed",
-        "Extended 1.0: 10/12, 0 waivers, 2 failed (12 declined as declared)",
+        "Extended 1.0: 10/12 of 24 cases, 0 waivers, 2 failed (12 declined as declared)",
     ]
 
 
@@ -92,6 +94,44 @@ def test_a_run_of_one_dtype_is_a_claim_about_that_dtype() -> None:
     report = clean()
     cases = tuple(result for result in report.cases if result.case.dtype == "float32")
     assert claims(replace(report, dtypes=("float32",), cases=cases))[0] == "Core 1.0 (float32 only): 12/12, 0 waivers"
+
+
+def test_a_claim_names_the_executor() -> None:
+    profile = PROFILE.replace('hardware = ["cuda"]', 'hardware = ["cuda"]\nexecutor = "acme.graph:run"')
+    assert claims(clean(profile=profile)) == [
+        f"{claim}, run by the executor acme.graph:run" for claim in claims(clean())
+    ]
+    provenance: Provenance = "stand-in"
+    for claim in claims(clean(profile=profile, provenance=provenance)):
+        assert claim.endswith("no statement about the hardware, run by the executor acme.graph:run")
+
+
+def test_a_profile_that_is_refused_claims_nothing() -> None:
+    (said,) = claims(clean(profile="rtol = 1"))
+    assert said.startswith("No claim: the profile in the report is refused")
+
+
+def test_a_knob_is_no_pass_of_its_feature() -> None:
+    results = list(small_report().cases)
+    first = next(result for result in results if "window" in result.case.features and result.case.dtype == "float32")
+    case = replace(first.case, title="knob.window")
+    cells = matrix(make_report([*results, replace(first, id=case.id, case=case)]))
+    before = matrix(small_report())
+    assert cells["window", "float32"] == before["window", "float32"]
+    assert cells[ALL, "float32"]["PASS"] == before[ALL, "float32"]["PASS"] + 1
+
+
+def test_the_title_of_every_knob_says_that_it_is_one() -> None:
+    """By their titles they are kept apart from the cases of a feature."""
+    for op in OPS.values():
+        assert all(case.title.startswith("knob.") for case in op.knob_cases())
+        assert not any(case.title.startswith("knob.") for case in op.cases())
+
+
+def test_a_share_of_little_shows_of_how_much() -> None:
+    counts = tally(result for result in small_report().cases if result.case.dtype == "bfloat16")
+    assert share(counts) == "13/16 of 20"
+    assert share({**counts, "UNSUPPORTED": 0}) == "13/16"
 
 
 def test_the_fixture_has_every_title() -> None:

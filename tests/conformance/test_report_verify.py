@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import math
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from reporting import GOLDENS, PROFILE, WAIVED, changed, first, limit, small_report, with_check
+from reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from xattn_conformance.case import LEVELS, Case, Level
-from xattn_conformance.reports.verify import Suite, verify
-from xattn_conformance.result import Check, Report, decode, encode
+from xattn_conformance.profiles.schema import parse
+from xattn_conformance.reports import suite as suite_module
+from xattn_conformance.reports.suite import Suite, installed
+from xattn_conformance.reports.verify import verify
+from xattn_conformance.result import CaseResult, Check, Report, decode, encode
+from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 SMALL = small_report()
 CASES = {result.id: result.case for result in SMALL.cases}
+INPUTS = {result.id: result.inputs for result in SMALL.cases}
 
 
 def chosen(level: Level, dtypes: Collection[str], pattern: str) -> list[Case]:
@@ -23,7 +32,18 @@ def chosen(level: Level, dtypes: Collection[str], pattern: str) -> list[Case]:
     return [case for case in every if fnmatchcase(case.id, pattern)]
 
 
-SUITE_1 = Suite("1.0", GOLDENS, chosen, limit)
+# Profiles are tried on wrong kernels in a test of its own.
+SUITE_1 = Suite(
+    version="1.0",
+    goldens=GOLDENS,
+    select=chosen,
+    limit=limit,
+    inputs=lambda case: INPUTS.get(case.id),
+    refusals=lambda *_: [],
+    judged=lambda *_: True,
+    mutants=frozenset({"zero", "window + 1", "scale 2"}),
+    knobs=frozenset(),
+)
 
 
 def test_an_honest_report_verifies_as_written_and_as_read() -> None:
@@ -38,9 +58,24 @@ def test_an_honest_report_of_a_part_verifies() -> None:
     assert "50 cases are not of the run" in verify(replace(report, cases=SMALL.cases), SUITE_1)[0]
 
 
+WITH_LSE = next(result for result in SMALL.cases if result.status == "PASS" and "return_lse" in result.case.features)
 PASSED, FAILED, DECLINED, CRASHED = (first(SMALL, status) for status in ("PASS", "FAIL", "UNSUPPORTED", "ERROR"))
 NAMELESS = PROFILE.replace(WAIVED, PASSED.id)
 WAIVED_RESULT = first(SMALL, "WAIVED")
+METRICS = ("zmax", "zrow", "gain", "zhead", "bias")
+NULL, OTHER = SMALL.canaries
+
+
+def without(*names: str, of: CaseResult = PASSED) -> Report:
+    """The small report with checks of a case left out, by their names."""
+    assert set(names) <= {check.name for check in of.checks}
+    return changed(SMALL, of.id, checks=tuple(check for check in of.checks if check.name not in names))
+
+
+def measured(name: str, **changes: Any) -> Report:
+    """The small report with a check of a case changed."""
+    return changed(SMALL, PASSED.id, checks=with_check(PASSED, name, **changes))
+
 
 # A change of the small report, and what verification must say of it.
 TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
@@ -106,11 +141,52 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     "a pass without checks": (lambda: changed(SMALL, PASSED.id, checks=()), "PASS without a single check"),
     "a comparison left out": (
         lambda: changed(SMALL, PASSED.id, checks=tuple(c for c in PASSED.checks if c.name != "out.exact")),
-        f"{PASSED.id}: out was not compared",
+        f"{PASSED.id}: out was not compared: there is no out.exact",
     ),
+    "no metric of out": (
+        lambda: without(*(f"out.{metric}" for metric in METRICS)),
+        "out was not compared: there is no out.zmax, out.zhead, out.bias, out.zrow, out.gain",
+    ),
+    "no gain of out": (lambda: without("out.gain"), "out was not compared: there is no out.gain"),
+    "no zhead of lse": (lambda: without("lse.zhead", of=WITH_LSE), "lse was not compared: there is no lse.zhead"),
+    "nothing of lse": (
+        lambda: without(*(check.name for check in WITH_LSE.checks if check.name.startswith("lse.")), of=WITH_LSE),
+        f"{WITH_LSE.id}: not looked at: lse.missing, lse.shape, lse.dtype, lse.device",
+    ),
+    **{
+        f"no {name}": (lambda name=name: without(name), f"{PASSED.id}: not looked at: {name}")
+        for name in ("out.missing", "out.shape", "out.dtype", "out.device", "out.contiguous", "inputs.written")
+    },
+    "only knob.ignored": (
+        lambda: changed(SMALL, PASSED.id, checks=(Check(name="knob.ignored", value=0.0, limit=0.0),)),
+        "knob.ignored was looked at, and the case is of no knob",
+    ),
+    "a count below 1": (lambda: measured("out.bias", count=1e-12), "out.bias was taken over 1e-12 samples"),
+    "an endless count": (lambda: measured("out.bias", count=math.inf), "out.bias was taken over inf samples"),
+    "a count of 0": (lambda: measured("out.bias", count=0.0), "out.bias was taken over 0 samples"),
+    "a negative value": (lambda: measured("out.bias", value=-1e9), "out.bias is -1e+09"),
+    "other inputs": (lambda: changed(SMALL, PASSED.id, inputs="0" * 64), f"{PASSED.id}: its inputs are 0000"),
+    "inputs not named": (lambda: changed(SMALL, DECLINED.id, inputs=""), "its inputs are not named"),
+    "elements over the limit": (
+        lambda: changed(SMALL, PASSED.id, histogram=(0,) * 20 + (999,)),
+        "PASS, but in its histogram 999 elements are over the limit",
+    ),
+    **{
+        f"a reason without its {part}": (
+            lambda part=part: changed(SMALL, DECLINED.id, reasons=({**REASON, part: " "},)),
+            f"{DECLINED.id}: UNSUPPORTED for a reason without {part}",
+        )
+        for part in ("code", "got", "want")
+    },
+    "a reason of a code alone": (
+        lambda: changed(SMALL, DECLINED.id, reasons=({"code": "x"},)),
+        "UNSUPPORTED for a reason without got, want",
+    ),
+    "a dtype twice": (lambda: replace(SMALL, dtypes=("float32", "float32")), "its dtypes are float32, float32"),
+    "no such dtype": (lambda: replace(SMALL, dtypes=(*SMALL.dtypes, "int8")), "float32, float16, bfloat16, int8;"),
     "nothing compared": (
         lambda: changed(SMALL, PASSED.id, checks=tuple(c for c in PASSED.checks if c.name == "out.zmax")),
-        f"{PASSED.id}: no result was looked at",
+        f"{PASSED.id}: not looked at: out.missing, out.shape",
     ),
     "declined without a reason": (
         lambda: changed(SMALL, DECLINED.id, reasons=()),
@@ -134,17 +210,30 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     ),
     "another case under the id": (
         lambda: changed(SMALL, PASSED.id, case=replace(PASSED.case, family="ones")),
-        f"{PASSED.id}: the case in it is attention/plain/float32/",
+        f"{PASSED.id}: the case in it is not the suite's",
+    ),
+    "a case that cannot be made": (
+        lambda: changed(SMALL, PASSED.id, checks=PASSED.checks[:1], case=replace(PASSED.case, op="x", shape={"b": 1})),
+        f"{PASSED.id}: the case in it is not the suite's",
     ),
     "an easier case under the same id": (
         lambda: changed(SMALL, PASSED.id, case=replace(PASSED.case, options={"scale": 0.0})),
         f"{PASSED.id}: the case in it is not the suite's",
     ),
     "other goldens": (lambda: replace(SMALL, goldens="abc"), f"its goldens are abc, those installed are {GOLDENS}"),
-    "one canary": (lambda: replace(SMALL, canaries=SMALL.canaries[:1]), "this one sent 1"),
+    "one canary": (lambda: replace(SMALL, canaries=SMALL.canaries[:1]), "this one sent ['zero']"),
+    "a canary twice": (lambda: replace(SMALL, canaries=(NULL, NULL)), "this one sent ['zero', 'zero']"),
+    "no null kernel": (
+        lambda: replace(SMALL, canaries=(OTHER, replace(OTHER, name="scale 2"))),
+        "this one sent ['window + 1', 'scale 2']",
+    ),
+    "a canary that is none": (
+        lambda: replace(SMALL, canaries=(NULL, replace(OTHER, name="mine"))),
+        "the suite knows no wrong kernel 'mine'",
+    ),
     "a canary that got through": (
         lambda: replace(SMALL, canaries=tuple(replace(c, caught_by="") for c in SMALL.canaries)),
-        "the wrong kernel 'zero output' was not caught",
+        "the wrong kernel 'zero' was not caught",
     ),
     "a canary within its limit": (
         lambda: replace(SMALL, canaries=tuple(replace(c, value=1.0) for c in SMALL.canaries)),
@@ -171,12 +260,86 @@ def test_a_variation_must_have_been_looked_at_or_declined() -> None:
     case = replace(PASSED.case, variations=("repeat", "padding"))
     result = replace(PASSED, case=case)
     report = replace(SMALL, cases=(result,), selection=result.id)
-    suite = Suite("1.0", GOLDENS, lambda *_: [case], limit)
+    suite = dataclasses.replace(SUITE_1, select=lambda *_: [case])
     assert verify(report, suite) == [f"{case.id}: the variation {name} was not looked at" for name in case.variations]
     bits = Check(name="repeat.bits", value=0.0, limit=0.0)
     left_out = "the variation padding is left out: declined for seqlens_k"
     looked = replace(result, checks=(*result.checks, bits), message=left_out)
     assert verify(replace(report, cases=(looked,)), suite) == []
+
+
+def test_a_variation_of_the_same_request_is_never_left_out() -> None:
+    case = replace(PASSED.case, variations=("repeat",))
+    result = replace(PASSED, case=case, message="the variation repeat is left out: declined for x")
+    suite = dataclasses.replace(SUITE_1, select=lambda *_: [case])
+    (problem,) = verify(replace(SMALL, cases=(result,), selection=result.id), suite)
+    assert "the variation repeat is the request of the case itself" in problem
+
+
+def test_a_variation_is_compared_as_the_case_is() -> None:
+    case = replace(PASSED.case, variations=("strides",))
+    report = replace(SMALL, selection=PASSED.id)
+    suite = dataclasses.replace(SUITE_1, select=lambda *_: [case])
+    names = ("shape", "finite", "exact", *METRICS)
+    own = {check.name: check for check in PASSED.checks}
+    varied = [replace(own[f"out.{name}"], name=f"strides:out.{name}") for name in names]
+    whole = replace(PASSED, case=case, checks=(*PASSED.checks, *varied))
+    assert verify(replace(report, cases=(whole,)), suite) == []
+    for left_out in varied:
+        part = replace(whole, checks=tuple(check for check in whole.checks if check is not left_out))
+        (problem,) = verify(replace(report, cases=(part,)), suite)
+        assert left_out.name in problem
+
+
+def test_a_case_without_anything_to_measure_is_not_asked_for_it() -> None:
+    report = without(*(f"out.{metric}" for metric in METRICS))
+    assert verify(report, dataclasses.replace(SUITE_1, judged=lambda *_: False)) == []
+
+
+def test_a_case_of_a_knob_is_asked_for_nothing_but_that() -> None:
+    suite = dataclasses.replace(SUITE_1, knobs=frozenset({PASSED.id}))
+    assert "not looked at: knob.ignored" in verify(SMALL, suite)[0]
+    looked = [check for check in PASSED.checks if check.name.rpartition(".")[2] not in (*METRICS, "finite", "exact")]
+    knob = Check(name="knob.ignored", value=0.0, limit=0.0)
+    assert verify(changed(SMALL, PASSED.id, checks=(*looked, knob)), suite) == []
+
+
+def test_a_refused_profile_is_said() -> None:
+    suite = dataclasses.replace(SUITE_1, refusals=lambda profile, *_: [f"{profile.backend} is refused"])
+    assert verify(SMALL, suite) == ["its profile is refused: acme is refused"]
+
+
+DAY = datetime.date(2026, 5, 2)
+
+
+def test_a_waiver_is_checked_as_on_the_day_of_the_run() -> None:
+    own = next(iter(installed().select("core", ("float32",), "*/normal")))
+    text = PROFILE.replace(WAIVED, own.id).replace("exp_bits = 20", "")
+    refusals = installed().refusals
+    assert refusals(parse(text), "cpu", ("float32",), DAY) == []
+    (filed,) = refusals(parse(text), "cpu", ("float32",), DAY.replace(month=4, day=19))
+    assert "yet to come" in filed
+    (unknown,) = refusals(parse(PROFILE), "cpu", ("float32",), DAY)
+    assert f"the suite has no case {WAIVED!r}" in unknown
+    (check,) = refusals(parse(text.replace("out.zrow", "out.shape")), "cpu", ("float32",), DAY)
+    assert "has no check 'out.shape'" in check
+
+
+def test_a_profile_must_be_admitted_for_what_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is admitted has tests of its own."""
+    profile = parse('schema = 1\nbackend = "acme"\nhardware = ["cuda"]\n')
+    monkeypatch.setattr(suite_module, "admit", lambda *asked: [str(asked)])
+    refused = installed().refusals(profile, "cuda", ("float16", "bfloat16"), DAY)
+    assert refused == [str((profile, ["cuda"], ("float16", "bfloat16")))]
+
+
+def test_what_has_something_to_measure() -> None:
+    judged = installed().judged
+    (empty, *_) = installed().select("core", ("float32",), "*/lse/*/b2-q17-k0-*")
+    (plain, *_) = installed().select("core", ("float32",), "*/lse/*/b2-q17-k65-*")
+    assert not judged(empty, CANONICAL, "out")
+    assert judged(plain, CANONICAL, "out")
+    assert not judged(plain, CANONICAL, "probe")
 
 
 def test_checks_of_a_variation_have_the_limits_of_their_metric() -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xattn_conformance.reports.claims import claims
-from xattn_conformance.reports.tally import STATUSES, Counts, matrix, required, tally
+from xattn_conformance.reports.tally import STATUSES, Counts, matrix, required, share, tally
 from xattn_conformance.result import CaseResult, Report
 
 _STYLES = {"FAIL": "bold red", "ERROR": "bold red", "INVALID": "bold red", "WAIVED": "yellow", "UNSUPPORTED": "dim"}
@@ -69,4 +69,4 @@ def _cell(counts: Counts) -> Text:
         return Text("declined" if counts["UNSUPPORTED"] else "-", style="dim")
     bad = counts["FAIL"] + counts["ERROR"] + counts["INVALID"]
     style = "bold red" if bad else "yellow" if counts["WAIVED"] else "green"
-    return Text(f"{counts['PASS']}/{required(counts)}", style=style)
+    return Text(share(counts), style=style)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xattn_conformance.case import DTYPES, LEVELS
-from xattn_conformance.reports.tally import required, tally
+from xattn_conformance.profiles.schema import ProfileError, parse
+from xattn_conformance.reports.tally import required, share, tally
 from xattn_conformance.result import CaseResult, Provenance, Report
 
 # What each provenance means, in words.
@@ -21,8 +22,8 @@ STRENGTH: tuple[Provenance, ...] = ("hardware", "vendor code elsewhere", "stand-
 def claims(report: Report) -> list[str]:
     """A sentence for each level up to the run's ("Core 1.0: 412/412, 0 waivers"), or one that says why there is none.
 
-    Each counts the cases of that level alone: passed out of those that the backend had to execute. Waived cases are
-    not passed.
+    Each counts the cases of that level alone: passed out of those that the backend had to execute, and of how many
+    there are where it declined some: "38/38 of 537 cases". Waived cases are not passed.
     """
     if report.invalid:
         return [f"No claim: the run is invalid: {report.invalid.splitlines()[0]}"]
@@ -30,11 +31,15 @@ def claims(report: Report) -> list[str]:
         return [f"No claim: only the cases {report.selection!r} were run"]
     if not report.executed:
         return ["No claim: nothing was executed"]
+    try:
+        executor = parse(report.profile).executor
+    except ProfileError as error:
+        return [f"No claim: the profile in the report is refused: {str(error).splitlines()[0]}"]
     levels = LEVELS[: LEVELS.index(report.level) + 1]
-    return [_claim(report, level) for level in levels]
+    return [_claim(report, level, executor) for level in levels]
 
 
-def _claim(report: Report, level: str) -> str:
+def _claim(report: Report, level: str, executor: str) -> str:
     results = [result for result in report.cases if result.case.level == level]
     counts = tally(results)
     declined = f" ({counts['UNSUPPORTED']} declined as declared)" if counts["UNSUPPORTED"] else ""
@@ -44,9 +49,10 @@ def _claim(report: Report, level: str) -> str:
     if not required(counts):
         return f"{name}: no claim, nothing was executed{declined}"
     failed = counts["FAIL"] + counts["ERROR"] + counts["INVALID"]
-    parts = [f"{name}: {counts['PASS']}/{required(counts)}", _waivers(results)]
+    parts = [f"{name}: {share(counts)}{' cases' if declined else ''}", _waivers(results)]
     parts += [f"{failed} failed"] if failed else []
-    return ", ".join(parts) + declined + _provenance(report, results)
+    by = f", run by the executor {executor}" if executor else ""
+    return ", ".join(parts) + declined + _provenance(report, results) + by
 
 
 def _waivers(results: Sequence[CaseResult]) -> str:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from xattn_conformance.reports import histogram
 from xattn_conformance.reports.claims import PROVENANCE, claims
 from xattn_conformance.reports.junit import reason_text
-from xattn_conformance.reports.tally import ALL, STATUSES, matrix, nearest, nearness, required, tally
+from xattn_conformance.reports.tally import ALL, STATUSES, matrix, nearest, nearness, required, share, tally
 from xattn_conformance.result import CaseResult, Check, Heat, Report
 
 
@@ -48,7 +48,7 @@ def _template() -> jinja2.Template:
     )
     environment.filters["fragment"] = lambda words: "#" + urlencode(words)
     environment.filters["number"] = lambda value: "not finite" if value is None else f"{value:.4g}"
-    environment.globals["required"] = required
+    environment.globals |= {"required": required, "share": share}
     return environment.get_template("template.html.jinja")
 
 

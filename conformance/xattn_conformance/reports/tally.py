@@ -29,15 +29,26 @@ def required(counts: Counts) -> int:
     return sum(counts.values()) - counts["UNSUPPORTED"]
 
 
+def share(counts: Counts) -> str:
+    """Passed of those that had to be executed, and of how many in all where some were declined: "38/38 of 537"."""
+    of_all = f" of {sum(counts.values())}" if counts["UNSUPPORTED"] else ""
+    return f"{counts['PASS']}/{required(counts)}{of_all}"
+
+
 def matrix(report: Report) -> dict[tuple[str, str], Counts]:
-    """Counts by (feature, dtype). A case counts in the row of each of its features and in ALL."""
-    features = sorted({feature for result in report.cases for feature in result.case.features} - {"plain"})
-    rows = [ALL, *(["plain"] if any("plain" in result.case.features for result in report.cases) else []), *features]
+    """Counts by (feature, dtype). A case counts in the row of each of its features and in ALL; one of a knob, which
+    asks no more of a feature than that it does something, in ALL alone."""
+    found = {feature for result in report.cases for feature in _features(result)}
+    rows = [ALL, *(["plain"] if "plain" in found else []), *sorted(found - {"plain"})]
     cells: dict[tuple[str, str], Counts] = {(row, dtype): tally(()) for row in rows for dtype in report.dtypes}
     for result in report.cases:
-        for row in (ALL, *result.case.features):
+        for row in (ALL, *_features(result)):
             cells[row, result.case.dtype][result.status] += 1
     return cells
+
+
+def _features(result: CaseResult) -> tuple[str, ...]:
+    return () if result.case.title.startswith("knob.") else result.case.features
 
 
 def nearness(check: Check) -> float:

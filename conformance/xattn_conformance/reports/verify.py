@@ -1,44 +1,27 @@
 """Whether a report follows from what it says itself: every status is worked out again from the checks, the limits of
-the installed suite and the waivers in the report's profile. Numbers that were measured are taken as they stand."""
+the installed suite and the waivers in the report's profile, which must be one that the suite admits. Numbers that were
+measured are taken as they stand."""
 
 from __future__ import annotations
 
 import datetime
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from xattn_conformance.case import Case, Level
-from xattn_conformance.golden.verify import manifest_digest
+from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.profiles.schema import Profile, ProfileError, parse
 from xattn_conformance.profiles.waivers import settle
 from xattn_conformance.reports.claims import STRENGTH
-from xattn_conformance.result import SCHEMA, SUITE, CaseResult, Check, Report
-from xattn_conformance.running.selection import select
-from xattn_conformance.tolerance.limits import limit
+from xattn_conformance.reports.suite import Suite, installed
+from xattn_conformance.reports.wanted import incomplete
+from xattn_conformance.result import SCHEMA, CaseResult, Check, Report
+from xattn_conformance.running.canaries import NULL
 
 # How many cases a problem names before it counts the rest.
 _NAMED = 3
-
-
-@dataclass(frozen=True)
-class Suite:
-    """What a report is held to.
-
-    goldens: sha256 of the manifest. select: the cases of a level, in some dtypes, of a pattern. limit: the most that a
-    metric may be, over a count of samples.
-    """
-
-    version: str
-    goldens: str
-    select: Callable[[Level, Collection[str], str], Sequence[Case]]
-    limit: Callable[[str, float], float]
-
-
-def installed() -> Suite:
-    return Suite(SUITE, manifest_digest(), select, limit)
 
 
 def verify(report: Report, suite: Suite | None = None) -> list[str]:
@@ -51,7 +34,11 @@ def verify(report: Report, suite: Suite | None = None) -> list[str]:
         return [f"a report of suite {report.suite}; only that suite can work it out again, this is {suite.version}"]
     if report.invalid:
         return [f"the run is invalid, nothing in it counts: {report.invalid}"]
-    return [*_run(report, suite), *_selected(report, suite), *_cases(report, suite)]
+    if sorted(set(report.dtypes) & set(DTYPES)) != sorted(report.dtypes):
+        return [f"its dtypes are {', '.join(report.dtypes)}; each is one of {', '.join(DTYPES)}, and stands there once"]
+    wanted = {case.id: case for case in suite.select(report.level, report.dtypes, report.selection)}
+    selected = _selected(report, wanted, suite)
+    return [*_run(report, suite), *_canaries(report, suite), *selected, *_cases(report, wanted, suite)]
 
 
 def _run(report: Report, suite: Suite) -> Iterator[str]:
@@ -59,19 +46,25 @@ def _run(report: Report, suite: Suite) -> Iterator[str]:
         yield f"its goldens are {report.goldens or 'not named'}, those installed are {suite.goldens}"
     if not report.executed:
         yield "nothing was executed"
-    if len(report.canaries) < 2:
-        yield f"a run sends a null kernel and a wrong one through its comparison; this one sent {len(report.canaries)}"
-    for canary in report.canaries:
-        if not canary.caught_by or (canary.value is not None and canary.value <= canary.limit):
-            yield f"the wrong kernel {canary.name!r} was not caught, and the run is not invalid"
     stronger = [r for r in report.cases if STRENGTH.index(r.provenance) < STRENGTH.index(report.provenance)]
     if stronger:
         yield f"{stronger[0].id} was obtained on {stronger[0].provenance}, the run on {report.provenance}"
 
 
-def _selected(report: Report, suite: Suite) -> Iterator[str]:
+def _canaries(report: Report, suite: Suite) -> Iterator[str]:
+    """A run sends the null kernel and another wrong one through its comparison, and catches both."""
+    names = [canary.name for canary in report.canaries]
+    if len(names) < 2 or len(set(names)) < len(names) or NULL not in names:
+        yield f"a run sends {NULL!r} and another wrong kernel through its comparison; this one sent {names}"
+    for canary in report.canaries:
+        if canary.name not in suite.mutants:
+            yield f"the suite knows no wrong kernel {canary.name!r}"
+        if not canary.caught_by or (canary.value is not None and canary.value <= canary.limit):
+            yield f"the wrong kernel {canary.name!r} was not caught, and the run is not invalid"
+
+
+def _selected(report: Report, wanted: Mapping[str, Case], suite: Suite) -> Iterator[str]:
     """The cases must be those of the level, dtypes and pattern, each once and as the suite has it."""
-    wanted = {case.id: case for case in suite.select(report.level, report.dtypes, report.selection)}
     found = Counter(result.id for result in report.cases)
     for what, ids in (
         ("of the run are missing", [id_ for id_ in wanted if id_ not in found]),
@@ -82,18 +75,17 @@ def _selected(report: Report, suite: Suite) -> Iterator[str]:
             more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
             yield f"{len(ids)} cases {what}: {', '.join(ids[:_NAMED])}{more}"
     for result in report.cases:
-        if result.id != result.case.id:
-            yield f"{result.id}: the case in it is {result.case.id}"
-        # As JSON: a report that was read has lists where the table may have tuples.
-        elif result.id in wanted and _text(result.case) != _text(wanted[result.id]):
+        if result.id in wanted and not _same(result.case, wanted[result.id]):
             yield f"{result.id}: the case in it is not the suite's"
 
 
-def _text(case: Case) -> bytes:
-    return msgspec.json.encode(case, order="deterministic")
+def _same(a: Case, b: Case) -> bool:
+    """As JSON: a report that was read has lists where the table may have tuples."""
+    texts = [msgspec.json.encode(case, order="deterministic") for case in (a, b)]
+    return texts[0] == texts[1]
 
 
-def _cases(report: Report, suite: Suite) -> Iterator[str]:
+def _cases(report: Report, wanted: Mapping[str, Case], suite: Suite) -> Iterator[str]:
     try:
         profile = parse(report.profile)
         today = datetime.datetime.fromisoformat(report.started).date()
@@ -106,17 +98,27 @@ def _cases(report: Report, suite: Suite) -> Iterator[str]:
         return
     if profile.backend != report.backend:
         yield f"its profile is that of {profile.backend}"
+    for refusal in suite.refusals(profile, kind, report.dtypes, today):
+        yield f"its profile is refused: {refusal}"
     if report.provenance == "hardware" and kind not in profile.hardware:
         yield f"it says that it ran on the vendor's hardware, but its profile does not name {kind!r}"
     for result in report.cases:
+        # What is no case of the suite's is said above, and nothing follows from it.
+        if result.id not in wanted or not _same(result.case, wanted[result.id]):
+            continue
         for problem in _case(result, profile, kind, today, suite):
             yield f"{result.id}: {problem}"
 
 
 def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date, suite: Suite) -> Iterator[str]:
+    wanted = suite.inputs(result.case)
+    # An ERROR may come before the inputs are made, and INVALID says that they are others.
+    if wanted is not None and result.inputs != wanted and result.status not in ("ERROR", "INVALID"):
+        yield f"its inputs are {result.inputs or 'not named'}, the suite's are {wanted}"
     if not result.checks:
         yield from _unchecked(result)
         return
+    yield from _impossible(result)
     own = [_unwaived(check, suite) for check in result.checks]
     settled = settle(result.id, kind, own, profile.waiver, today)
     for said, check in zip(result.checks, settled.checks, strict=True):
@@ -126,16 +128,30 @@ def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date,
         because = settled.problems or [f"{c.name} is {c.value}, limit {c.limit:g}" for c in settled.checks if not c.ok]
         yield f"{result.status}, but its checks say {settled.status}" + (f": {'; '.join(because)}" if because else "")
     if result.status in ("PASS", "WAIVED"):
-        yield from _incomplete(result)
+        arithmetic = profile.arithmetic_for(kind, result.case.dtype)
+        knob = result.id in suite.knobs
+        yield from incomplete(result, knob, lambda tensor: suite.judged(result.case, arithmetic, tensor))
 
 
 def _unwaived(check: Check, suite: Suite) -> Check:
-    metric = check.name.rpartition(".")[2]
-    return msgspec.structs.replace(check, limit=suite.limit(metric, check.count), waiver="")
+    # A count below 1 is a problem of its own, and none has a limit.
+    metric, count = check.name.rpartition(".")[2], max(check.count, 1.0)
+    return msgspec.structs.replace(check, limit=suite.limit(metric, count), waiver="")
 
 
 def _held(check: Check) -> str:
     return f"{check.limit:g}" + (f" by the waiver {check.waiver}" if check.waiver else "")
+
+
+def _impossible(result: CaseResult) -> Iterator[str]:
+    """Numbers that no measurement leaves behind."""
+    for check in result.checks:
+        if not 1 <= check.count < math.inf:
+            yield f"{check.name} was taken over {check.count:g} samples"
+        if check.value is not None and not 0 <= check.value < math.inf:
+            yield f"{check.name} is {check.value:g}"
+    if result.status == "PASS" and result.histogram and result.histogram[-1]:
+        yield f"PASS, but in its histogram {result.histogram[-1]} elements are over the limit"
 
 
 def _unchecked(result: CaseResult) -> Iterator[str]:
@@ -145,22 +161,8 @@ def _unchecked(result: CaseResult) -> Iterator[str]:
     elif result.status == "UNSUPPORTED":
         if not result.reasons:
             yield "UNSUPPORTED without a reason"
+        for reason in result.reasons:
+            if blank := [part for part in ("code", "got", "want") if not reason.get(part, "").strip()]:
+                yield f"UNSUPPORTED for a reason without {', '.join(blank)}"
     elif not result.message:
         yield f"{result.status} without a word why"
-
-
-def _incomplete(result: CaseResult) -> Iterator[str]:
-    """What was asked for must have been looked at: every result, and every variation that was not declined."""
-    names = {check.name for check in result.checks}
-    if "knob.ignored" in names:  # such a case asks nothing else
-        return
-    results = {name.removesuffix(".missing") for name in names if name.endswith(".missing")}
-    if not results:
-        yield "no result was looked at"
-    for name in sorted(results):
-        if not {f"{name}.shape", f"{name}.finite", f"{name}.exact"} <= names:
-            yield f"{name} was not compared"
-    for variation in result.case.variations:
-        looked = any(name.startswith((f"{variation}.", f"{variation}:")) for name in names)
-        if not looked and f"the variation {variation} is left out" not in result.message:
-            yield f"the variation {variation} was not looked at"

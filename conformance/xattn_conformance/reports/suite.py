@@ -1,0 +1,70 @@
+"""What a report is held to."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xattn_conformance.case import Case, Level
+from xattn_conformance.golden import manifest
+from xattn_conformance.golden.verify import manifest_digest
+from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.ops.registry import OPS
+from xattn_conformance.profiles import load
+from xattn_conformance.profiles.admission import admit
+from xattn_conformance.profiles.schema import Profile
+from xattn_conformance.result import SUITE
+from xattn_conformance.running.selection import select
+from xattn_conformance.tolerance.arithmetic import Arithmetic
+from xattn_conformance.tolerance.limits import limit
+
+
+@dataclass(frozen=True)
+class Suite:
+    """goldens: sha256 of the manifest. select: the cases of a level, in some dtypes, of a pattern. limit: the most that
+    a metric may be, over a count of samples.
+
+    inputs:   sha256 of the bits of a case's inputs; None where it is unknown.
+    refusals: why a profile is not admitted, for a kind of device, some dtypes, and the day of the run.
+    judged:   whether the golden of a case has an element with a tolerance in a tensor.
+    mutants:  names of the wrong kernels. knobs: ids of the cases that only ask whether an option does anything.
+    """
+
+    version: str
+    goldens: str
+    select: Callable[[Level, Collection[str], str], Sequence[Case]]
+    limit: Callable[[str, float], float]
+    inputs: Callable[[Case], str | None]
+    refusals: Callable[[Profile, str, Sequence[str], datetime.date], list[str]]
+    judged: Callable[[Case, Arithmetic, str], bool]
+    mutants: frozenset[str]
+    knobs: frozenset[str]
+
+
+def installed() -> Suite:
+    return Suite(
+        version=SUITE,
+        goldens=manifest_digest(),
+        select=select,
+        limit=limit,
+        inputs=manifest.digest_of,
+        refusals=_refusals,
+        judged=_judged,
+        mutants=frozenset(mutant.name for mutant in MUTANTS),
+        knobs=frozenset(case.id for op in OPS.values() for case in op.knob_cases()),
+    )
+
+
+def _refusals(profile: Profile, kind: str, dtypes: Sequence[str], today: datetime.date) -> list[str]:
+    # Which devices the backend serves is not known here: it need not be installed.
+    found = load.problems(profile, profile.backend, frozenset({"any"}), today)
+    return found or admit(profile, [kind], dtypes)
+
+
+def _judged(case: Case, arithmetic: Arithmetic, tensor: str) -> bool:
+    op = OPS[case.op]
+    expected = op.expected(case, op.problem(case), arithmetic).get(tensor)
+    return expected is not None and bool((np.isfinite(expected.value) & (expected.sigma > 0)).any())

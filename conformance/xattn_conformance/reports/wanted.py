@@ -1,0 +1,97 @@
+"""Which checks a case that passed must have: they follow from what it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+from xattn_conformance.case import Case
+from xattn_conformance.result import CaseResult
+
+# Measured wherever a tensor has an element with a tolerance; over one column there is neither a row nor a gain.
+_METRICS = ("zmax", "zhead", "bias")
+_OF_ROWS = ("zrow", "gain")
+# These are the request itself, so a backend that takes the one takes the other.
+_SAME_REQUEST = ("repeat", "poison")
+# Gradients that sum over the batch follow from no batch row alone.
+_PER_ROW = ("out", "lse", "dq", "dk", "dv")
+
+
+def incomplete(result: CaseResult, knob: bool, judged: Callable[[str], bool]) -> Iterator[str]:
+    """What was asked for and not looked at, a sentence each.
+
+    knob: whether the case only asks if an option does anything. judged: whether the golden of a tensor has an element
+    with a tolerance; asked only where nothing of the tensor was measured.
+    """
+    case = result.case
+    names = {check.name for check in result.checks}
+    if lacking := [name for name in _rules(case, knob) if name not in names]:
+        yield f"not looked at: {', '.join(lacking)}"
+    if "knob.ignored" in names and not knob:
+        yield "knob.ignored was looked at, and the case is of no knob"
+    if knob:
+        return
+    for tensor in (*_results(case), *_parts(case)):
+        yield from _compared(tensor, names, case, judged)
+    for variation in case.variations:
+        yield from _varied(variation, result, names, judged)
+
+
+def _results(case: Case) -> tuple[str, ...]:
+    lse = ("lse",) if case.options.get("return_lse") else ()
+    return ("out", *lse, *(f"d{name}" for name in case.grads))
+
+
+def _parts(case: Case) -> tuple[str, ...]:
+    """What is compared beside whole results."""
+    return ("probe",) if case.family == "probe" else ()
+
+
+def _rules(case: Case, knob: bool) -> Iterator[str]:
+    """Checks without which no case passes."""
+    for name in _results(case):
+        yield from (f"{name}.{rule}" for rule in ("missing", "shape", "dtype", "device"))
+    yield "out.contiguous"
+    if knob:
+        yield "knob.ignored"
+        return
+    yield "inputs.written"
+    if case.options.get("dropout_p"):
+        yield from ("dropout.share", "seed.bits", "seed.ignored")
+
+
+def _compared(tensor: str, names: Collection[str], case: Case, judged: Callable[[str], bool]) -> Iterator[str]:
+    """tensor: its name in the checks, a variation's in front."""
+    bare = tensor.rpartition(":")[2]
+    wanted = [f"{tensor}.finite", f"{tensor}.exact"]
+    # A bias may have one column: its own checks say whether it does.
+    columns = _columns(bare, case) or (2 if {f"{tensor}.{metric}" for metric in _OF_ROWS} & set(names) else 1)
+    metrics = [f"{tensor}.{metric}" for metric in (*_METRICS, *(_OF_ROWS if columns > 1 else ()))]
+    if any(name in names for name in metrics) or judged(bare):
+        wanted += metrics
+    if lacking := [name for name in wanted if name not in names]:
+        yield f"{tensor} was not compared: there is no {', '.join(lacking)}"
+
+
+def _columns(tensor: str, case: Case) -> int | None:
+    if tensor in ("lse", "probe", "dsinks"):
+        return 1
+    sizes = {"out": "headdim_v", "dv": "headdim_v", "dq": "headdim", "dk": "headdim"}
+    return case.shape[sizes[tensor]] if tensor in sizes else None
+
+
+def _varied(variation: str, result: CaseResult, names: Collection[str], judged: Callable[[str], bool]) -> Iterator[str]:
+    """A variation leads to equal bits or is compared with the golden, or the backend declined it."""
+    if f"{variation}.bits" in names:
+        return
+    if f"the variation {variation} is left out" in result.message:
+        if variation in _SAME_REQUEST:
+            yield f"the variation {variation} is the request of the case itself, and it is left out"
+        return
+    if not any(name.startswith(f"{variation}:") for name in names):
+        yield f"the variation {variation} was not looked at"
+        return
+    results = [name for name in _results(result.case) if variation != "batch" or name in _PER_ROW]
+    if lacking := [f"{variation}:{name}.shape" for name in results if f"{variation}:{name}.shape" not in names]:
+        yield f"not looked at: {', '.join(lacking)}"
+    for tensor in (*results, *_parts(result.case)):
+        yield from _compared(f"{variation}:{tensor}", names, result.case, judged)
