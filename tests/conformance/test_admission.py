@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,3 +154,27 @@ class TestBlame:
         monkeypatch.setitem(admission._MUTANTS, "coarse", Mutant("coarse", "", run, lambda _: True))
         with np.errstate(over="raise", invalid="raise"):
             assert admit(profile(), ["cuda"], ["bfloat16"]) == []
+
+
+LEGITIMATE = [
+    "scaled_q = true",
+    'products = "tf32"',
+    'sums = "truncated"',
+    'scores = "input"',
+    'partial_outputs = "input"',
+    'head_gradients = "input"',
+    "exp_bits = 16",
+    'subnormals = "flushed"',
+]
+
+
+@pytest.mark.parametrize("declared", LEGITIMATE)
+def test_what_right_kernels_do_can_be_declared(declared: str) -> None:
+    dtype = "float32" if "tf32" in declared else "bfloat16"
+    assert admit(parse(f"{HEAD}[arithmetic]\n{declared}\n"), ["cuda"], [dtype]) == []
+
+
+def test_the_profile_in_the_documentation_is_admitted() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
+    assert admit(parse(text), ["rocm"], ["bfloat16"]) == []

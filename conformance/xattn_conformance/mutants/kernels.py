@@ -187,12 +187,12 @@ class ProbabilitiesInFp8(Kernel):
         return nearest(p, 4)
 
 
-class ExpOf8Bits(Kernel):
+class ExpOf6Bits(Kernel):
     def probabilities(self, p: F32) -> F32:
-        return super().probabilities(nearest(p, 8))
+        return super().probabilities(nearest(p, 6))
 
     def denominator(self, total: F32, factor: F32, p: F32) -> F32:
-        return super().denominator(total, factor, nearest(p, 8))
+        return super().denominator(total, factor, nearest(p, 6))
 
 
 class NotNormalised(Kernel):

@@ -99,7 +99,7 @@ STEPS = (
     misstep("values-16-bit", "P V is summed up in the dtype", kernels.ValuesAccumulatedIn16Bit, always, IN_FLOAT32),
     misstep("p-cut-off", "the probabilities are cut off, not rounded", kernels.ProbabilitiesCutOff, always, IN_FLOAT32),
     misstep("p-fp8", "the probabilities have 4 bits", kernels.ProbabilitiesInFp8, always),
-    misstep("exp-8-bit", "exp is right to 8 bits", kernels.ExpOf8Bits, always),
+    misstep("exp-6-bit", "exp is right to 6 bits", kernels.ExpOf6Bits, always),
     misstep("not-normalised", "out is not divided by the denominator", kernels.NotNormalised, always),
     misstep(
         "lse-without-maximum",
