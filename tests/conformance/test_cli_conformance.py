@@ -102,6 +102,17 @@ def test_crashes_hangs_and_lies_in_one_run(acme: Callable[..., None], tmp_path: 
     assert report.cases[1].message == "the process that ran the case gave no answer within 6 s"
 
 
+def test_a_profile_that_was_given_is_in_the_command_without_its_folder(
+    acme: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme(honest(after="found.out.mul_(1.01)"))
+    (tmp_path / "mine.toml").write_text(PROFILE.format("acme"))
+    monkeypatch.chdir(tmp_path)
+    for given in ("mine.toml", str(tmp_path / "mine.toml")):
+        done = run("--case", ONE, "--profile", given, backend="acme")
+        assert f"--profile mine.toml --case {ONE}" in done.stderr
+
+
 def test_nothing_executed_is_a_failure(acme: Callable[..., None]) -> None:
     declines = "def limits(self, request):\n    return [xattn.Reason('causal', True, 'off')]"
     acme(honest(more=declines))
@@ -150,11 +161,16 @@ def test_a_refused_profile_makes_the_run_invalid(name: str, tmp_path: Path) -> N
         (("--backend", "reference", "--dtype", "float8"), "no dtype 'float8'"),
         (("--backend", "reference", "--device", "cuda:7", "--case", ONE), "no device 'cuda:7' here"),
         (("--backend", "reference", "--case", FEW, "--dump", "x.safetensors"), "a dump is of one case, and 3 match"),
+        (("--backend", "reference", "--case", ONE, "--dump", "nodir/x"), "a dump is a file in a folder that is there"),
+        (("--backend", "reference", "--case", ONE, "--dump", "."), "a dump is a file in a folder that is there"),
+        (("--backend", "reference", "--case", ONE, "--out", "file"), "--out file: File exists"),
+        (("--backend", "reference", "--case", ONE, "--out", "file/b"), "--out file/b: Not a directory"),
         ((), "backend"),
     ],
 )
 def test_wrong_usage(words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     done = cli("run", *words)
     assert done.exit_code == 2
     assert said in done.stderr
@@ -210,6 +226,9 @@ def test_list_and_reports(tmp_path: Path) -> None:
     assert cli("compare", report, report).exit_code == 0
     assert cli("html", report, "--out", str(tmp_path / "page.html")).exit_code == 0
     assert cli("junit", report, "--out", str(tmp_path / "j.xml")).exit_code == 0
+    nowhere = cli("html", report, "--out", str(tmp_path / "nowhere" / "page.html"))
+    assert nowhere.exit_code == 2
+    assert "No such file or directory" in nowhere.stderr
     assert (tmp_path / "page.html").read_text() == (tmp_path / "reference.html").read_text()
     text = (tmp_path / "reference.json").read_text()
     (tmp_path / "lie.json").write_text(text.replace('"status":"PASS"', '"status":"WAIVED"', 1))

@@ -81,6 +81,42 @@ def test_a_crash_costs_one_case(name: str, plugin: Any) -> None:
         assert "Segmentation fault" in lost.detail
 
 
+def test_a_child_that_holds_the_pipe_hides_no_death(plugin: Any) -> None:
+    child = "(__import__('time').sleep(60), os._exit(0)) if os.fork() == 0 else os.abort()"
+    plugin(honest(before=f"import os; {child}"))
+    began = time.monotonic()
+    judging = Judging(start(), timeout=30)
+    try:
+        assert judging.judge(cases()[0]).message == "the process that ran the case died of SIGABRT"
+    finally:
+        judging.close()
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("ends", ["early", "late"])
+def test_no_child_outlives_the_process(ends: str, plugin: Any, tmp_path: Path) -> None:
+    """Neither where the process is given up nor where it is no longer needed."""
+    wait = "time.sleep(600)" if ends == "early" else "None"
+    child = f"(time.sleep(60), os._exit(0)) if pid == 0 else (open('{tmp_path}/pid', 'w').write(str(pid)), {wait})"
+    plugin(honest(before=f"import os, time; pid = os.fork(); {child}"))
+    judging = Judging(start(), timeout=2)
+    try:
+        assert judging.judge(cases()[0]).status == ("ERROR" if ends == "early" else "PASS")
+    finally:
+        judging.close()
+    assert not runs(int((tmp_path / "pid").read_text()))
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and no zombie: its parent is gone, and who inherits it may be slow to look."""
+    for _ in range(50):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def test_what_a_backend_prints_is_no_answer(plugin: Any) -> None:
     plugin(honest(before="print('{}'); __import__('os').write(1, b'hello\\n'); __import__('sys').stdin.read()"))
     with Pool([Judging(start(), timeout=20) for _ in range(2)]) as pool:

@@ -112,6 +112,7 @@ def test_a_backend_that_is_not_there() -> None:
         (ACME.replace("acme", "sdpa"), 'backend = "sdpa", but it is the profile of "acme"'),
         (ACME.replace("cpu", "cuda"), "names the device 'cuda', but the backend declares: cpu"),
         (ACME + '[[arithmetic_on]]\ndevice = "gpu"\ndtypes = ["float32"]\n', "names the device 'gpu'"),
+        (ACME + "[bitwise_on.gpu]\nbatch = true\n", "names the device 'gpu', but the backend declares: cpu"),
         (ACME + waived(filed="2026-06-02", expires="2026-06-03"), "XW-1: filed on 2026-06-02, which is yet to come"),
         (ACME + waived(case=CASE[:-1]), f"XW-1: the suite has no case '{CASE[:-1]}'"),
         (ACME + waived(case="attention/lse/bfloat16"), "the suite has no case 'attention/lse/bfloat16'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,13 +182,26 @@ def test_a_knob_that_is_accepted_and_ignored_fails(judged: Callable[..., Target]
     result = judge(knob, judged(honest().replace("plan(request)", deaf)))
     assert result.status == "FAIL"
     assert result.message == "accepted and ignored: the answer is right for the call without it"
-    assert failed(result) == {"knob.ignored"}
+    assert {"knob.ignored", "out.zmax"} <= failed(result)
+
+
+@pytest.mark.parametrize(
+    ("after", "bad"),
+    [("found.out.mul_(1.01)", "out.zmax"), ("k.add_(1)", "inputs.written")],
+)
+def test_a_knob_that_does_something_else_fails(after: str, bad: str, judged: Callable[..., Target]) -> None:
+    """It is told from the call without it, and wrong."""
+    result = judge(one("attention/knob.softcap/*"), judged(honest(after=after)))
+    assert result.status == "FAIL"
+    assert bad in failed(result)
+    assert "knob.ignored" not in failed(result)
 
 
 def test_a_knob_that_is_heard_passes(judged: Callable[..., Target]) -> None:
     for case in selection.select("core", ["float32"], "attention/knob.*"):
-        if "dropout" not in case.id:
-            assert judge(case, target_of_reference()).status == "PASS", case.id
+        result = judge(case, target_of_reference())
+        assert result.status == "PASS", f"{case.id}: {result.message}"
+        assert ("dropout.share" in {check.name for check in result.checks}) == ("dropout" in case.id)
 
 
 def target_of_reference() -> Target:
@@ -247,6 +261,52 @@ def test_a_variation_that_is_declined_is_left_out_in_words(judged: Callable[...,
     """
     result = judge(with_variations(BATCHED, "padding"), judged(honest(more=more)))
     assert (result.status, result.message) == ("PASS", "the variation padding is left out: declined for seqlens_k")
+    assert result.left_out == ("padding",)
+
+
+@pytest.mark.parametrize("name", ["repeat", "poison"])
+def test_the_same_request_is_not_declined_later(name: str, judged: Callable[..., Target]) -> None:
+    more = """
+    served = False
+
+    def limits(self, request):
+        return [xattn.Reason("seqlen", "not now", "never")] if Stranger.served else []
+    """
+    result = judge(with_variations(BATCHED, name), judged(honest("Stranger.served = True", more=more)))
+    assert result.status == "FAIL"
+    assert failed(result) == {f"{name}.declined"}
+    assert "declines for seqlen: its reasons changed between calls" in result.message
+    assert result.left_out == ()
+
+
+def test_one_buffer_for_every_call_fails(judged: Callable[..., Target]) -> None:
+    """Compared with itself, it would keep every promise of bits."""
+    steps = (
+        "Stranger.calls = getattr(Stranger, 'calls', 0) + 1",
+        "found.out.mul_(1 + 1.2e-7 * Stranger.calls)",
+        "Stranger.buffer = getattr(Stranger, 'buffer', found.out).copy_(found.out)",
+        "found = found._replace(out=Stranger.buffer)",
+    )
+    result = judge(with_variations(BATCHED, "repeat"), judged(honest(after="; ".join(steps))))
+    assert failed(result) == {"repeat.bits", "results.kept"}
+    assert "a later call wrote into the results of an earlier one: out (" in result.message
+
+
+def test_chance_where_none_was_asked_for_is_no_repetition(judged: Callable[..., Target]) -> None:
+    after = "found.out.mul_(1 + 5e-7 * torch.rand(()))"
+    assert failed(judge(with_variations(BATCHED, "repeat"), judged(honest(after=after)))) == {"repeat.bits"}
+
+
+def test_a_variations_inputs_are_kept_too(judged: Callable[..., Target]) -> None:
+    after = "None if v.is_contiguous() else v.mul_(2)"
+    result = judge(with_variations(BATCHED, "strides"), judged(honest(after=after)))
+    assert failed(result) == {"inputs.written"}
+    assert "wrote into its inputs: v with the same values in another memory layout (" in result.message
+
+
+def test_the_command_names_the_profile_of_the_run(judged: Callable[..., Target]) -> None:
+    found = replace(judged(honest()), profile_file="my profile.toml")
+    assert "--profile 'my profile.toml' --case " in judge(one(CAUSAL), found).reproduce
 
 
 def test_inputs_that_are_not_the_manifests_are_invalid(
