@@ -90,7 +90,7 @@ def make_checks(rng: random.Random, case: Case, worst: float = 0.6) -> list[Chec
     tensors = ["out"] + ["lse"] * ("return_lse" in case.features) + [f"d{name}" for name in "qkv" if case.grads]
     rules = ("missing", "shape", "dtype", "device", "finite", "exact")
     checks = [Check(name=f"{tensor}.{rule}", value=0.0, limit=0.0) for tensor, rule in product(tensors, rules)]
-    checks += [Check(name=name, value=0.0, limit=0.0) for name in ("out.contiguous", "inputs.written")]
+    checks += [Check(name=name, value=0.0, limit=0.0) for name in ("out.contiguous", "inputs.written", "results.kept")]
     checks += [Check(name=f"{variation}.bits", value=0.0, limit=0.0) for variation in case.variations]
     checks += [
         Check(name=f"{tensor}.{metric}", value=limits * worst * rng.uniform(0.3, 1.0), limit=limits, count=2048)

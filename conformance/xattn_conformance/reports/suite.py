@@ -30,7 +30,7 @@ class Suite:
     inputs:   sha256 of the bits of a case's inputs; None where it is unknown.
     refusals: why a profile is not admitted, for a kind of device, some dtypes, and the day of the run.
     judged:   whether the golden of a case has an element with a tolerance in a tensor.
-    mutants:  names of the wrong kernels. knobs: ids of the cases that only ask whether an option does anything.
+    mutants:  names of the wrong kernels. knobs: ids of the cases that ask whether an option does anything.
     """
 
     version: str

@@ -19,7 +19,7 @@ _PER_ROW = ("out", "lse", "dq", "dk", "dv")
 def incomplete(result: CaseResult, knob: bool, judged: Callable[[str], bool]) -> Iterator[str]:
     """What was asked for and not looked at, a sentence each.
 
-    knob: whether the case only asks if an option does anything. judged: whether the golden of a tensor has an element
+    knob: whether the case asks if an option does anything. judged: whether the golden of a tensor has an element
     with a tolerance; asked only where nothing of the tensor was measured.
     """
     case = result.case
@@ -28,8 +28,6 @@ def incomplete(result: CaseResult, knob: bool, judged: Callable[[str], bool]) ->
         yield f"not looked at: {', '.join(lacking)}"
     if "knob.ignored" in names and not knob:
         yield "knob.ignored was looked at, and the case is of no knob"
-    if knob:
-        return
     for tensor in (*_results(case), *_parts(case)):
         yield from _compared(tensor, names, case, judged)
     for variation in case.variations:
@@ -51,12 +49,11 @@ def _rules(case: Case, knob: bool) -> Iterator[str]:
     for name in _results(case):
         yield from (f"{name}.{rule}" for rule in ("missing", "shape", "dtype", "device"))
     yield "out.contiguous"
+    yield from ("inputs.written", "results.kept")
     if knob:
         yield "knob.ignored"
-        return
-    yield "inputs.written"
     if case.options.get("dropout_p"):
-        yield from ("dropout.share", "seed.bits", "seed.ignored")
+        yield from ("dropout.share", *(() if knob else ("seed.bits", "seed.ignored")))
 
 
 def _compared(tensor: str, names: Collection[str], case: Case, judged: Callable[[str], bool]) -> Iterator[str]:
@@ -83,7 +80,7 @@ def _varied(variation: str, result: CaseResult, names: Collection[str], judged: 
     """A variation leads to equal bits or is compared with the golden, or the backend declined it."""
     if f"{variation}.bits" in names:
         return
-    if f"the variation {variation} is left out" in result.message:
+    if variation in result.left_out:
         if variation in _SAME_REQUEST:
             yield f"the variation {variation} is the request of the case itself, and it is left out"
         return
