@@ -19,22 +19,25 @@ def expected(problem: Problem, arithmetic: Arithmetic, rows: NDArray[np.int64] |
     count = seqlen_q if rows is None else len(rows)
     shape = (batch, nheads, count, problem.v.shape[3])
     out, out_sigma, out_slack = (np.zeros(shape) for _ in range(3))
-    lse, lse_sigma, lse_slack = (np.zeros((*shape[:3], 1)) for _ in range(3))
+    lse, lse_sigma, lse_slack, lse_common = (np.zeros((*shape[:3], 1)) for _ in range(4))
     for head in heads(problem, rows):
         at = head.b, head.h
         with np.errstate(invalid="ignore", over="ignore"):
             found = noise(problem, head, arithmetic)
             out[at], lse[at][:, 0] = head.out, head.lse
             out_sigma[at] = np.sqrt(out_variance(problem, head, found, arithmetic))
-            lse_sigma[at][:, 0] = np.sqrt(lse_variance(problem, head, found, arithmetic))
+            variance, common = lse_variance(problem, head, found, arithmetic)
+            lse_sigma[at][:, 0] = np.sqrt(variance)
+            lse_common[at][:, 0] = np.divide(common, variance, out=np.zeros_like(variance), where=variance > 0)
             out_slack[at] = truncation(head.visible.sum(axis=1), arithmetic)[:, None] * (
                 head.p @ np.abs(_finite(head.v))
             )
             sizes = (head.p * np.abs(head.scaled)).sum(axis=1)
-            lse_slack[at][:, 0] = 2.0**-arithmetic.exp_bits + truncation(head.q.shape[1], arithmetic) * sizes
+            # A probability is its own exponential times that of its tile's maximum.
+            lse_slack[at][:, 0] = 2 * 2.0**-arithmetic.exp_bits + truncation(head.q.shape[1], arithmetic) * sizes
     return {
         "out": Expected(out, out_sigma, rows, slack=out_slack),
-        "lse": Expected(lse, lse_sigma, rows, slack=lse_slack),
+        "lse": Expected(lse, lse_sigma, rows, slack=lse_slack, common=lse_common),
     }
 
 
@@ -59,8 +62,13 @@ def out_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic
     variance += SINGLE.u**2 / 3 * (keys * (spread + g2)) + keys * SINGLE.smallest**2 / 12
     # A probability below the format's range is rounded by an absolute amount, of the largest of its row.
     size = head.visible.astype(float) @ v2
-    variance += probabilities.smallest**2 / 12 * size * square(head.p.max(axis=1, initial=0.0, keepdims=True))
+    # Of the largest of its row, which may be the sink.
+    largest = square(np.maximum(head.p.max(axis=1, initial=0.0), head.p_sink))[:, None]
+    variance += probabilities.smallest**2 / 12 * size * largest
     variance += coarse(problem, arithmetic) * spread
+    if coarse(problem, arithmetic) > 0:
+        # TF32 has float32's exponents and fewer bits: its smallest number is 2^-136.
+        variance += (2.0**-136) ** 2 / 12 * (size * largest + p2.sum(axis=1, keepdims=True))
     if arithmetic.partial_outputs == "input":
         variance += own.u**2 / 3 * (spread + 2 * g2)
     if rounded_q := _rounded_q(problem, arithmetic):
@@ -88,14 +96,15 @@ def _coherent_q(problem: Problem, head: Head) -> Array:
     return scale(problem) ** 2 * total
 
 
-def lse_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> Array:
-    """(R,). 0 for a row with neither key nor sink, whose -inf is a rule. What a declaration bounds for all alike, the
-    error of exp and what truncated sums lose, is no noise: see `Expected.slack`."""
-    variance = at.row
+def lse_variance(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> tuple[Array, Array]:
+    """(R,) each: the variance, and the part of it that rows with like queries have in common. 0 for a row with neither
+    key nor sink, whose -inf is a rule. What a declaration bounds for all alike, the error of exp and what truncated
+    sums lose, is no noise: see `Expected.slack`."""
+    variance, common = at.row, np.zeros_like(at.row)
     if rounded_q := _rounded_q(problem, arithmetic):
         # d lse / d q_e = scale sum_j p_j k_je
-        variance = variance + rounded_q * scale(problem) ** 2 * (square(head.q) * square(head.p @ head.k)).sum(axis=1)
+        common = rounded_q * scale(problem) ** 2 * (square(head.q) * square(head.p @ head.k)).sum(axis=1)
     if arithmetic.scores == "input":
         # Equal scores are rounded alike, and then their sum is off by as much as each.
         variance = variance + rounding(UNITS[problem.dtype], square((head.p * np.abs(head.scaled)).sum(axis=1)))
-    return np.where(head.lse == -np.inf, 0.0, variance)
+    return np.where(head.lse == -np.inf, 0.0, variance + common), common

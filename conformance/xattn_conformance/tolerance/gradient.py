@@ -123,6 +123,8 @@ def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> 
     if arithmetic.partial_outputs == "input":
         delta_own += 2 * UNITS[problem.dtype].u ** 2 / 3 * terms
     delta_own += products(g.shape[1], terms, square(delta))
+    # A rounded component of dout moves dP of all keys together, as an error of delta would.
+    delta_own += coarse(problem, arithmetic) / 2 * terms
     delta_own += single * STEPS * square(through_lse)
     delta_own += probabilities.u**2 / 3 * (p2 * square(dp)).sum(axis=1)
     delta_own += (p2 * (at.p + at.exp) * square(dp - (g * head.out).sum(axis=1, keepdims=True))).sum(axis=1)
