@@ -13,8 +13,10 @@ import pytest
 from msgspec.structs import replace
 from reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from xattn_conformance.case import LEVELS, Case, Level
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
 from xattn_conformance.reports import suite as suite_module
+from xattn_conformance.reports import wanted
 from xattn_conformance.reports.suite import Suite, installed
 from xattn_conformance.reports.verify import verify
 from xattn_conformance.result import CaseResult, Check, Report, decode, encode
@@ -352,3 +354,8 @@ def test_checks_of_a_variation_have_the_limits_of_their_metric() -> None:
 def test_a_truncated_report_is_a_plain_message(cut: int) -> None:
     with pytest.raises(ValueError, match="not a whole conformance report"):
         decode(encode(SMALL)[:cut])
+
+
+def test_the_gradients_of_a_real_case_are_asked_for_by_tensor() -> None:
+    (case,) = {each.grads: each for each in OPS["attention"].cases() if each.grads == ("qkv", "bias", "lse")}.values()
+    assert wanted._results(case) == ("out", "lse", "dq", "dk", "dv", "dbias")

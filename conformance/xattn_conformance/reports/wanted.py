@@ -36,7 +36,9 @@ def incomplete(result: CaseResult, knob: bool, judged: Callable[[str], bool]) ->
 
 def _results(case: Case) -> tuple[str, ...]:
     lse = ("lse",) if case.options.get("return_lse") else ()
-    return ("out", *lse, *(f"d{name}" for name in case.grads))
+    # "qkv" is three tensors; "lse" asks for gradients that come in through it, and is none.
+    names = [*("qkv" if "qkv" in case.grads else ""), *(name for name in case.grads if name in ("bias", "sinks"))]
+    return ("out", *lse, *(f"d{name}" for name in names))
 
 
 def _parts(case: Case) -> tuple[str, ...]:
