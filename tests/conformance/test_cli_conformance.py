@@ -219,6 +219,9 @@ def test_a_canary_that_is_not_caught_makes_the_run_invalid(monkeypatch: pytest.M
 def test_list_and_reports(tmp_path: Path) -> None:
     listed = cli("list", "--level", "core", "--case", FEW)
     assert len(listed.stdout.splitlines()) == 3
+    nothing = cli("list", "--case", "no such case")
+    assert nothing.exit_code == 2
+    assert "no case of level full matches" in nothing.stderr
     assert run("--case", FEW, "--out", str(tmp_path)).exit_code == 0
     report = str(tmp_path / "reference.json")
     verified = cli("verify", report)

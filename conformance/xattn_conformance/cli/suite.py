@@ -22,6 +22,8 @@ def list_cases(
 ) -> None:
     """The ids of the cases, one a line."""
     cases = select(a_level(level), DTYPES, case)
+    if not cases:
+        stop(f"no case of level {level} matches {case!r}")
     if json:
         print(js.dumps(msgspec.to_builtins(cases), indent=1))
         return
