@@ -689,6 +689,8 @@ def ragged(**changes: Any) -> dict[str, Any]:
         ({"deterministic": True, "requires_grad": True}, ["deterministic"]),
         ({"deterministic": True, "return_lse": True}, ["deterministic"]),
         ({"deterministic": True, "causal": True, "sinks": TensorSpec((8,), HALF)}, ["deterministic"]),
+        ({"deterministic": True, "headdim": 60, "headdim_v": 60}, ["deterministic"]),
+        ({"deterministic": True, "headdim_v": 128}, ["deterministic"]),
         ({"deterministic": True, "bias": bias_spec(grad=True)}, ["deterministic"]),
         ({"deterministic": True, "sinks": TensorSpec((8,), HALF, True)}, ["deterministic"]),
         (ragged(requires_grad=True), ["seqlens_k"]),
@@ -715,6 +717,7 @@ def test_what_cuda_cannot_serve(arch: str, changes: dict[str, Any], codes: list[
     ("changes", "codes"),
     [
         ({**ROCM, **ragged()}, ["seqlens_k"]),
+        ({**ROCM, "deterministic": True}, ["deterministic"]),
         ({**ROCM, "deterministic": True, "requires_grad": True}, ["deterministic"]),
         ({**ROCM, "dropout_p": 0.1, "return_lse": True}, ["dropout_p"]),
         ({**CPU, "dropout_p": 0.1}, ["dropout_p"]),
@@ -755,8 +758,10 @@ BLOCKS = "blocks of matmuls"
         ({"causal": True, "dtype": torch.float16}, FLASH_OR_CUDNN),
         ({"causal": True, "arch": "sm_80"}, f"{DIRECT} (flash or cudnn, as torch picks)"),
         ({"causal": True, **ROCM}, f"{DIRECT} (flash or cudnn, as torch picks)"),
-        # cuDNN promises no repetition, has no dropout here, and no short or odd sizes.
-        ({"causal": True, "deterministic": True}, f"{DIRECT} (flash or cudnn, as torch picks)"),
+        # cuDNN does not repeat itself, has no dropout here, and no short or odd sizes.
+        ({"causal": True, "deterministic": True}, "torch's flash kernel"),
+        ({"seqlen_q": 1, "seqlen_k": 257, "deterministic": True}, "torch's flash kernel"),
+        ({"seqlen_q": 1, "nheads_k": 2, "deterministic": True, "arch": "sm_80"}, "torch's flash kernel"),
         ({"causal": True, "dropout_p": 0.1}, f"{DIRECT} (flash or cudnn, as torch picks)"),
         ({"causal": True, "headdim": 60, "headdim_v": 60}, f"{DIRECT} (flash or cudnn, as torch picks)"),
         ({"seqlen_q": 64, "seqlen_k": 64}, f"{DIRECT} (flash or cudnn, as torch picks)"),

@@ -38,7 +38,7 @@ class SdpaBackend(Backend):
         Capabilities(
             device="rocm",
             dtypes=_FLOATS,
-            features=frozenset(FEATURES) - {"seqlens_k"},
+            features=frozenset(FEATURES) - {"seqlens_k", "deterministic"},
             grads=frozenset(GRADS),
             checked="declared, never run on ROCm",
         ),
@@ -51,13 +51,8 @@ class SdpaBackend(Backend):
         if request.dropout_p is not None and _gpu_direct(request) is None:
             want = "0.0 beside anything but causal, in float16 or bfloat16"
             found.append(Reason("dropout_p", request.dropout_p, want, "Only torch's flash kernel has dropout."))
-        if request.deterministic and request.any_grad:
-            hint = "torch's fused backward adds up dq in no fixed order."
-            found.append(Reason("deterministic", True, "False where gradients are wanted", hint))
-        elif request.deterministic and _may_switch(request):
-            hint = "The first calls of a shape may run on flash and later ones on cuDNN."
-            want = "False, unless F.scaled_dot_product_attention serves the call alone"
-            found.append(Reason("deterministic", True, want, hint))
+        if request.deterministic and request.device == "cuda":
+            found += _deterministic_limits(request)
         if request.seqlens_k is not None:
             found += _ragged_limits(request)
         return found
@@ -79,6 +74,8 @@ class SdpaBackend(Backend):
                 return "torch's fused CPU kernel, tile by tile, merged through lse"
             return "blocks of matmuls (torch's fused kernels have no softcap)"
         kernel = _gpu_direct(request)
+        if kernel == "flash":
+            return "torch's flash kernel"
         if kernel is not None:
             return f"F.scaled_dot_product_attention ({kernel})"
         if request.seqlens_k is not None or _flash_serves(request):
@@ -126,6 +123,17 @@ def _flash_serves(request: Request) -> bool:
         left=left,
         right=right,
     )
+
+
+def _deterministic_limits(request: Request) -> list[Reason]:
+    if request.any_grad:
+        hint = "torch's fused backward adds up dq in no fixed order."
+        return [Reason("deterministic", True, "False where gradients are wanted", hint)]
+    if _may_switch(request):
+        hint = "The first calls of a shape may run on flash and later ones on cuDNN, which may not repeat itself."
+        want = "False, unless the call is full or square causal, of one headdim that is a multiple of 8, without lse"
+        return [Reason("deterministic", True, want, hint)]
+    return []
 
 
 def _may_switch(request: Request) -> bool:

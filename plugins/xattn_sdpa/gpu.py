@@ -32,8 +32,10 @@ def direct(request: Request) -> str | None:
     if request.dtype in _HALF:
         if max(sizes) > 256:
             return None
-        repeatable = request.deterministic or request.dropout_p is not None
-        on_cudnn = request.arch in cudnn.ARCHS and cudnn.fits(*sizes, request.seqlen_k) and not repeatable
+        if request.deterministic:
+            # cuDNN's split over the keys adds up in no fixed order, and torch picks it for short queries.
+            return "flash" if _fits_flash(request) else None
+        on_cudnn = request.arch in cudnn.ARCHS and cudnn.fits(*sizes, request.seqlen_k) and request.dropout_p is None
         if masked:
             return "cudnn, masks as bias" if on_cudnn and _exact_bias(request) else None
         if request.headdim != request.headdim_v:
@@ -44,6 +46,12 @@ def direct(request: Request) -> str | None:
             return None
         return "efficient" if request.group == 1 else "efficient, a call for each query head of a group"
     return None
+
+
+def _fits_flash(request: Request) -> bool:
+    """Whether torch's flash kernel takes the tensors as they are."""
+    masked = request.mask is not None or request.bias is not None
+    return not masked and request.headdim == request.headdim_v and request.headdim % 8 == 0
 
 
 def _exact_bias(request: Request) -> bool:
@@ -65,6 +73,8 @@ def _sees_all(request: Request) -> bool:
 def plan(request: Request, kernel: str) -> Plan:
     """The plan for what `direct` returned."""
     causal = request.has_band and not _sees_all(request)
+    if kernel == "flash":
+        return _flash(request, causal)
     if kernel.startswith("flash, cudnn"):
         return _recurring(request, causal)
     if kernel.startswith("efficient, a call"):
@@ -107,9 +117,19 @@ def _whole(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor],
     return whole
 
 
+def _flash(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    scale, dropout_p = request.scale, request.dropout_p or 0.0
+
+    def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = _views(q, k, v)
+        return _bsnh(torch._scaled_dot_product_flash_attention(q, k, v, dropout_p, causal, False, scale=scale)[0])
+
+    return flash
+
+
 def _recurring(request: Request, causal: bool) -> Plan:
     scale, grad = request.scale, request.requires_grad
-    compiled = _whole(request, causal)
+    compiled, first = _whole(request, causal), _flash(request, causal)
     # The layout that cuDNN has a plan for; counting calls costs 10 us, and this spares it.
     planned: object = None
 
@@ -121,8 +141,7 @@ def _recurring(request: Request, causal: bool) -> Plan:
         if strides != planned or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 != 0:
             q, k, v = _aligned(q), _aligned(k), _aligned(v)
             if not cudnn.recurs("direct", q, k, v, causal):
-                q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-                return _bsnh(torch._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)[0])
+                return first(q, k, v)
             planned = q.stride(), k.stride(), v.stride()
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return _bsnh(torch._scaled_dot_product_cudnn_attention(q, k, v, None, grad, 0.0, causal, False, scale=scale)[0])
