@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import torch
 
+# What an emulation says in place of the truth: torch's device type -> (device, arch). Only the conformance suite's
+# worker processes write to it, to run a vendor's code where the vendor's hardware is not.
+emulated: dict[str, tuple[str, str | None]] = {}
+
 _archs: dict[int, str] = {}
 
 
 def hardware(device: torch.device) -> tuple[str, str | None]:
     """(device, arch) as in `Request`: ("cuda", "sm_90"), ("rocm", "gfx942"), ("cpu", None)."""
+    if device.type in emulated:
+        return emulated[device.type]
     if device.type != "cuda":
         return device.type, None
     return ("cuda" if torch.version.hip is None else "rocm"), _arch(device.index or 0)
