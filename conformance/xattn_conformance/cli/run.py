@@ -38,7 +38,10 @@ def run(
     dtype: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(DTYPES)}; may be repeated.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at once.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a case before it is given up.")] = TIMEOUT,
-    profile: Annotated[Path | None, typer.Option(help="A profile in place of the backend's own.")] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="In place of the backend's own: a file, or one that ships: aiter-interpreter, ..."),
+    ] = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for BACKEND.json, BACKEND.xml and BACKEND.html.")
     ] = None,

@@ -15,6 +15,9 @@ from xattn_conformance.profiles import known
 from xattn_conformance.profiles.admission import admit
 from xattn_conformance.profiles.schema import Profile, ProfileError, parse
 
+# Profiles of runs elsewhere, by name: an emulation's or a stand-in's executor, and the arithmetic of that place.
+_SHIPPED = importlib.resources.files("xattn_conformance.profiles") / "shipped"
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -46,8 +49,13 @@ def load(backend: str, file: Path | None = None, *, today: datetime.date | None 
 
 def find(backend: str, file: Path | None = None) -> tuple[str, str]:
     """(text, source) of the profile `<backend>.profile.toml` beside the backend's class: in its package, or next to a
-    module that is in none. A backend that ships none is held to the canonical arithmetic, on no hardware."""
+    module that is in none. A backend that ships none is held to the canonical arithmetic, on no hardware.
+
+    file: taken in its place, or the name of one that ships with the suite."""
     if file is not None:
+        shipped = _SHIPPED / f"{file}.toml"
+        if not file.exists() and shipped.is_file():
+            return shipped.read_text(encoding="utf-8"), f"{file}, which ships with the suite"
         try:
             return file.read_text(encoding="utf-8"), f"{file.name}, given in place of the backend's own"
         except (OSError, UnicodeDecodeError) as error:

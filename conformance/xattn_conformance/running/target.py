@@ -62,16 +62,15 @@ def make(backend: str, device: str, profile: Profile, profile_file: str = "") ->
     """Raises TargetError for a backend that is unknown or disabled, a device that is not there, and an executor that
     cannot be loaded."""
     check_backend(backend)
+    # An executor may be an emulation, which says what a device is.
+    run, said = _executor(profile.executor) if profile.executor else (execute, _PROVENANCES[0])
     try:
         torch.empty(0, device=device)
         kind, _ = hardware(torch.device(device))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise TargetError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
     provenance: Provenance = "hardware" if kind in profile.hardware else "vendor code elsewhere"
-    run: Execute = execute
-    if profile.executor:
-        run, said = _executor(profile.executor)
-        provenance = max(provenance, said, key=_PROVENANCES.index)
+    provenance = max(provenance, said, key=_PROVENANCES.index)
     return Target(backend, device, kind, profile, run, provenance, profile_file)
 
 

@@ -1,11 +1,13 @@
-"""The `aiter-triton` backend."""
+"""The `aiter-triton` backend: what it declares, and which of aiter's Triton kernels a call goes to."""
 
 from __future__ import annotations
 
 import torch
 
-from xattn import Backend, Capabilities, Request
+from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
+from xattn_rocm.installation import Installation, describe, installation
+from xattn_rocm.triton import mha, unified
 
 
 class AiterTritonBackend(Backend):
@@ -14,12 +16,61 @@ class AiterTritonBackend(Backend):
     capabilities = (
         Capabilities(
             device="rocm",
-            dtypes=frozenset({torch.float16, torch.bfloat16}),
-            features=frozenset(),
+            dtypes=frozenset({torch.float32, torch.float16, torch.bfloat16}),
+            features=frozenset(
+                {
+                    "causal",
+                    "window",
+                    "bottom_right",
+                    "gqa",
+                    "headdim_v",
+                    "softcap",
+                    "sinks",
+                    "alibi_slopes",
+                    "seqlens_k",
+                    "deterministic",
+                    "return_lse",
+                }
+            ),
+            grads=frozenset({"qkv", "sinks"}),
+            headdim=(1, 256, 1),
             priority={"default": 70},
-            checked="not yet",
+            checked="aiter's kernels run by Triton's interpreter on a CPU and on an NVIDIA H200; never on an AMD GPU",
         ),
     )
 
+    def limits(self, request: Request) -> list[Reason]:
+        installed = installation()
+        if isinstance(installed, Reason):
+            return [installed]
+        by_mha, by_unified = mha.reasons(request, installed), unified.reasons(request, installed)
+        if not by_mha or not by_unified:
+            return []
+        # What stops the kernel that is closer to serving the call: the fewer reasons, the more use they are.
+        return min(by_mha, by_unified, key=len)
+
     def plan(self, request: Request) -> Plan:
-        raise NotImplementedError
+        kernel = _kernel(request)
+        return unified.plan(request, _installed()) if kernel == "unified" else mha.plan(request, _installed())
+
+    def kernel(self, request: Request) -> str:
+        module, function = ("unified_attention",) * 2 if _kernel(request) == "unified" else ("mha", "flash_attn_func")
+        return f"aiter.ops.triton.{'attention.' if _installed().layout == 'attention' else ''}{module}.{function}"
+
+    def info(self) -> dict[str, str]:
+        return {"aiter": describe()}
+
+
+def _installed() -> Installation:
+    found = installation()
+    assert isinstance(found, Installation)
+    return found
+
+
+def _kernel(request: Request) -> str:
+    """ "unified" or "mha", the better of the two where both serve the call: for a single query that is the one that
+    splits the keys."""
+    installed = _installed()
+    if mha.reasons(request, installed) or (request.seqlen_q == 1 and not unified.reasons(request, installed)):
+        return "unified"
+    return "mha"

@@ -1,0 +1,152 @@
+"""`unified_attention`: aiter's kernel for paged caches, which has softcap, sinks, windows and lengths. BSNH keys and
+values are pages to it as they lie: a page starts wherever its table says.
+
+The table's entries count in a unit that divides both the distance of two batch rows and that of two pages, and the
+kernel is told that pages lie one unit apart. So no layout needs a copy, unless k and v differ in theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from xattn import Reason, Request
+from xattn.backend import Plan
+from xattn_rocm import vendor
+from xattn_rocm.bands import band, dead_rows, first_seen
+from xattn_rocm.installation import Installation
+
+_MODULES = {"flat": "aiter.ops.triton.unified_attention", "attention": "aiter.ops.triton.attention.unified_attention"}
+_HALF = (torch.float16, torch.bfloat16)
+_PAGE_MIN = 16
+
+
+def reasons(request: Request, installed: Installation) -> list[Reason]:
+    """What stops this kernel. Pure."""
+    found = []
+    if request.dtype not in _HALF:
+        found.append(Reason("dtype", request.dtype, "float16 or bfloat16", "The kernel asserts it."))
+    if request.any_grad:
+        hint = "aiter's unified_attention has no backward. Call it under torch.no_grad()."
+        found.append(Reason("grad_qkv", "required", "forward only", hint))
+    if request.return_lse:
+        found.append(Reason("return_lse", True, "False", "aiter's unified_attention returns none."))
+    left, right = band(request)
+    causal = right == 0 or (right is None and request.seqlen_q == 1)
+    if not causal:
+        found.append(Reason("causal", False, "True, or one query", "aiter's unified_attention is always causal."))
+    if request.headdim_v != request.headdim:
+        found.append(Reason("headdim_v", request.headdim_v, "headdim"))
+    if request.alibi_slopes is not None:
+        if len(request.alibi_slopes.shape) == 2:
+            found.append(Reason("alibi_slopes", request.alibi_slopes, "(nheads,)"))
+        if request.sinks is not None:
+            # It adds slope * j, not slope * (j - i): the same softmax, but for the sink.
+            found.append(Reason("sinks", request.sinks, "off beside alibi_slopes"))
+    if request.seqlens_k is not None and left is not None:
+        hint = "Keys before a window that moves with seqlens_k may hold NaN, and the kernel multiplies them by 0."
+        found.append(Reason("window", request.window, "open to the left beside seqlens_k", hint))
+    if request.seqlen_k - first_seen(request) < _PAGE_MIN:
+        found.append(Reason("seqlen_k", request.seqlen_k, f"at least {_PAGE_MIN} keys that are seen"))
+    return found
+
+
+def plan(request: Request, installed: Installation) -> Plan:
+    batch, seqlen_q, nheads, headdim = request.batch, request.seqlen_q, request.nheads, request.headdim
+    first, dead = first_seen(request), dead_rows(request)
+    seqlen_k = request.seqlen_k - first
+    left, _ = band(request)
+    page, whole = _page(seqlen_k, seqlen_q, request.seqlens_k is not None)
+    # Both are upper bounds to the kernel. From 2 on it masks what it loads, and beside a window it does not split the
+    # keys: otherwise it would read a last page past its end.
+    most = seqlen_q if whole else max(2, seqlen_q)
+    window = (-1, -1) if left is None and whole else (seqlen_k if left is None else left, 0)
+    scale, softcap = request.softmax_scale, request.softcap or 0.0
+    kernel = vendor.module(_MODULES[installed.layout]).unified_attention
+    tables: dict[object, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        sinks: Tensor | None = None,
+        alibi_slopes: Tensor | None = None,
+        seqlens_k: Tensor | None = None,
+    ) -> Tensor:
+        if first:
+            k, v = k[:, first:], v[:, first:]
+        unit_k, unit_v = _unit(k, page), _unit(v, page)
+        if _places(k, unit_k, page) != _places(v, unit_v, page):
+            k, v = k.contiguous(), v.contiguous()
+            unit_k, unit_v = _unit(k, page), _unit(v, page)
+        key = (_places(k, unit_k, page), q.device)
+        if key not in tables:
+            tables[key] = _tables(*key[0], batch, seqlen_q, seqlen_k, page, q.device)
+        table, starts, lengths = tables[key]
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        kernel(
+            q=q.flatten(0, 1),
+            k=_pages(k, unit_k, page),
+            v=_pages(v, unit_v, page),
+            out=out.view(batch * seqlen_q, nheads, headdim),
+            cu_seqlens_q=starts,
+            max_seqlen_q=most,
+            seqused_k=lengths if seqlens_k is None else seqlens_k.to(torch.int32),
+            max_seqlen_k=seqlen_k,
+            softmax_scale=scale,
+            causal=True,
+            window_size=window,
+            block_table=table,
+            softcap=softcap,
+            q_descale=None,
+            k_descale=None,
+            v_descale=None,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
+        )
+        if dead:
+            out[:, :dead] = 0
+        if seqlens_k is not None and seqlen_q > 1:
+            unseeing = torch.arange(seqlen_q, device=q.device) < seqlen_q - seqlens_k.unsqueeze(1)
+            out.masked_fill_(unseeing[:, :, None, None], 0)
+        return out
+
+    return run
+
+
+def _page(seqlen_k: int, seqlen_q: int, ragged: bool) -> tuple[int, bool]:
+    """The size of a page, and whether the kernel may load whole pages: no key lies past the end of the last."""
+    if seqlen_q == 1 and not ragged:
+        for page in (64, 32, 16):
+            if seqlen_k % page == 0:
+                return page, True
+    # Not 64, which is the kernel's own tile: a page of that size it loads without a mask.
+    return (32 if seqlen_k >= 32 else _PAGE_MIN), False
+
+
+def _unit(x: Tensor, page: int) -> int:
+    return math.gcd(x.stride(0), x.stride(1) * page) or 1
+
+
+def _places(x: Tensor, unit: int, page: int) -> tuple[int, int]:
+    """Where a batch row and a page begin, in units."""
+    return x.stride(0) // unit, x.stride(1) * page // unit
+
+
+def _pages(x: Tensor, unit: int, page: int) -> Tensor:
+    """The first page, with the distance of two: all that the kernel asks of the tensor."""
+    return x.as_strided((1, page, x.shape[2], x.shape[3]), (unit, x.stride(1), x.stride(2), x.stride(3)))
+
+
+def _tables(
+    row: int, step: int, batch: int, seqlen_q: int, seqlen_k: int, page: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """block_table (batch, pages), cu_seqlens_q (batch + 1,) and seqused_k (batch,), all int32."""
+    pages = torch.arange(-(-seqlen_k // page), dtype=torch.int32, device=device) * step
+    table = torch.arange(batch, dtype=torch.int32, device=device).unsqueeze(1) * row + pages
+    starts = torch.arange(batch + 1, dtype=torch.int32, device=device) * seqlen_q
+    return table, starts, torch.full((batch,), seqlen_k, dtype=torch.int32, device=device)
