@@ -2,7 +2,8 @@
 
     out = xattn.attention(q, k, v, causal=True)
 
-`explain` says which backend a call gets and why, `info` what is installed.
+`apply_rotary` rotates q and k in the same layout. `explain` says which backend a call of attention gets and why, `info`
+what is installed.
 """
 
 from xattn.attention import attention, plan
@@ -22,6 +23,8 @@ from xattn.output import AttentionOutput
 from xattn.override import use_backend
 from xattn.reasons import Reason
 from xattn.request import Request, TensorSpec
+from xattn.rotary.call import apply_rotary
+from xattn.rotary.request import RotaryRequest
 
 __all__ = [
     "AttentionOutput",
@@ -32,11 +35,13 @@ __all__ = [
     "InvalidArgumentError",
     "Reason",
     "Request",
+    "RotaryRequest",
     "SlowBackendWarning",
     "TensorSpec",
     "UnknownBackendError",
     "UnsupportedError",
     "XattnError",
+    "apply_rotary",
     "attention",
     "backends",
     "explain",

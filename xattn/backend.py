@@ -29,6 +29,8 @@ from xattn.capabilities import Capabilities
 from xattn.output import Output
 from xattn.reasons import Reason
 from xattn.request import Request
+from xattn.rotary.plain import Rotated
+from xattn.rotary.request import RotaryRequest
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "xattn"
@@ -90,6 +92,15 @@ class Backend(ABC):
     def kernel(self, request: Request) -> str:
         """The kernel that the plan will run, in the vendor's words, for `explain`."""
         return self.name
+
+    def rotary_reasons(self, request: RotaryRequest) -> list[Reason]:
+        """As `reasons`, for `apply_rotary`. A backend that has the op overrides this and `rotary_plan`."""
+        return [Reason("op", "apply_rotary", "attention", 'backend="auto" rotates whoever computes attention.')]
+
+    def rotary_plan(self, request: RotaryRequest) -> Callable[..., Rotated]:
+        """As `plan`, for `apply_rotary`: called as `run(q, k, cos, sin)`, with None for k where the request has none.
+        Returns new tensors (q, k), rotated, BSNH-contiguous, and None for k likewise."""
+        raise NotImplementedError(f"{self.name} has no apply_rotary")
 
     def info(self) -> dict[str, str]:
         """What `xattn info` shows: versions, or one line on why the vendor's package cannot be used."""

@@ -6,9 +6,11 @@ import functools
 
 import torch
 
-from xattn import Backend, Capabilities, Request
+from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
 from xattn.capabilities import FEATURES, GRADS
+from xattn.rotary import selection as rotary
+from xattn.rotary.request import RotaryRequest
 from xattn_reference.math import attention
 
 
@@ -32,3 +34,9 @@ class ReferenceBackend(Backend):
 
     def kernel(self, request: Request) -> str:
         return "PyTorch matmul and exp over the whole score matrix"
+
+    def rotary_reasons(self, request: RotaryRequest) -> list[Reason]:
+        return []
+
+    def rotary_plan(self, request: RotaryRequest) -> rotary.Plan:
+        return rotary.plan(request)
