@@ -1,0 +1,156 @@
+"""Rules of the backend `aiter-triton`: `mha.flash_attn_func` and `unified_attention`."""
+
+from __future__ import annotations
+
+from xattn_rocm.rules.rule import Rule, issue, line, pull
+
+_MHA = "aiter/ops/triton/attention/mha.py"
+_UNIFIED = "aiter/ops/triton/attention/unified_attention.py"
+
+RULES = (
+    Rule(
+        "triton-mha-no-window",
+        "aiter-triton",
+        "<0.1.12",
+        line(_MHA, 68, "417de6df4392120b766537efd50c7725cfa0d5af"),
+        "Every window raises ValueError.",
+        "A Reason that names the release that has it.",
+    ),
+    Rule(
+        "triton-mha-no-sinks",
+        "aiter-triton",
+        "<0.1.8",
+        line("aiter/ops/triton/mha.py", 397, "22122345c03991cb8026947b8df05e02f50d1f88"),
+        "flash_attn_func has no sink.",
+        "A Reason that names the release that has it.",
+    ),
+    Rule(
+        "triton-left-0-is-full",
+        "aiter-triton",
+        ">=0.1.12",
+        line(_MHA, 110),
+        "A window with 0 to the left is no window: the call comes back with every key.",
+        "A Reason, or `unified_attention`, which has it.",
+    ),
+    Rule(
+        "triton-no-right-window",
+        "aiter-triton",
+        ">=0.1.12",
+        "https://github.com/huggingface/kernels-community/pull/1057",
+        "A window to the right raises ValueError, even the 0 that causal implies.",
+        "Passes (left, -1) beside causal; a Reason for every other.",
+    ),
+    Rule(
+        "triton-no-bias",
+        "aiter-triton",
+        "",
+        line(_MHA, 107),
+        "bias is a parameter and raises ValueError.",
+        "Does not declare bias.",
+    ),
+    Rule(
+        "triton-dead-row-lse",
+        "aiter-triton",
+        "",
+        line("aiter/ops/triton/_triton_kernels/attention/mha.py", 571),
+        "The lse of a row that sees no key is 0.0, also beside a sink.",
+        "Writes -inf there, or the sink: such rows are known from the sizes.",
+    ),
+    Rule(
+        "triton-padded-gradients",
+        "aiter-triton",
+        "",
+        line(_MHA, 520),
+        "For a headdim that is no multiple of 8 the backward returns gradients of the padded width.",
+        "A Reason where a gradient is wanted.",
+    ),
+    Rule(
+        "triton-pads-v-by-q",
+        "aiter-triton",
+        "",
+        line(_MHA, 380),
+        "v is padded, and out cut, by what q needs; v of another headdim must differ by a power of 2 and be one.",
+        "A Reason for every other pair.",
+    ),
+    Rule(
+        "triton-backward-strides",
+        "aiter-triton",
+        "<0.1.14",
+        pull(2808),
+        "The backward reads the gradient of out with the strides of out: wrong dq, dk and dv where they differ.",
+        "Makes the gradient as contiguous as out.",
+    ),
+    Rule(
+        "triton-backward-unmasked",
+        "aiter-triton",
+        "",
+        issue(3551),
+        "The non-causal backward computes with what lies beyond the last key of a block, which can be NaN or overflow.",
+        "Tested for with poisoned neighbours; a NaN of the scores themselves cannot be kept out.",
+    ),
+    Rule(
+        "triton-sinks-gradient-noise",
+        "aiter-triton",
+        ">=0.1.8,<0.1.14",
+        pull(3070),
+        "The gradient of sinks is computed from the rounded out: bfloat16 noise that grows with batch and seqlen_q.",
+        "The gradient of sinks is not served by these releases.",
+    ),
+    Rule(
+        "triton-global-switches",
+        "aiter-triton",
+        "",
+        line(_MHA, 24),
+        "mha_set_impl and mha_set_use_fused_bwd_kernel change the kernels of the whole process: other windows, no "
+        "sinks, and, fused, garbage for dk and dv of causal calls.",
+        "Looks at the switches when it plans, and refuses what they break.",
+    ),
+    Rule(
+        "triton-no-config",
+        "aiter-triton",
+        "",
+        line("aiter/ops/triton/_triton_kernels/attention/mha.py", 956),
+        "Without a launch configuration for the arch the first call raises FileNotFoundError.",
+        "A Reason with the archs that have one.",
+    ),
+    Rule(
+        "triton-no-config-gfx1250",
+        "aiter-triton",
+        "<0.1.13",
+        line("aiter/ops/triton/configs/gfx1250-MHA-DEFAULT.json", 1),
+        "There is no launch configuration for gfx1250.",
+        "As triton-no-config.",
+    ),
+    Rule(
+        "triton-no-config-gfx1151",
+        "aiter-triton",
+        "<0.1.16",
+        line("aiter/ops/triton/configs/gfx1151-MHA-DEFAULT.json", 1),
+        "There is no launch configuration for gfx1151.",
+        "As triton-no-config.",
+    ),
+    Rule(
+        "unified-softcap-overflows",
+        "aiter-triton",
+        "",
+        "https://github.com/vllm-project/vllm/issues/56578",
+        "softcap is built of exp2(score / softcap) and overflows: NaN where |score| > 88 * softcap.",
+        "Tested; what is beyond the bound is documented, as the scores cannot be known before.",
+    ),
+    Rule(
+        "unified-always-causal",
+        "aiter-triton",
+        "",
+        line(_UNIFIED, 333),
+        "`unified_attention` asserts causal, and reads only the left of a window.",
+        "A Reason for calls that are not causal, one query aside.",
+    ),
+    Rule(
+        "unified-no-fp32",
+        "aiter-triton",
+        ">=0.1.16",
+        line(_UNIFIED, 159),
+        "`unified_attention` takes float32 for the kernel without split keys and asserts against it in the other.",
+        "float16 and bfloat16 alone.",
+    ),
+)
