@@ -28,7 +28,7 @@ def describe(target: Target) -> dict[str, Any]:
     entry = registry().entries[target.backend]
     plugin = next(each for each in registry().plugins if each.name == entry.plugin)
     try:
-        backend = {str(key): str(value) for key, value in entry.backend.info().items()}
+        backend = {str(key): _without_folders(str(value)) for key, value in entry.backend.info().items()}
     except Exception as error:  # a stranger's code, and no part of a result
         backend = {"info() raised": f"{type(error).__name__}: {error}"}
     return {
@@ -36,6 +36,7 @@ def describe(target: Target) -> dict[str, Any]:
         "xattn": version("xattn"),
         "plugin": {"name": plugin.name, "distribution": plugin.distribution, "version": plugin.version},
         "backend": backend,
+        "executor": {str(key): str(value) for key, value in getattr(target.execute, "about", {}).items()},
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
@@ -76,7 +77,7 @@ def _matters(name: str) -> bool:
 
 
 def _without_folders(value: str) -> str:
-    return re.sub(r"(^|[:;,=\s])/[^:;,\s]*", r"\1(a folder)", value)
+    return re.sub(r"(^|[:;,=(\s])/[^:;,)\s]*", r"\1(a folder)", value)
 
 
 def _device(device: str) -> dict[str, str | None]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import torch
+from types import ModuleType
+from typing import Any
+
 from torch import Tensor
+from torch.autograd import Function
 
 from xattn import AttentionOutput, Reason, Request
 from xattn.backend import Plan
@@ -11,7 +14,7 @@ from xattn_rocm import vendor
 from xattn_rocm.archs import ARCHS
 from xattn_rocm.bands import band, bury, dead_rows, first_seen
 from xattn_rocm.installation import Installation
-from xattn_rocm.rules import holds
+from xattn_rocm.rules import RULES, holds
 
 _MODULES = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.attention.mha"}
 
@@ -19,9 +22,8 @@ _MODULES = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.atten
 def reasons(request: Request, installed: Installation) -> list[Reason]:
     """What stops this kernel. Pure."""
     found = []
-    arch = ARCHS.get(request.arch or "")
-    if arch is None or installed.layout not in arch.triton_mha:
-        served = ", ".join(name for name, each in ARCHS.items() if installed.layout in each.triton_mha)
+    if not _configured(request.arch, installed):
+        served = ", ".join(name for name in ARCHS if _configured(name, installed))
         found.append(Reason("arch", request.arch, served, "aiter has no launch configuration for its MHA elsewhere."))
     if request.softcap is not None:
         found.append(Reason("softcap", request.softcap, "off", "aiter's MHA kernel has none."))
@@ -30,8 +32,23 @@ def reasons(request: Request, installed: Installation) -> list[Reason]:
     found += _window_reasons(request, installed)
     if request.sinks is not None and holds("triton-mha-no-sinks", installed):
         found.append(Reason("sinks", request.sinks, "off", "This release's MHA kernel has none; a newer aiter has."))
+    if (
+        request.sinks is not None
+        and request.sinks.requires_grad
+        and (holds("triton-mha-no-sinks", installed) or holds("triton-sinks-gradient-noise", installed))
+    ):
+        hint = "Releases before 0.1.14 compute it from the rounded output."
+        found.append(Reason("grad_sinks", "required", "forward only", hint))
     found += _headdim_reasons(request)
     return found
+
+
+def _configured(arch: str | None, installed: Installation) -> bool:
+    """Whether this installation has a launch configuration for the arch."""
+    if arch not in ARCHS or installed.layout not in ARCHS[arch].triton_mha:
+        return False
+    missing = f"triton-no-config-{arch}"
+    return missing not in RULES or not holds(missing, installed)
 
 
 def _window_reasons(request: Request, installed: Installation) -> list[Reason]:
@@ -63,11 +80,25 @@ def _is_width(size: int) -> bool:
     return size >= 16 and size & (size - 1) == 0
 
 
+class _LikeOut(Function):
+    """out as it is, and its gradient in out's own layout: aiter's backward reads the one with the other's strides, and
+    the gradient of out.sum() has none."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Tensor:
+        return dout.contiguous()
+
+
 def plan(request: Request, installed: Installation) -> Plan:
     left, right = band(request)
     first, dead = first_seen(request), dead_rows(request)
-    causal, scale, return_lse = right == 0, request.softmax_scale, request.return_lse
+    causal, scale, return_lse, grad = right == 0, request.softmax_scale, request.return_lse, request.any_grad
     options: dict[str, object] = {} if left is None else {"window_size": (left, -1)}
+    align_dout = grad and holds("triton-backward-strides", installed)
     nheads = request.nheads
     module = vendor.module(_MODULES[installed.layout])
     kernel = module.flash_attn_func
@@ -75,6 +106,7 @@ def plan(request: Request, installed: Installation) -> Plan:
     def run(
         q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor | None = None, alibi_slopes: Tensor | None = None
     ) -> Tensor | AttentionOutput:
+        _check_switches(module, grad)
         if first:
             k, v = k[:, first:], v[:, first:]
         given = dict(options)
@@ -84,7 +116,8 @@ def plan(request: Request, installed: Installation) -> Plan:
             given["alibi_slopes"] = alibi_slopes.expand(q.shape[0], nheads)
         returned = kernel(q, k, v, softmax_scale=scale, causal=causal, return_lse=return_lse, **given)
         if not return_lse:
-            return returned.contiguous()
+            out = returned.contiguous()
+            return _LikeOut.apply(out) if align_dout else out  # type: ignore[no-any-return, no-untyped-call]
         out, lse = returned
         if dead:
             # aiter says 0 there.
@@ -92,3 +125,14 @@ def plan(request: Request, installed: Installation) -> Plan:
         return AttentionOutput(out.contiguous(), lse)
 
     return run
+
+
+def _check_switches(module: ModuleType, grad: bool) -> None:
+    """aiter's switches change the kernels of the whole process: one drops sinks and windows, one computes garbage for
+    dk and dv of causal calls."""
+    if getattr(module, "_MHA_IMPL", "default") != "default":
+        raise RuntimeError(f"aiter's mha_set_impl({module._MHA_IMPL!r}) is on; xattn knows its default kernels alone")
+    if grad and module._USE_FUSED_BWD_KERNEL:
+        raise RuntimeError(
+            "aiter's fused backward is on (mha_set_use_fused_bwd_kernel), which is wrong for causal calls"
+        )

@@ -8,7 +8,6 @@ kernel is told that pages lie one unit apart. So no layout needs a copy, unless 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,17 +15,24 @@ from torch import Tensor
 from xattn import Reason, Request
 from xattn.backend import Plan
 from xattn_rocm import vendor
+from xattn_rocm.archs import ARCHS
 from xattn_rocm.bands import band, dead_rows, first_seen
 from xattn_rocm.installation import Installation
 
 _MODULES = {"flat": "aiter.ops.triton.unified_attention", "attention": "aiter.ops.triton.attention.unified_attention"}
 _HALF = (torch.float16, torch.bfloat16)
-_PAGE_MIN = 16
+# Pages that are no tile of the kernel's (16, 32 or 64 keys): a page of a tile's size it loads whole, without a mask.
+_PAGES = (128, 24, 8, 1)
 
 
 def reasons(request: Request, installed: Installation) -> list[Reason]:
     """What stops this kernel. Pure."""
     found = []
+    if request.arch not in ARCHS:
+        found.append(Reason("arch", request.arch, ", ".join(ARCHS), "aiter does not know it."))
+    if request.arch == "gfx1250":
+        hint = "There aiter has a Gluon kernel, which cannot be run anywhere else."
+        found.append(Reason("arch", request.arch, "another for softcap, sinks or seqlens_k", hint))
     if request.dtype not in _HALF:
         found.append(Reason("dtype", request.dtype, "float16 or bfloat16", "The kernel asserts it."))
     if request.any_grad:
@@ -49,8 +55,6 @@ def reasons(request: Request, installed: Installation) -> list[Reason]:
     if request.seqlens_k is not None and left is not None:
         hint = "Keys before a window that moves with seqlens_k may hold NaN, and the kernel multiplies them by 0."
         found.append(Reason("window", request.window, "open to the left beside seqlens_k", hint))
-    if request.seqlen_k - first_seen(request) < _PAGE_MIN:
-        found.append(Reason("seqlen_k", request.seqlen_k, f"at least {_PAGE_MIN} keys that are seen"))
     return found
 
 
@@ -59,11 +63,11 @@ def plan(request: Request, installed: Installation) -> Plan:
     first, dead = first_seen(request), dead_rows(request)
     seqlen_k = request.seqlen_k - first
     left, _ = band(request)
-    page, whole = _page(seqlen_k, seqlen_q, request.seqlens_k is not None)
-    # Both are upper bounds to the kernel. From 2 on it masks what it loads, and beside a window it does not split the
-    # keys: otherwise it would read a last page past its end.
-    most = seqlen_q if whole else max(2, seqlen_q)
-    window = (-1, -1) if left is None and whole else (seqlen_k if left is None else left, 0)
+    page, freely = _page(request, seqlen_k, installed)
+    # Both are upper bounds to the kernel. From 2 queries on its tiles are 64 keys, and beside a window it does not
+    # split the keys, which it does in tiles of a page.
+    most = seqlen_q if freely else max(2, seqlen_q)
+    window = (-1, -1) if left is None and freely else (seqlen_k if left is None else left, 0)
     scale, softcap = request.softmax_scale, request.softcap or 0.0
     kernel = vendor.module(_MODULES[installed.layout]).unified_attention
     tables: dict[object, tuple[Tensor, Tensor, Tensor]] = {}
@@ -118,14 +122,15 @@ def plan(request: Request, installed: Installation) -> Plan:
     return run
 
 
-def _page(seqlen_k: int, seqlen_q: int, ragged: bool) -> tuple[int, bool]:
-    """The size of a page, and whether the kernel may load whole pages: no key lies past the end of the last."""
-    if seqlen_q == 1 and not ragged:
+def _page(request: Request, seqlen_k: int, installed: Installation) -> tuple[int, bool]:
+    """The size of a page, and whether the kernel may choose its tiles freely: it never reads past the last key."""
+    if installed.layout == "attention" and seqlen_k >= _PAGES[0]:
+        return _PAGES[0], True  # its tiles are 64 keys at most
+    if request.seqlen_q == 1 and request.seqlens_k is None:
         for page in (64, 32, 16):
             if seqlen_k % page == 0:
                 return page, True
-    # Not 64, which is the kernel's own tile: a page of that size it loads without a mask.
-    return (32 if seqlen_k >= 32 else _PAGE_MIN), False
+    return next(page for page in _PAGES if page <= seqlen_k), False
 
 
 def _unit(x: Tensor, page: int) -> int:

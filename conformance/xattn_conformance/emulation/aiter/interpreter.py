@@ -105,7 +105,7 @@ def install() -> None:
     # What aiter asks torch of the GPU. No tensor is ever on it.
     properties = SimpleNamespace(multi_processor_count=source.COMPUTE_UNITS, gcnArchName=ARCH)
     torch.cuda.current_device = lambda: 0
-    torch.cuda.get_device_properties = lambda device=None: properties
+    torch.cuda.get_device_properties = lambda device=None: properties  # type: ignore[assignment, return-value]
     source.prepare(ARCH)
     emulated["cpu"] = ("rocm", ARCH)
     # Rows that a mask hides are -inf - -inf, which NumPy would warn of.
@@ -113,4 +113,6 @@ def install() -> None:
 
 
 install()
-run = Elsewhere("vendor code elsewhere")
+run = Elsewhere(
+    "vendor code elsewhere", {"runs on": "Triton's interpreter", "triton": triton.__version__, "arch told": ARCH}
+)

@@ -1,0 +1,40 @@
+"""aiter's Triton kernels on an NVIDIA GPU, compiled for it by Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import triton
+from triton.runtime.jit import JITFunction
+
+from xattn.devices import emulated
+from xattn_conformance.emulation.aiter import source
+from xattn_conformance.emulation.executor import Elsewhere
+
+# aiter has launch configurations for AMD's names alone.
+ARCH = "gfx942"
+
+# Options of Triton's AMD compiler, which NVIDIA's refuses. They change how a kernel is scheduled, not what it computes.
+AMD_OPTIONS = ("waves_per_eu", "matrix_instr_nonkdim", "kpack")
+
+
+def without_amd_options(launch: Callable[..., Any]) -> Callable[..., Any]:
+    def run(kernel: Any, *arguments: Any, **options: Any) -> Any:
+        for name in AMD_OPTIONS:
+            if name not in kernel.arg_names:
+                options.pop(name, None)
+        return launch(kernel, *arguments, **options)
+
+    return run
+
+
+def install() -> None:
+    """Change Triton's launches in this process, and make xattn take an NVIDIA GPU's tensors for an AMD GPU's."""
+    JITFunction.run = without_amd_options(JITFunction.run)
+    source.prepare(ARCH)
+    emulated["cuda"] = ("rocm", ARCH)
+
+
+install()
+run = Elsewhere("vendor code elsewhere", {"runs on": "an NVIDIA GPU", "triton": triton.__version__, "arch told": ARCH})
