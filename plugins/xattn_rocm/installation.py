@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ Layout = Literal["flat", "attention"]
 
 OLDEST = "0.1.7"
 _WANT = f"AMD's amd-aiter, {OLDEST} or newer"
-_INSTALL = "Install AMD's: pip install 'xattn[rocm]'."
+_INSTALL = "For AMD GPUs: pip install 'xattn[rocm]', or one of AMD's newer wheels (docs/rocm.md)."
 
 # Where each layout keeps the Triton kernels, below the folder of the package.
 _TRITON_MHA: dict[Layout, str] = {"attention": "ops/triton/attention/mha.py", "flat": "ops/triton/mha.py"}
@@ -71,11 +71,11 @@ def describe() -> str:
     """One line for `xattn info`: what is there, and what to do if it cannot be used. Never raises."""
     installed = installation()
     if isinstance(installed, Reason):
-        return f"{installed.got}. {installed.hint}"
+        return f"cannot be used: {installed.got}. {installed.hint}"
     try:
         return f"{installed}, {_device()}"
     except Exception as error:  # a broken driver, say: it belongs in the line
-        return f"{installed}, but asking torch for the device failed: {error}"
+        return f"{installed}, but torch cannot say what the device is: {' '.join(str(error).split())}"
 
 
 def _device() -> str:
@@ -104,72 +104,79 @@ _found._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _cached() -> Installation | Reason:
     try:
         spec = find_spec("aiter")
-    except ValueError:  # a module in sys.modules that somebody made by hand
+    except ValueError:  # sys.modules has a module that somebody made by hand
         return _reason("a module aiter that came from no file", "Something put it into sys.modules.")
-    root = _folder(spec.origin if spec else None)
-    amd = list(distributions(name="amd-aiter"))
-    if root is None:
-        if spec is not None and spec.submodule_search_locations:
-            (folder, *_) = spec.submodule_search_locations
-            return _reason(
-                f"the folder {folder}, which is no package",
-                f"If it is a clone of ROCm/aiter, install it or put it on PYTHONPATH; otherwise: {_INSTALL}",
-            )
-        if amd:
-            got = f"amd-aiter {amd[0].version} in the metadata, but its files are gone"
-            return _reason(got, "Install it again: pip install --force-reinstall --no-deps with the version you had.")
-        return _reason("amd-aiter is not installed", _INSTALL)
-    return _judged(root, amd)
+    amd = _metadata("amd-aiter")
+    if spec is not None and spec.origin is not None and Path(spec.origin).name == "__init__.py":
+        return _judged(Path(spec.origin).parent, amd)
+    if spec is not None and spec.origin is not None:
+        return _reason(f"{spec.origin}, which is not AMD's aiter", f"Rename it. {_INSTALL}")
+    if amd:
+        got = f"amd-aiter {amd[0].version} in the metadata, but no folder aiter"
+        return _reason(got, f"pip uninstall amd-aiter. {_INSTALL}")
+    if spec is not None and spec.submodule_search_locations:
+        (folder, *_) = spec.submodule_search_locations
+        return _reason(
+            f"the folder {folder}, which is no package",
+            f"If it is a clone of ROCm/aiter, put it itself on the path, or install it. Otherwise: {_INSTALL}",
+        )
+    return _reason("amd-aiter is not installed", _INSTALL)
 
 
-def _judged(root: Path, amd: list[Distribution]) -> Installation | Reason:
-    if not _is_amds(root):
-        hint = f"pip uninstall aiter. {_INSTALL}"
-        if amd:
-            hint = f"pip uninstall aiter, then install amd-aiter {amd[0].version} again: both own the folder aiter."
-        return _reason(f"{root} is not AMD's aiter but PyPI's package `aiter` for async iterators", hint)
+def _judged(root: Path, amd: Sequence[Distribution]) -> Installation | Reason:
+    """What the folder that `import aiter` would take is worth."""
+    if not all((root / name).is_file() for name in _AMDS):
+        if any(_owns(each, root) for each in amd):
+            hint = f"pip uninstall amd-aiter. {_INSTALL}"
+            return _reason(f"{root}, which lacks most of amd-aiter {amd[0].version}", hint)
+        return _impostor(root, amd)
+    # Installed into one folder, the later of the two distributions has the last word on __init__.py.
+    if "from .jit" not in _text(root / "__init__.py"):
+        return _impostor(root, amd)
     layout = next((name for name, path in _TRITON_MHA.items() if (root / path).is_file()), None)
-    version = _version(root, amd)
     if layout is None:
-        return _reason(f"{root} has neither {' nor '.join(_TRITON_MHA.values())}", f"It is no whole aiter. {_INSTALL}")
+        return _reason(f"{root}, which has neither {' nor '.join(_TRITON_MHA.values())}", _INSTALL)
     try:
         from packaging.version import InvalidVersion, Version
     except ImportError:
-        return _reason(f"{root} without the package `packaging`", "pip install 'xattn[rocm]', or just packaging.")
-    if version is not None:
-        try:
-            parsed = Version(version)
-        except InvalidVersion:
-            return Installation(root, None, layout)
-        # setuptools_scm calls a clone without tags 0.1.dev1+g<commit>, whatever it is of.
-        if parsed.release < (0, 1, 1):
-            return Installation(root, None, layout)
-        if parsed < Version(OLDEST):
-            return _reason(f"amd-aiter {version}, which is too old", f"pip uninstall it. {_INSTALL}")
-    return Installation(root, version, layout)
+        return _reason(f"{root}, but not the package packaging", "pip install 'xattn[rocm]', or packaging alone.")
+    told = _version(root, amd)
+    try:
+        version = Version(told) if told is not None else None
+    except InvalidVersion:
+        version = None
+    # setuptools_scm calls a clone without tags 0.1.dev1+g<commit>, whatever it is a clone of.
+    if version is None or version < Version("0.1.1.dev0"):
+        return Installation(root, None, layout)
+    if version < Version(OLDEST):
+        return _reason(f"amd-aiter {version}, which is too old", f"pip uninstall it. {_INSTALL}")
+    return Installation(root, str(version), layout)
 
 
-def _folder(origin: str | None) -> Path | None:
-    return Path(origin).parent if origin and Path(origin).name == "__init__.py" else None
+def _impostor(root: Path, amd: Sequence[Distribution]) -> Reason:
+    got = f"{root}, which is not AMD's aiter (PyPI's package aiter is a library for async iterators)"
+    if amd:
+        hint = f"It hides amd-aiter {amd[0].version}: pip uninstall aiter amd-aiter. {_INSTALL}"
+        return _reason(got, hint)
+    return _reason(got, f"pip uninstall aiter. {_INSTALL}")
 
 
-def _is_amds(root: Path) -> bool:
-    if not all((root / name).is_file() for name in _AMDS):
-        return False
-    # Installed into one folder, the later of the two packages has the last word on __init__.py.
-    return "from .jit" in (root / "__init__.py").read_text(encoding="utf-8", errors="replace")
-
-
-def _version(root: Path, amd: Iterable[Distribution]) -> str | None:
-    # AMD's own releases before 0.1.8 called their distribution `aiter`.
-    for each in [*amd, *distributions(name="aiter")]:
+def _version(root: Path, amd: Sequence[Distribution]) -> str | None:
+    # Before 0.1.8 AMD's own builds called their distribution `aiter`. The impostor's version is 0.13.20191203.
+    former = [each for each in _metadata("aiter") if each.version.startswith("0.1.")]
+    for each in (*amd, *former):
         if _owns(each, root):
             return each.version
-    file = root / "_version.py"
-    if file.is_file():
-        found = re.search(r"^(?:__version__|version)\b.*=\s*['\"]([^'\"]+)", file.read_text(encoding="utf-8"), re.M)
-        return found[1] if found else None
-    return None
+    if not (root / "_version.py").is_file():
+        return None
+    found = re.search(r"^(?:__version__|version)\b.*=\s*['\"]([^'\"]+)", _text(root / "_version.py"), re.M)
+    return found[1] if found else None
+
+
+def _metadata(name: str) -> list[Distribution]:
+    # A removal that went wrong leaves a folder without METADATA.
+    found = distributions(name=name)
+    return [each for each in found if each.read_text("METADATA") or each.read_text("PKG-INFO")]
 
 
 def _owns(distribution: Distribution, root: Path) -> bool:
@@ -179,7 +186,11 @@ def _owns(distribution: Distribution, root: Path) -> bool:
     url = json.loads(distribution.read_text("direct_url.json") or "{}")
     if not url.get("dir_info", {}).get("editable"):
         return False
-    return root.resolve().is_relative_to(Path(unquote(urlparse(url["url"]).path)).resolve())
+    return root.resolve().parent == Path(unquote(urlparse(url["url"]).path)).resolve()
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def _reason(got: str, hint: str) -> Reason:
