@@ -116,6 +116,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     levels:      the level that was run: all cases of it and of the levels below it.
     selection:   the case glob; "*" is all. Only a run of all cases is a claim.
+    ops:         the ops that the backend has: the run is of their cases, and says nothing of another op.
     goldens:     sha256 of the golden manifest.
     invalid:     why nothing in this report counts; empty where it does.
     environment: versions, device, commit and whether the tree was dirty, environment variables that matter.
@@ -139,6 +140,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     profile_source: str
     canaries: tuple[Canary, ...]
     cases: tuple[CaseResult, ...]
+    ops: tuple[str, ...] = ("attention",)
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.cases)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from xattn_conformance.case import Case
-from xattn_conformance.golden import rowwise
+from xattn_conformance.golden import others, rowwise
 from xattn_conformance.golden.anchors import Tensors, anchor, candidates, chosen, differ, every_case, stored
 from xattn_conformance.golden.manifest import GENERATOR, SEMANTICS, GoldenError, Manifest, folder, read, sha256
 from xattn_conformance.golden.manifest import manifest_digest as manifest_digest
@@ -28,7 +28,8 @@ def verify(where: Path | None = None) -> list[str]:
         manifest = read(where)
     except GoldenError as error:
         return [*problems, str(error)]
-    return problems + [*_versions(manifest), *_files(manifest, where), *_cases(manifest), *_anchors(manifest, where)]
+    problems += [*_versions(manifest), *_files(manifest, where), *_cases(manifest), *_anchors(manifest, where)]
+    return [*problems, *others.verify()]
 
 
 def _generator() -> Iterator[str]:

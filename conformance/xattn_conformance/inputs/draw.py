@@ -33,6 +33,9 @@ STREAMS = {
     "target": 15,
     "direction": 16,
     "flips": 17,
+    "cos": 18,
+    "sin": 19,
+    "dout_k": 20,
 }
 
 # A sum of 8 bytes has the mean 1020 and the standard deviation 209.02; this makes it 1.0015, and 18 bits are exact in

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xattn import Reason, Request
+from xattn import Backend, Reason, Request
 from xattn_conformance.case import Case
 from xattn_conformance.ops.call import Call
 from xattn_conformance.problem import Array
@@ -35,12 +35,29 @@ class Layout:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the core says about a call, before it runs: the request as the backend sees it, everything that the backend
-    says stops it, and the kernel that it would run."""
+    """What the core says about a call, before it runs: the request that the backend's capability block is held against
+    (None for an op that no block speaks of), everything that the backend says stops it, and the kernel that it would
+    run."""
 
-    request: Request
+    request: Request | None
     reasons: tuple[Reason, ...]
     kernel: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a case that passed must have been looked at for.
+
+    columns:    its results by name, and how many columns each has; None where the case does not say.
+    contiguous: those that must be BSNH-contiguous.
+    parts:      what is compared beside whole results, one column each.
+    per_row:    results that follow from one batch row alone.
+    """
+
+    columns: Mapping[str, int | None]
+    contiguous: tuple[str, ...]
+    per_row: tuple[str, ...]
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,14 @@ class Op(ABC, Generic[P]):
     @abstractmethod
     def vary(self, name: str, case: Case, problem: P, call: Call, device: str) -> Variation:
         """A variation of the case, by its name in `Case.variations`."""
+
+    def wanted(self, case: Case) -> Wanted:
+        """What a report of the case must have."""
+        raise NotImplementedError
+
+    def served_by(self, backend: Backend) -> bool:
+        """Whether the backend has the op at all. The cases of one that it does not have are no part of its run."""
+        return True
 
     def knob_cases(self) -> Sequence[Case]:
         """Cases that only ask whether an option does anything."""

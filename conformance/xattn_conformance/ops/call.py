@@ -18,13 +18,16 @@ Execute = Callable[..., Any]
 @dataclass(frozen=True)
 class Call:
     """op: the name of a function of xattn. tensors: its tensor arguments by name. options: all others but backend.
-    wanted: names of the tensors whose gradients are asked for. incoming: gradients of the results, by name."""
+    wanted: names of the tensors whose gradients are asked for. incoming: gradients of the results, by name.
+    returns: names of what comes back in a tuple; None for a place that holds None. Empty: a tensor or AttentionOutput.
+    """
 
     op: str
     tensors: Mapping[str, Tensor]
     options: Mapping[str, Any]
     wanted: tuple[str, ...] = ()
     incoming: Mapping[str, Tensor] = field(default_factory=dict)
+    returns: tuple[str | None, ...] = ()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -42,16 +45,29 @@ class Call:
         """Results by name, in their own layouts: out, lse where it is asked for, and dq, dk, ... likewise."""
         arguments = self.arguments
         with torch.set_grad_enabled(bool(self.wanted)):
-            returned = execute(self.op, arguments, backend)
-            results = {"out": returned}
-            if isinstance(returned, xattn.AttentionOutput):
-                results = {"out": returned.out, "lse": returned.lse}
+            results = self._named(execute(self.op, arguments, backend))
             if self.wanted:
                 leaves = [arguments[name] for name in self.wanted]
                 sources = [results[name] for name in self.incoming]
                 found = torch.autograd.grad(sources, leaves, list(self.incoming.values()))
                 results |= {f"d{name}": grad for name, grad in zip(self.wanted, found, strict=True)}
         return {name: tensor.detach() for name, tensor in results.items()}
+
+    def _named(self, returned: Any) -> dict[str, Tensor]:
+        """Raises TypeError for what is not of the kind that the op returns."""
+        if self.returns:
+            if not isinstance(returned, tuple) or len(returned) != len(self.returns):
+                raise TypeError(f"the backend returned {type(returned).__name__}, want a tuple of {len(self.returns)}")
+            for name, each in zip(self.returns, returned, strict=True):
+                if not (each is None if name is None else isinstance(each, Tensor)):
+                    wanted = "None" if name is None else "a tensor"
+                    raise TypeError(f"the backend returned {type(each).__name__} in a tuple, want {wanted}")
+            return {name: each for name, each in zip(self.returns, returned, strict=True) if name is not None}
+        if isinstance(returned, xattn.AttentionOutput):
+            return {"out": returned.out, "lse": returned.lse}
+        if isinstance(returned, Tensor):
+            return {"out": returned}
+        raise TypeError(f"the backend returned {type(returned).__name__}, want a tensor or xattn.AttentionOutput")
 
 
 def execute(op: str, arguments: Mapping[str, Any], backend: str) -> Any:

@@ -21,6 +21,7 @@ STRENGTH: tuple[Provenance, ...] = ("hardware", "vendor code elsewhere", "stand-
 
 def claims(report: Report) -> list[str]:
     """A sentence for each level up to the run's ("Core 1.0: 412/412, 0 waivers"), or one that says why there is none.
+    They are of attention; another op has its own, with its name in front.
 
     Each counts the cases of that level alone: passed out of those that the backend had to execute, and of how many
     there are where it declined some: "38/38 of 537 cases". Waived cases are not passed.
@@ -36,16 +37,16 @@ def claims(report: Report) -> list[str]:
     except ProfileError as error:
         return [f"No claim: the profile in the report is refused: {str(error).splitlines()[0]}"]
     levels = LEVELS[: LEVELS.index(report.level) + 1]
-    return [_claim(report, level, executor) for level in levels]
+    return [_claim(report, op, level, executor) for op in report.ops for level in levels]
 
 
-def _claim(report: Report, level: str, executor: str) -> str:
-    results = [result for result in report.cases if result.case.level == level]
+def _claim(report: Report, op: str, level: str, executor: str) -> str:
+    results = [result for result in report.cases if result.case.level == level and result.case.op == op]
     counts = tally(results)
     declined = f" ({counts['UNSUPPORTED']} declined as declared)" if counts["UNSUPPORTED"] else ""
     missing = [dtype for dtype in DTYPES if dtype not in report.dtypes]
     only = f" ({', '.join(report.dtypes)} only)" if missing else ""
-    name = f"{level.capitalize()} {report.suite}{only}"
+    name = f"{'' if op == 'attention' else f'{op} '}{level.capitalize()} {report.suite}{only}"
     if not required(counts):
         return f"{name}: no claim, nothing was executed{declined}"
     failed = counts["FAIL"] + counts["ERROR"] + counts["INVALID"]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import Profile, ProfileError, parse
 from xattn_conformance.profiles.waivers import settle
 from xattn_conformance.reports.claims import STRENGTH
@@ -36,7 +37,12 @@ def verify(report: Report, suite: Suite | None = None) -> list[str]:
         return [f"the run is invalid, nothing in it counts: {report.invalid}"]
     if sorted(set(report.dtypes) & set(DTYPES)) != sorted(report.dtypes):
         return [f"its dtypes are {', '.join(report.dtypes)}; each is one of {', '.join(DTYPES)}, and stands there once"]
-    wanted = {case.id: case for case in suite.select(report.level, report.dtypes, report.selection)}
+    if unknown := sorted(set(report.ops) - set(OPS)):
+        return [f"its ops are {', '.join(report.ops)}; the suite knows no {', '.join(unknown)}"]
+    if len(set(report.ops)) < len(report.ops) or not report.ops:
+        return [f"its ops are {report.ops}; a run is of one or more, each once"]
+    every = suite.select(report.level, report.dtypes, report.selection)
+    wanted = {case.id: case for case in every if case.op in report.ops}
     selected = _selected(report, wanted, suite)
     return [*_run(report, suite), *_canaries(report, suite), *selected, *_cases(report, wanted, suite)]
 

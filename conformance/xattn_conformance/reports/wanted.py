@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from xattn_conformance.case import Case
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import CaseResult
 
 # Measured wherever a tensor has an element with a tolerance; over one column there is neither a row nor a gain.
@@ -12,8 +13,6 @@ _METRICS = ("zmax", "zhead", "bias")
 _OF_ROWS = ("zrow", "gain")
 # These are the request itself, so a backend that takes the one takes the other.
 _SAME_REQUEST = ("repeat", "poison")
-# Gradients that sum over the batch follow from no batch row alone.
-_PER_ROW = ("out", "lse", "dq", "dk", "dv")
 
 
 def incomplete(result: CaseResult, knob: bool, judged: Callable[[str], bool]) -> Iterator[str]:
@@ -35,22 +34,18 @@ def incomplete(result: CaseResult, knob: bool, judged: Callable[[str], bool]) ->
 
 
 def _results(case: Case) -> tuple[str, ...]:
-    lse = ("lse",) if case.options.get("return_lse") else ()
-    # "qkv" is three tensors; "lse" asks for gradients that come in through it, and is none.
-    names = [*("qkv" if "qkv" in case.grads else ""), *(name for name in case.grads if name in ("bias", "sinks"))]
-    return ("out", *lse, *(f"d{name}" for name in names))
+    return tuple(OPS[case.op].wanted(case).columns)
 
 
 def _parts(case: Case) -> tuple[str, ...]:
-    """What is compared beside whole results."""
-    return ("probe",) if case.family == "probe" else ()
+    return OPS[case.op].wanted(case).parts
 
 
 def _rules(case: Case, knob: bool) -> Iterator[str]:
     """Checks without which no case passes."""
     for name in _results(case):
         yield from (f"{name}.{rule}" for rule in ("missing", "shape", "dtype", "device"))
-    yield "out.contiguous"
+    yield from (f"{name}.contiguous" for name in OPS[case.op].wanted(case).contiguous)
     yield from ("inputs.written", "results.kept")
     if knob:
         yield "knob.ignored"
@@ -72,10 +67,8 @@ def _compared(tensor: str, names: Collection[str], case: Case, judged: Callable[
 
 
 def _columns(tensor: str, case: Case) -> int | None:
-    if tensor in ("lse", "probe", "dsinks"):
-        return 1
-    sizes = {"out": "headdim_v", "dv": "headdim_v", "dq": "headdim", "dk": "headdim"}
-    return case.shape[sizes[tensor]] if tensor in sizes else None
+    wanted = OPS[case.op].wanted(case)
+    return 1 if tensor in wanted.parts else wanted.columns[tensor]
 
 
 def _varied(variation: str, result: CaseResult, names: Collection[str], judged: Callable[[str], bool]) -> Iterator[str]:
@@ -89,7 +82,8 @@ def _varied(variation: str, result: CaseResult, names: Collection[str], judged: 
     if not any(name.startswith(f"{variation}:") for name in names):
         yield f"the variation {variation} was not looked at"
         return
-    results = [name for name in _results(result.case) if variation != "batch" or name in _PER_ROW]
+    per_row = OPS[result.case.op].wanted(result.case).per_row
+    results = [name for name in _results(result.case) if variation != "batch" or name in per_row]
     if lacking := [f"{variation}:{name}.shape" for name in results if f"{variation}:{name}.shape" not in names]:
         yield f"not looked at: {', '.join(lacking)}"
     for tensor in (*results, *_parts(result.case)):

@@ -113,6 +113,8 @@ def _asked(op: Op[Any], call: Call, target: Target) -> Answer:
 
 def _undeclared(answer: Answer, target: Target) -> list[str]:
     """What the call uses and the backend's capability block lacks."""
+    if answer.request is None:
+        return []
     block = registry().entries[target.backend].backend.block(answer.request)
     return [f"device={answer.request.device}"] if block is None else [r.code for r in block.reasons(answer.request)]
 

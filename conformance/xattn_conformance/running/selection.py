@@ -6,14 +6,25 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 from math import prod
 
+from xattn.registry import registry
 from xattn_conformance.case import LEVELS, Case, Level
 from xattn_conformance.ops.registry import OPS
 
 
-def select(level: Level, dtypes: Collection[str], pattern: str = "*") -> list[Case]:
-    """The cases of a level and those below it whose ids match the pattern, in the order of their tables."""
+def served(backend: str) -> tuple[str, ...]:
+    """The ops that a registered backend has."""
+    found = registry().entries[backend].backend
+    return tuple(name for name, op in OPS.items() if op.served_by(found))
+
+
+def select(level: Level, dtypes: Collection[str], pattern: str = "*", ops: Collection[str] | None = None) -> list[Case]:
+    """The cases of a level and those below it whose ids match the pattern, in the order of their tables.
+
+    ops: by name; None is all that the suite knows.
+    """
     levels = LEVELS[: LEVELS.index(level) + 1]
-    every = [case for op in OPS.values() for case in (*op.cases(), *op.knob_cases())]
+    chosen = [op for name, op in OPS.items() if ops is None or name in ops]
+    every = [case for op in chosen for case in (*op.cases(), *op.knob_cases())]
     return [case for case in every if case.level in levels and case.dtype in dtypes and fnmatchcase(case.id, pattern)]
 
 

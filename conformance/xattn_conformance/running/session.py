@@ -18,7 +18,7 @@ from xattn_conformance.result import SCHEMA, SUITE, Canary, CaseResult, Provenan
 from xattn_conformance.running import canaries, environment, target
 from xattn_conformance.running.pool import TIMEOUT, DeadWorkerError, Judging, Pool
 from xattn_conformance.running.protocol import Start
-from xattn_conformance.running.selection import select, slowest_first
+from xattn_conformance.running.selection import select, served, slowest_first
 from xattn_conformance.running.target import TargetError
 
 # Told how many cases there are, and then each result as it comes.
@@ -34,6 +34,7 @@ class Session:
     level: Level
     selection: str
     dtypes: tuple[str, ...]
+    ops: tuple[str, ...]
     cases: list[Case]
     jobs: int
     timeout: float
@@ -66,6 +67,7 @@ class Session:
             profile=self.profile,
             profile_source=self.profile_source,
             canaries=self.canaries,
+            ops=self.ops,
             cases=tuple(sorted(results, key=lambda result: order[result.id])),
         )
 
@@ -125,11 +127,13 @@ def opened(
     """A run that nothing was done for yet. Raises TargetError."""
     target.check_backend(backend)
     device = device or target.default_device(backend)
-    cases = select(level, dtypes, case)
+    ops = served(backend)
+    cases = select(level, dtypes, case, ops)
     if not cases:
-        raise TargetError(f"no case of level {level} in {', '.join(dtypes)} matches {case!r}")
+        what = f"no case of level {level} in {', '.join(dtypes)} matches {case!r}"
+        raise TargetError(f"{what} among those of the ops that {backend} has: {', '.join(ops)}")
     workers = max(1, min(_processes(device) if jobs is None else jobs, len(cases)))
-    return Session(backend, device, level, case, tuple(dtypes), cases, workers, timeout)
+    return Session(backend, device, level, case, tuple(dtypes), ops, cases, workers, timeout)
 
 
 def prepare(session: Session, profile: Path | None = None) -> Judging | None:

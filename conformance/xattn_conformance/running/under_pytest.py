@@ -17,7 +17,7 @@ from xattn_conformance.result import CaseResult, Report
 from xattn_conformance.running import session as sessions
 from xattn_conformance.running.pool import TIMEOUT, Judging
 from xattn_conformance.running.protocol import Start
-from xattn_conformance.running.selection import select
+from xattn_conformance.running.selection import select, served
 from xattn_conformance.running.session import Session
 from xattn_conformance.running.target import TargetError
 
@@ -63,8 +63,11 @@ class Conformance:
     def _join(self, backend: str, start: Start) -> None:
         """What the controlling process has opened and prepared, in another one."""
         level, pattern = self.config.getoption("--xattn-level"), self.config.getoption("--xattn-case")
-        cases = select(level, DTYPES, pattern)
-        self.sessions[backend] = Session(backend, start.device, level, pattern, DTYPES, cases, 1, TIMEOUT, start=start)
+        ops = served(backend)
+        cases = select(level, DTYPES, pattern, ops)
+        self.sessions[backend] = Session(
+            backend, start.device, level, pattern, DTYPES, ops, cases, 1, TIMEOUT, start=start
+        )
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

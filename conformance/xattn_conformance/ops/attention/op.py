@@ -16,7 +16,7 @@ from xattn_conformance.case import Case
 from xattn_conformance.inputs import philox
 from xattn_conformance.ops.attention import cases, dropout, variations
 from xattn_conformance.ops.attention import problem as problems
-from xattn_conformance.ops.base import Answer, Layout, Op, Switch, Variation
+from xattn_conformance.ops.base import Answer, Layout, Op, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
 from xattn_conformance.problem import Array, Problem
 from xattn_conformance.result import Check
@@ -123,6 +123,23 @@ class AttentionOp(Op[Problem]):
         for name in call.wanted:
             found[f"d{name}"] = Layout(tuple(call.tensors[name].shape), call.tensors[name].dtype)
         return found
+
+    def wanted(self, case: Case) -> Wanted:
+        size = case.shape
+        columns: dict[str, int | None] = {"out": size["headdim_v"]}
+        if case.options.get("return_lse"):
+            columns["lse"] = 1
+        # "qkv" is three tensors; "lse" asks for gradients that come in through it, and is none.
+        if "qkv" in case.grads:
+            columns |= {"dq": size["headdim"], "dk": size["headdim"], "dv": size["headdim_v"]}
+        columns |= {f"d{name}": one for name, one in (("bias", None), ("sinks", 1)) if name in case.grads}
+        return Wanted(
+            columns=columns,
+            contiguous=("out",),
+            # The others sum over the batch.
+            per_row=("out", "lse", "dq", "dk", "dv"),
+            parts=("probe",) if case.family == "probe" else (),
+        )
 
     def vary(self, name: str, case: Case, problem: Problem, call: Call, device: str) -> Variation:
         if name == "poison":

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
+from xattn_conformance.ops.memory import inside, transposed
 
 # More than a kernel's tile, and odd.
 _EXTRA_KEYS = 65
-
-# What surrounds a tensor in its larger one, by kind: what shows most where it is read.
-_AROUND = {torch.bool: True, torch.int32: 2**30, torch.int64: 2**30}
 
 # Tensors whose first dimension is the batch in every case; of the others, in some.
 _BATCHED = ("q", "k", "v", "seqlens_k", "out", "lse", "dq", "dk", "dv")
@@ -24,8 +22,8 @@ _BATCHED = ("q", "k", "v", "seqlens_k", "out", "lse", "dq", "dk", "dv")
 def strides(call: Call) -> Variation:
     """The same values in other memory: q, v and the incoming gradients stored as (batch, nheads, seqlen, headdim),
     everything else cut out of a larger tensor full of NaN, at an odd offset."""
-    tensors = {name: (_transposed if name in ("q", "v") else _inside)(tensor) for name, tensor in call.tensors.items()}
-    incoming = {name: (_transposed if name == "out" else _inside)(tensor) for name, tensor in call.incoming.items()}
+    tensors = {name: (transposed if name in ("q", "v") else inside)(tensor) for name, tensor in call.tensors.items()}
+    incoming = {name: (transposed if name == "out" else inside)(tensor) for name, tensor in call.incoming.items()}
     return Variation((replace(call, tensors=tensors, incoming=incoming),), _first)
 
 
@@ -87,18 +85,6 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {"strides": strides, "batch
 
 def _first(found: Sequence[Tensors]) -> dict[str, Tensor]:
     return dict(found[0])
-
-
-def _transposed(tensor: Tensor) -> Tensor:
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _inside(tensor: Tensor) -> Tensor:
-    around = _AROUND.get(tensor.dtype, float("nan"))
-    larger = torch.full([size + 1 for size in tensor.shape], around, dtype=tensor.dtype, device=tensor.device)
-    view = larger[(slice(1, None),) * tensor.ndim]
-    view.copy_(tensor)
-    return view
 
 
 def _longer(tensor: Tensor, dimension: int, fill: float) -> Tensor:

@@ -1,0 +1,1 @@
+"""`xattn.apply_rotary`: its cases, inputs and goldens."""
