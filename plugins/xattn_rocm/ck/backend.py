@@ -1,11 +1,18 @@
-"""The `aiter` backend."""
+"""The `aiter` backend: what it declares, and which of aiter's kernels a call goes to."""
 
 from __future__ import annotations
 
+import os
+
 import torch
 
-from xattn import Backend, Capabilities, Request
+from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
+from xattn_rocm.ck import plans
+from xattn_rocm.ck.calls import Call, call
+from xattn_rocm.ck.limits import limits
+from xattn_rocm.ck.routing import NAMES, backward, forward
+from xattn_rocm.installation import Installation, describe, installation
 
 
 class AiterBackend(Backend):
@@ -15,11 +22,57 @@ class AiterBackend(Backend):
         Capabilities(
             device="rocm",
             dtypes=frozenset({torch.float16, torch.bfloat16}),
-            features=frozenset(),
+            features=frozenset(
+                {
+                    "causal",
+                    "window",
+                    "bottom_right",
+                    "gqa",
+                    "headdim_v",
+                    "softcap",
+                    "sinks",
+                    "alibi_slopes",
+                    "bias",
+                    "dropout_p",
+                    "deterministic",
+                    "return_lse",
+                }
+            ),
+            grads=frozenset({"qkv"}),
+            headdim=(1, 256, 1),
+            archs=frozenset({"gfx90a", "gfx942", "gfx950", "gfx1201", "gfx1250"}),
             priority={"default": 80},
-            checked="not yet",
+            checked="against a stand-in for aiter written from its sources; never on an AMD GPU",
         ),
     )
 
+    def limits(self, request: Request) -> list[Reason]:
+        installed = installation()
+        return [installed] if isinstance(installed, Reason) else limits(request, installed)
+
     def plan(self, request: Request) -> Plan:
-        raise NotImplementedError
+        return plans.plan(request, _call(request, _installed()))
+
+    def kernel(self, request: Request) -> str:
+        installed = _installed()
+        passed = _call(request, installed)
+        name = "flash_attn_varlen_func" if passed.varlen else "flash_attn_func"
+        route = NAMES[forward(passed, request.arch, installed, os.environ)]
+        if request.any_grad:
+            route = f"{route}; backward: {NAMES[backward(passed, request.arch)]}"
+        return f"aiter.{name} ({route})"
+
+    def info(self) -> dict[str, str]:
+        return {"aiter": describe()}
+
+
+def _installed() -> Installation:
+    found = installation()
+    assert isinstance(found, Installation)
+    return found
+
+
+def _call(request: Request, installed: Installation) -> Call:
+    passed = call(request, installed)
+    assert isinstance(passed, Call)
+    return passed

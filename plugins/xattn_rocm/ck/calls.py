@@ -1,0 +1,125 @@
+"""What to pass to aiter for a request, so that the kernel it then picks computes the contract.
+
+A window can be written in several ways that mean the same, and aiter picks a kernel by how it is written: sides that
+hide nothing but are above 0 keep the ASM kernels away, which drop sinks and take a side of 0 for none. The first
+spelling that comes out right is taken.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from xattn import Reason, Request
+from xattn_rocm.bands import band, dead_rows, first_seen
+from xattn_rocm.ck.routing import NAMES, Call, backward, forward
+from xattn_rocm.installation import Installation
+
+_GFX9 = ("gfx942", "gfx950")
+
+
+def cut_rows(request: Request) -> int:
+    """The leading queries that are kept from aiter: in training the ones that see no key. Without gradients they are
+    computed and written over, which saves a copy of the output."""
+    return dead_rows(request) if request.any_grad else 0
+
+
+def call(request: Request, installed: Installation) -> Call | Reason:
+    """What is passed to aiter, or the reason why no way to pass it comes out right."""
+    left, right = band(request)
+    seqlen_q, seqlen_k = request.seqlen_q - cut_rows(request), request.seqlen_k - first_seen(request)
+    # The side that has been cut away hides nothing any more, as for a single query.
+    if left is not None and left >= seqlen_k - 1:
+        left = None
+    if right is not None and right >= seqlen_q - 1:
+        right = None
+    if right is not None and right >= seqlen_k > 0 and right > 0:
+        hint = "aiter takes a right side as long as the keys for open, whatever the number of queries."
+        return Reason("window", request.window, f"a right side below seqlen_k ({seqlen_k})", hint)
+    plain = Call(
+        dtype=request.dtype,
+        seqlen_q=seqlen_q,
+        seqlen_k=seqlen_k,
+        nheads=request.nheads,
+        nheads_k=request.nheads_k,
+        headdim=request.headdim,
+        headdim_v=request.headdim_v,
+        causal=right == 0,
+        alibi=request.alibi_slopes is not None,
+        bias=request.bias is not None,
+        sinks=request.sinks is not None,
+        softcap=request.softcap is not None,
+        dropout=request.dropout_p is not None,
+        return_lse=request.return_lse or request.any_grad,
+        deterministic=request.deterministic,
+    )
+    wrong = ""
+    for window in _spellings(left, right, seqlen_q, seqlen_k):
+        candidate = replace(plain, window=window)
+        said = _wrong(candidate, request.arch, installed, os.environ)
+        if not said and request.any_grad:
+            said = _wrong_backward(candidate, request.arch)
+        if not said:
+            return candidate
+        wrong = wrong or said
+    return Reason("kernel", wrong, "CK", "Use another backend for this call: aiter offers no way to choose its kernel.")
+
+
+def _spellings(left: int | None, right: int | None, seqlen_q: int, seqlen_k: int) -> Iterator[tuple[int, int]]:
+    """Windows that mean the same to CK, the plainest first. Beside causal=True, CK takes any right side for 0."""
+    plain = (-1 if left is None else left), (-1 if right is None else right)
+    if right == 0 and left is None:
+        plain = -1, -1
+    yield plain
+    if left is None and seqlen_k > 0:
+        # One less than the keys: as many as these, and aiter drops the side before it looks at it.
+        yield seqlen_k - 1, (-1 if right is None else right)
+    if right == 0 and seqlen_k > 1:
+        yield plain[0], 1
+    if right is None and 1 <= max(seqlen_q - 1, 1) < seqlen_k:
+        yield plain[0], max(seqlen_q - 1, 1)
+
+
+def _wrong(call: Call, arch: str | None, installed: Installation, environ: Mapping[str, str]) -> str:
+    """What would be wrong with the forward call; empty where it is right."""
+    route = forward(call, arch, installed, environ)
+    if route == "ck":
+        return _wrong_on_ck(call)
+    if call.sinks:
+        return f"{NAMES[route]}, which drops sinks or takes them in another unit"
+    if 0 in call.window:
+        return f"{NAMES[route]}, which fails for a window with a side of 0, or ignores it"
+    if call.softcap:
+        return f"{NAMES[route]}, which drops the softcap"
+    if route == "v3" and arch not in _GFX9:
+        return f"{NAMES[route]}, which is not made for {arch}"
+    return ""
+
+
+def _wrong_on_ck(call: Call) -> str:
+    left, right = call.sides
+    if call.bias and not call.causal and (left, right) == (-1, -1):
+        # Rows whose bias is -inf throughout are divided by 0, unless there is a mask.
+        return "CK without a mask, which gives NaN where a bias is -inf for all keys"
+    if call.alibi and call.causal and left == -1:
+        # Columns are counted from the first key there, which a softmax does not notice.
+        return "CK's causal ALiBi, whose lse is shifted"
+    grouped = call.seqlen_q == 1 and call.nheads > call.nheads_k and not call.varlen
+    if grouped and left == -1 and right == -1 and not (call.alibi or call.bias or call.dropout):
+        # A group's queries become the rows of one head.
+        if call.sinks:
+            return "CK's decoding by groups, which reads the sinks of the first heads"
+        if call.widths[0] != call.widths[1]:
+            return "CK's decoding by groups, which wants headdim_v == headdim"
+    return ""
+
+
+def _wrong_backward(call: Call, arch: str | None) -> str:
+    if backward(call, arch) == "ck":
+        return ""
+    if call.widths[0] != call.widths[1] and call.widths != (192, 128):
+        return "the ASM backward kernel, which is not made for this headdim_v"
+    if not call.swa and 0 in call.window:
+        return "the ASM backward kernel, which is not made for a window with a side of 0"
+    return ""

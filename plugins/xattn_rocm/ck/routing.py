@@ -1,0 +1,170 @@
+"""Which kernel aiter will pick, as aiter's own gates have it: a pure function of what it is given.
+
+The order of `_flash_attn_forward`, `_flash_attn_varlen_forward` and `_flash_attn_backward` in aiter/ops/mha.py. Its
+kernel for MXFP8 is left out: xattn hands it no fp8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from xattn_rocm.ck.releases import has
+from xattn_rocm.installation import Installation
+
+# splitk: aiter splits the keys if its heuristic finds a use for it, and takes CK if not.
+Route = Literal["splitk", "sink_asm", "flydsl", "opus", "v3", "ck"]
+
+NAMES: dict[str, str] = {
+    "splitk": "native split-K, or CK where aiter's heuristic does not split",
+    "sink_asm": "ASM fmha_fwd_with_sink",
+    "flydsl": "FlyDSL",
+    "opus": "OPUS",
+    "v3": "ASM v3",
+    "ck": "CK",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is passed to aiter, as far as it decides. `window` has aiter's -1 for open. alibi, bias, sinks, softcap and
+    dropout: whether they are there."""
+
+    dtype: torch.dtype
+    seqlen_q: int
+    seqlen_k: int
+    nheads: int
+    nheads_k: int
+    headdim: int
+    headdim_v: int
+    causal: bool = False
+    window: tuple[int, int] = (-1, -1)
+    alibi: bool = False
+    bias: bool = False
+    sinks: bool = False
+    softcap: bool = False
+    dropout: bool = False
+    return_lse: bool = False
+    deterministic: bool = False
+
+    @property
+    def varlen(self) -> bool:
+        """The softcap is an argument of aiter's varlen function alone."""
+        return self.softcap
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(headdim, headdim_v) after aiter's padding."""
+        return _padded(self.headdim), _padded(self.headdim_v)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """The window after aiter has taken what is as long as the keys for open."""
+        left, right = self.window
+        return (-1 if left >= self.seqlen_k else left), (-1 if right >= self.seqlen_k else right)
+
+    @property
+    def swa(self) -> bool:
+        """What aiter takes for a sliding window. A side of 0 is none to it."""
+        return self.sides[0] > 0 or self.sides[1] > 0
+
+
+def _padded(size: int) -> int:
+    return size if size % 8 == 0 else size + 8 - size % 8
+
+
+def forward(call: Call, arch: str | None, installed: Installation, environ: Mapping[str, str]) -> Route:
+    """The forward kernel. environ: the process's environment, which turns OPUS on and off."""
+    if _flydsl(call, arch, installed):
+        return "flydsl"
+    plain = not (call.alibi or call.bias or call.dropout) and call.nheads % call.nheads_k == 0
+    if not plain or call.dtype != torch.bfloat16 or (call.softcap and has("v3 refuses a softcap", installed)):
+        return "ck"
+    if _splitk(call, arch, installed):
+        return "splitk"
+    if _sink_asm(call, arch, installed):
+        return "sink_asm"
+    if _opus(call, arch, installed, environ):
+        return "opus"
+    if _v3(call, arch, installed) and (call.varlen or call.seqlen_q > 128):
+        return "v3"
+    return "ck"
+
+
+def _flydsl(call: Call, arch: str | None, installed: Installation) -> bool:
+    if arch != "gfx1250" or not has("FlyDSL", installed) or not call.varlen or call.dtype != torch.bfloat16:
+        return False
+    plain = not (call.alibi or call.bias or call.dropout or call.sinks or call.deterministic)
+    return plain and (call.headdim, call.headdim_v) == (192, 128) and call.window == (-1, -1)
+
+
+def _splitk(call: Call, arch: str | None, installed: Installation) -> bool:
+    if arch != "gfx942" or not has("split-K", installed) or call.varlen or call.widths != (64, 64):
+        return False
+    square = not call.causal or call.seqlen_k >= call.seqlen_q
+    return call.sides == (-1, -1) and not call.sinks and square
+
+
+def _sink_asm(call: Call, arch: str | None, installed: Installation) -> bool:
+    if arch != "gfx1250" or not has("sink ASM", installed) or call.swa:
+        return False
+    return (call.widths == (128, 128) and not call.sinks) or (call.widths == (64, 64) and call.sinks)
+
+
+def _opus(call: Call, arch: str | None, installed: Installation, environ: Mapping[str, str]) -> bool:
+    if arch != "gfx950" or not has("OPUS", installed):
+        return False
+    if call.sides != (-1, -1) or call.sinks or call.return_lse:
+        return False
+    if call.widths == (192, 128):
+        return environ.get("AITER_DISABLE_FMHA_OPUS", "0") == "0"
+    return call.widths == (128, 128) and environ.get("AITER_ENABLE_FMHA_OPUS", "0") != "0" and not call.varlen
+
+
+def _v3(call: Call, arch: str | None, installed: Installation) -> bool:
+    if arch not in ("gfx942", "gfx950") and has("v3 on its archs alone", installed):
+        return False
+    if call.widths == (192, 128):
+        if arch != "gfx950" and not has("v3 at 192/128 on every arch", installed):
+            return False
+        # 2 bytes an element, rows without gaps.
+        if has("v3 refuses 4 GiB of keys", installed) and call.seqlen_k * call.nheads_k * 192 * 2 >= 2**32:
+            return False
+    elif call.widths != (128, 128):
+        return False
+    return not call.swa
+
+
+def backward(call: Call, arch: str | None) -> Literal["v3", "ck"]:
+    """The backward kernel of the dense function. For short rows aiter prefers CK."""
+    if call.seqlen_q <= 16 or call.alibi or call.bias or call.dropout or call.nheads % call.nheads_k != 0:
+        return "ck"
+    if arch == "gfx942":
+        return "v3" if _v3_backward_gfx942(call) else "ck"
+    if arch == "gfx950":
+        return "v3" if _v3_backward_gfx950(call) else "ck"
+    return "ck"
+
+
+def _v3_backward_gfx942(call: Call) -> bool:
+    width, width_v = call.widths
+    if call.deterministic or width != width_v or not 64 <= width <= 192:
+        return False
+    if width == 64:
+        return not call.swa
+    left, right = call.sides
+    full = not call.causal and left == -1 and right == -1
+    return full or (call.causal and left == -1) or (call.swa and width <= 128)
+
+
+def _v3_backward_gfx950(call: Call) -> bool:
+    width, width_v = call.widths
+    one_block = call.seqlen_k <= 256 and 64 < width <= 128
+    if call.deterministic and not one_block:
+        return False
+    # This gate looks at the window as it was passed.
+    swa = call.window[0] > 0 or call.window[1] > 0
+    return not swa and (64 < width <= 128 or (width, width_v) == (192, 128))
