@@ -114,12 +114,10 @@ def _cached() -> Installation | Reason:
     if amd:
         got = f"amd-aiter {amd[0].version} in the metadata, but no folder aiter"
         return _reason(got, f"pip uninstall amd-aiter. {_INSTALL}")
-    if spec is not None and spec.submodule_search_locations:
-        (folder, *_) = spec.submodule_search_locations
-        return _reason(
-            f"the folder {folder}, which is no package",
-            f"If it is a clone of ROCm/aiter, put it itself on the path, or install it. Otherwise: {_INSTALL}",
-        )
+    # Any folder of that name is a package to Python, and a clone of ROCm/aiter has the real one one level below.
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if all((Path(folder) / "aiter" / name).is_file() for name in _AMDS):
+            return _reason(f"a clone of ROCm/aiter in {folder}, not installed", "Install it, or put it on PYTHONPATH.")
     return _reason("amd-aiter is not installed", _INSTALL)
 
 

@@ -64,10 +64,11 @@ def _advice(name: str, error: Exception) -> str:
     installed = installation()
     if isinstance(installed, Reason):
         return f"xattn: {installed}"
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("aiter"):
-        what = f"aiter needs {error.name}, which is not installed: install what your aiter's metadata or README names."
-    elif isinstance(error, RuntimeError) and "rocm" in str(error).lower():
-        what = "aiter looks for ROCm while it is imported: install ROCm, or point ROCM_HOME to it."
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and missing.split(".")[0] != "aiter":
+        what = f"It needs {missing}: install what aiter's own metadata or README asks for."
+    elif isinstance(error, ImportError):
+        what = "A wheel of aiter fits one torch and one ROCm; an old one may not fit a new triton."
     else:
-        what = "aiter itself does not import here: try `python -c 'import aiter'`."
-    return f"xattn: importing {name} of {installed} failed. {what} XATTN_DISABLE=rocm goes without it."
+        what = "It looks for ROCm and for a GPU while it is imported: try rocminfo."
+    return f"xattn: that was `import {name}` of {installed}. {what} XATTN_DISABLE=rocm goes without it."
