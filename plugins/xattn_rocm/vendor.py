@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -25,16 +26,22 @@ def module(name: str) -> ModuleType:
     Whatever the import raises comes through as aiter raised it: RuntimeError without ROCm, ImportError without one of
     its dependencies, with a note of what to do.
     """
+    _import(name)
+    return sys.modules[name]
+
+
+def _import(name: str) -> bool:
     _tell("Triton" if name.startswith("aiter.ops.triton") else "JIT")
     try:
-        return importlib.import_module(name)
+        importlib.import_module(name)
     except Exception as error:
         add_note(error, _advice(name, error))
         raise
+    return True
 
 
-# torch.compile takes the module for a constant: neither the import nor the notice belongs in a graph.
-module._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# torch.compile calls it while it traces: neither the import nor the notice belongs in a graph.
+_import._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _tell(kind: str) -> None:
