@@ -17,7 +17,7 @@ from xattn_conformance.result import CaseResult, Report
 from xattn_conformance.running import session as sessions
 from xattn_conformance.running.pool import TIMEOUT, Judging
 from xattn_conformance.running.protocol import Start
-from xattn_conformance.running.selection import select, served
+from xattn_conformance.running.selection import select
 from xattn_conformance.running.session import Session
 from xattn_conformance.running.target import TargetError
 
@@ -25,6 +25,13 @@ from xattn_conformance.running.target import TargetError
 CASE = pytest.StashKey[tuple[str, CaseResult]]()
 # The attribute of a pytest report that takes the result to the process that writes ours.
 _RESULT = "xattn_result"
+
+
+class _Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """What the processes of a distributed session are told, in which the backend need not be registered."""
+
+    start: Start
+    ops: tuple[str, ...]
 
 
 class Conformance:
@@ -44,7 +51,7 @@ class Conformance:
             if given is None:
                 self._open(backend)
             else:
-                self._join(backend, msgspec.json.decode(given[f"xattn {backend}"], type=Start))
+                self._join(backend, msgspec.json.decode(given[f"xattn {backend}"], type=_Opened))
 
     def _open(self, backend: str) -> None:
         option = self.config.getoption
@@ -60,10 +67,10 @@ class Conformance:
             pytest.exit(f"INVALID: {each.invalid}", returncode=3)
         self.workers[backend] = worker
 
-    def _join(self, backend: str, start: Start) -> None:
+    def _join(self, backend: str, opened: _Opened) -> None:
         """What the controlling process has opened and prepared, in another one."""
         level, pattern = self.config.getoption("--xattn-level"), self.config.getoption("--xattn-case")
-        ops = served(backend)
+        ops, start = opened.ops, opened.start
         cases = select(level, DTYPES, pattern, ops)
         self.sessions[backend] = Session(
             backend, start.device, level, pattern, DTYPES, ops, cases, 1, TIMEOUT, start=start
@@ -73,7 +80,9 @@ class Conformance:
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a process of a distributed session what was found to be in order."""
         for backend, each in self.sessions.items():
-            node.workerinput[f"xattn {backend}"] = msgspec.json.encode(each.start).decode()
+            assert each.start is not None
+            opened = _Opened(start=each.start, ops=each.ops)
+            node.workerinput[f"xattn {backend}"] = msgspec.json.encode(opened).decode()
         # The processes have workers of their own.
         for worker in self.workers.values():
             worker.close()
