@@ -14,7 +14,7 @@ from support import ROOT
 from xattn_rocm import rules, xattn_backends
 from xattn_rocm.archs import ARCHS
 from xattn_rocm.installation import Installation
-from xattn_rocm.rules import CHECKED, RULES, Rule, ck, holds, installing, out_of_reach, triton, within
+from xattn_rocm.rules import CHECKED, RULES, Rule, ck, holds, installing, out_of_reach, routes, triton, within
 
 PLUGIN = Path(rules.__file__).parents[1]
 
@@ -60,7 +60,7 @@ def test_a_rules_link_leads_to_a_thread_or_to_a_line_at_a_commit(rule: Rule) -> 
 
 
 def test_no_name_is_taken_twice() -> None:
-    listed = [rule for part in (installing, ck, triton, out_of_reach) for rule in part.RULES]
+    listed = [rule for part in (installing, ck, routes, triton, out_of_reach) for rule in part.RULES]
     assert len(listed) == len(RULES)
     assert all(RULES[rule.name] is rule for rule in listed)
 
