@@ -12,7 +12,14 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test conformance lint bench browser clean
+# AMD's aiter and a Triton whose interpreter and AMD compiler are known to do: for test-aiter alone.
+AITER ?= amd-aiter==0.1.7.post2.dev18
+TRITON ?= triton==3.7.1
+AITER_VENV ?= .venv-aiter
+AITER_BIN := $(AITER_VENV)/bin
+AITER_READY := $(AITER_VENV)/.ready
+
+.PHONY: demo test conformance test-aiter lint bench browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
@@ -22,6 +29,12 @@ test: $(READY)  ## the tests
 
 conformance: $(READY)  ## hold every backend present to the golden outputs: build/conformance/<backend>.json, .xml and .html
 	$(BIN)/python -m xattn_conformance run --backend all --level full --out build/conformance $(CONFORMANCE)
+
+test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compiled for AMD's GPUs; XATTN_AITER_PATH takes another source tree
+	$(AITER_BIN)/python -m pytest -n 2 tests/rocm/aiter $(PYTEST)
+	$(AITER_BIN)/python -m xattn_conformance run --backend aiter-triton --device cpu --profile aiter-interpreter \
+	--level extended --out build/aiter $(CONFORMANCE)
+	$(AITER_BIN)/python -m xattn_conformance.emulation.aiter.codeobjects
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -36,7 +49,7 @@ browser:  ## the browser that the tests of the report page drive (Debian's packa
 	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium chromium-driver; }
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(AITER_VENV) build dist
 
 # The configured index first, which may hold a build of its own, then torch's.
 $(READY): pyproject.toml
@@ -45,4 +58,15 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet "$(TORCH)" || \
 	$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+# aiter without what it requires: its Triton kernels need torch and Triton alone.
+$(AITER_READY): pyproject.toml
+	$(PYTHON) -m venv $(AITER_VENV)
+	$(AITER_BIN)/python -m pip install --quiet --upgrade pip
+	$(AITER_BIN)/python -m pip install --quiet "$(TORCH)" || \
+	$(AITER_BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) "$(TORCH)"
+	$(AITER_BIN)/python -m pip install --quiet "$(TRITON)" packaging pytest-xdist
+	$(AITER_BIN)/python -m pip install --quiet --no-deps "$(AITER)"
+	$(AITER_BIN)/python -m pip install --quiet --editable ".[conformance]"
 	touch $@

@@ -130,6 +130,15 @@ RULES = (
         "As triton-no-config.",
     ),
     Rule(
+        "triton-float32-two-headdims-lds",
+        "aiter-triton",
+        "",
+        line("aiter/ops/triton/configs/gfx942-MHA-DEFAULT.json", 1),
+        "In float32 with headdim 192 and headdim_v 128 the kernel asks for 128 KiB of LDS, of which gfx942 has 64: "
+        "OutOfResources at the launch.",
+        "A Reason on gfx942, found by compiling for it.",
+    ),
+    Rule(
         "unified-softcap-overflows",
         "aiter-triton",
         "",

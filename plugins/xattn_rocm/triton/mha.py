@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -39,7 +40,7 @@ def reasons(request: Request, installed: Installation) -> list[Reason]:
     ):
         hint = "Releases before 0.1.14 compute it from the rounded output."
         found.append(Reason("grad_sinks", "required", "forward only", hint))
-    found += _headdim_reasons(request)
+    found += _headdim_reasons(request, installed)
     return found
 
 
@@ -65,7 +66,7 @@ def _window_reasons(request: Request, installed: Installation) -> list[Reason]:
     return []
 
 
-def _headdim_reasons(request: Request) -> list[Reason]:
+def _headdim_reasons(request: Request, installed: Installation) -> list[Reason]:
     headdim, headdim_v = request.headdim, request.headdim_v
     if request.any_grad and headdim % 8 != 0:
         hint = "aiter pads the head and hands back gradients of the padded width: pad q, k and v yourself."
@@ -73,7 +74,14 @@ def _headdim_reasons(request: Request) -> list[Reason]:
     if headdim != headdim_v and not (_is_width(headdim_v) and _is_width(headdim - headdim_v)):
         want = "headdim, or less by a power of 2 and itself one, both from 16 on (192 and 128)"
         return [Reason("headdim_v", headdim_v, want)]
+    if headdim != headdim_v and request.dtype == torch.float32 and _too_large(request.arch, installed):
+        hint = "In float32 the kernel asks for 128 KiB of LDS, and the GPU has 64."
+        return [Reason("headdim_v", headdim_v, "headdim in float32", hint)]
     return []
+
+
+def _too_large(arch: str | None, installed: Installation) -> bool:
+    return arch == "gfx942" and holds("triton-float32-two-headdims-lds", installed)
 
 
 def _is_width(size: int) -> bool:

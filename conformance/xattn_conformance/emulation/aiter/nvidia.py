@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
+
+# On AMD's GPUs a product of float32 is one of float32; on NVIDIA's Triton would make it tf32. Read as it is imported.
+os.environ["TRITON_F32_DEFAULT"] = "ieee"
 
 import triton
 from triton.runtime.jit import JITFunction
