@@ -14,7 +14,7 @@ from support import ROOT
 from xattn_rocm import rules, xattn_backends
 from xattn_rocm.archs import ARCHS
 from xattn_rocm.installation import Installation
-from xattn_rocm.rules import CHECKED, RULES, Rule, ck, holds, installing, out_of_reach, routes, triton, within
+from xattn_rocm.rules import CHECKED, RULES, Rule, ck, holds, installing, out_of_reach, rotary, routes, triton, within
 
 PLUGIN = Path(rules.__file__).parents[1]
 
@@ -60,7 +60,7 @@ def test_a_rules_link_leads_to_a_thread_or_to_a_line_at_a_commit(rule: Rule) -> 
 
 
 def test_no_name_is_taken_twice() -> None:
-    listed = [rule for part in (installing, ck, routes, triton, out_of_reach) for rule in part.RULES]
+    listed = [rule for part in (installing, ck, routes, rotary, triton, out_of_reach) for rule in part.RULES]
     assert len(listed) == len(RULES)
     assert all(RULES[rule.name] is rule for rule in listed)
 
@@ -74,6 +74,8 @@ def test_no_name_is_taken_twice() -> None:
         ("sink-asm-ignores-windows", "0.1.15.post3", "0.1.16"),
         ("ck-off-is-triton", "0.1.12.post2", "0.1.13"),
         ("opus-type-error", "0.1.17", "0.1.18"),
+        ("rope-loses-the-tail", "0.1.11.post1", "0.1.12"),
+        ("rope-drops-stores-on-gfx11", "0.1.11.post1", "0.1.12"),
     ],
 )
 def test_what_a_release_broke(name: str, last_without: str, first_with: str) -> None:
@@ -88,6 +90,8 @@ def test_what_a_release_broke(name: str, last_without: str, first_with: str) -> 
         ("triton-mha-no-window", "0.1.11.post1", "0.1.12"),
         ("triton-mha-no-sinks", "0.1.7.post5", "0.1.8"),
         ("ck-no-sinks", "0.1.9.post1", "0.1.10"),
+        ("rope-batch-in-grid-y", "0.1.11.post1", "0.1.12"),
+        ("rope-drops-stores-on-gfx12", "0.1.14.post1", "0.1.15"),
         ("ck-masked-drops-sinks", "0.1.17", "0.1.18"),
         ("v3-on-any-arch", "0.1.15.post3", "0.1.16"),
         ("v3-wraps-at-4-gib", "0.1.19.post2", "0.1.20"),

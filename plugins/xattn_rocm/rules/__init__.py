@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 
 from xattn_rocm.installation import Installation
-from xattn_rocm.rules import ck, installing, out_of_reach, routes, triton
+from xattn_rocm.rules import ck, installing, out_of_reach, rotary, routes, triton
 from xattn_rocm.rules.rule import Rule
 
 __all__ = ["CHECKED", "RULES", "Rule", "holds", "within"]
 
 RULES: dict[str, Rule] = {
-    rule.name: rule for rule in (*installing.RULES, *ck.RULES, *routes.RULES, *triton.RULES, *out_of_reach.RULES)
+    rule.name: rule for part in (installing, ck, routes, rotary, triton, out_of_reach) for rule in part.RULES
 }
 
 # What the newest snapshot of each layout that the rules were checked against is called: it stands for an installation
