@@ -9,9 +9,9 @@ import torch
 from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
 from xattn_rocm.ck import plans
-from xattn_rocm.ck.calls import Call, call
+from xattn_rocm.ck.calls import call
 from xattn_rocm.ck.limits import limits
-from xattn_rocm.ck.routing import NAMES, backward, forward
+from xattn_rocm.ck.routing import NAMES, Call, backward, forward
 from xattn_rocm.installation import Installation, describe, installation
 
 

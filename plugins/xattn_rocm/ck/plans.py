@@ -51,15 +51,16 @@ def _dense(request: Request, call: Call) -> Plan:
         if finished:
             out: Tensor = returned
             return out
+        lse: Tensor | None
         out, lse = returned if with_lse else (returned, None)
         if cut:
             out = F.pad(out, (0, 0, 0, 0, cut, 0))
-            lse = F.pad(lse, (cut, 0), value=-math.inf)
+            lse = None if lse is None else F.pad(lse, (cut, 0), value=-math.inf)
         elif dead:
             bury(out, lse, dead, sinks)
         if padded:
             out = out.contiguous()
-        return AttentionOutput(out, lse) if return_lse else out
+        return AttentionOutput(out, lse) if return_lse and lse is not None else out
 
     return dense
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,41 +77,46 @@ class Functions:
         self._arch = arch
 
     def flash_attn_func(
-        self, q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1, 0), bias=None,
-        alibi_slopes=None, deterministic=True, return_lse=False, return_attn_probs=False, how_v3_bf16_cvt=1,
-        cu_seqlens_q: Tensor | None = None, cu_seqlens_kv: Tensor | None = None, sink_ptr: Tensor | None = None,
-        num_splits: int = 0,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None,
+        causal: bool = False, window_size: Sequence[int] = (-1, -1, 0), bias: Tensor | None = None,
+        alibi_slopes: Tensor | None = None, deterministic: bool = True, return_lse: bool = False,
+        return_attn_probs: bool = False, how_v3_bf16_cvt: int = 1, cu_seqlens_q: Tensor | None = None,
+        cu_seqlens_kv: Tensor | None = None, sink_ptr: Tensor | None = None, num_splits: int = 0,
+    ) -> Any:  # fmt: skip
         if cu_seqlens_q is not None or cu_seqlens_kv is not None:
             raise NotImplementedError("the stand-in knows no padded batches")
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+        unpadded = q.shape[-1], v.shape[-1]
 
         def make(q: Tensor, k: Tensor, v: Tensor) -> list[Run]:
             given = self._given(
                 q, k, v, q.shape[1], k.shape[1], causal, window_size, alibi_slopes, bias, sink_ptr, dropout_p,
-                return_lse,
+                return_lse, deterministic, unpadded,
             )  # fmt: skip
-            return [Run(given, routes.dense(given), scale, deterministic)]
+            return [Run(given, routes.dense(given), scale)]
 
         return _attend(q, k, v, bias, make, return_lse, return_attn_probs)
 
     def flash_attn_varlen_func(
-        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, min_seqlen_q=0, dropout_p=0.0,
-        softmax_scale=None, logits_soft_cap=0.0, causal=False, window_size=(-1, -1, 0), bias=None, alibi_slopes=None,
-        deterministic=False, return_lse=False, return_attn_probs=False, how_v3_bf16_cvt=1, block_table=None, out=None,
-        cu_seqlens_q_padded: Tensor | None = None, cu_seqlens_k_padded: Tensor | None = None,
-        sink_ptr: Tensor | None = None,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, min_seqlen_q: int = 0, dropout_p: float = 0.0, softmax_scale: float | None = None,
+        logits_soft_cap: float = 0.0, causal: bool = False, window_size: Sequence[int] = (-1, -1, 0),
+        bias: Tensor | None = None, alibi_slopes: Tensor | None = None, deterministic: bool = False,
+        return_lse: bool = False, return_attn_probs: bool = False, how_v3_bf16_cvt: int = 1,
+        block_table: Tensor | None = None, out: Tensor | None = None, cu_seqlens_q_padded: Tensor | None = None,
+        cu_seqlens_k_padded: Tensor | None = None, sink_ptr: Tensor | None = None,
+    ) -> Any:  # fmt: skip
         if cu_seqlens_q_padded is not None or cu_seqlens_k_padded is not None or out is not None:
             raise NotImplementedError("the stand-in knows no padded sequences and no out")
         if cu_seqlens_q.dtype != torch.int32 or cu_seqlens_k.dtype != torch.int32:
             raise RuntimeError("cu_seqlens_q must have dtype int32")
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+        unpadded = q.shape[-1], v.shape[-1]
 
         def make(q: Tensor, k: Tensor, v: Tensor) -> list[Run]:
             given = self._given(
                 q, k, v, max_seqlen_q, max_seqlen_k, causal, window_size, alibi_slopes, bias, sink_ptr, dropout_p,
-                return_lse,
+                return_lse, deterministic, unpadded,
             )  # fmt: skip
             given = replace(given, softcap=logits_soft_cap, paged=block_table is not None)
             kernel = routes.varlen(given)
@@ -122,24 +127,15 @@ class Functions:
             if kernel == "ck" and self._arch == "gfx942" and max_seqlen_q == 1 and not _decodes(given):
                 # https://github.com/ROCm/aiter/issues/2229: wrong numbers, of which nobody said what they are.
                 v = v.roll(1, 0)
-            runs = []
-            starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-            for b in range(len(starts_q) - 1):
-                rows, keys = slice(*starts_q[b : b + 2]), slice(*starts_k[b : b + 2])
-                tensors = {"q": q[None, rows], "k": k[None, keys], "v": v[None, keys]}
-                sizes = {"seqlen_q": rows.stop - rows.start, "seqlen_k": keys.stop - keys.start}
-                alibi = (
-                    alibi_slopes[b : b + 1] if alibi_slopes is not None and alibi_slopes.dim() == 2 else alibi_slopes
-                )
-                one = replace(given, alibi=alibi, **tensors, **sizes)
-                runs.append(Run(one, kernel, scale, deterministic, group_mode=True))
-            return runs
+            sequences = _sequences(given, v, cu_seqlens_q.tolist(), cu_seqlens_k.tolist())
+            return [Run(one, kernel, scale, group_mode=True) for one in sequences]
 
         return _attend(q, k, v, bias, make, return_lse, return_attn_probs)
 
     def _given(
         self, q: Tensor, k: Tensor, v: Tensor, seqlen_q: int, seqlen_k: int, causal: bool, window: Sequence[int],
         alibi: Tensor | None, bias: Tensor | None, sink: Tensor | None, dropout_p: float, return_lse: bool,
+        deterministic: bool, unpadded: tuple[int, int],
     ) -> Given:  # fmt: skip
         assert sink is None or sink.shape[0] == q.shape[-2], "sink_ptr has incorrect shape"
         return Given(
@@ -158,6 +154,26 @@ class Functions:
             sink=None if sink is None else sink.float(),
             dropout_p=dropout_p,
             return_lse=return_lse,
+            deterministic=deterministic,
+            unpadded=unpadded,
+        )
+
+
+def _sequences(given: Given, v: Tensor, starts_q: list[int], starts_k: list[int]) -> Iterator[Given]:
+    """Each sequence as a batch of one."""
+    for b in range(len(starts_q) - 1):
+        rows, keys = slice(*starts_q[b : b + 2]), slice(*starts_k[b : b + 2])
+        alibi = given.alibi
+        if alibi is not None and alibi.dim() == 2:
+            alibi = alibi[b : b + 1]
+        yield replace(
+            given,
+            q=given.q[None, rows],
+            k=given.k[None, keys],
+            v=v[None, keys],
+            seqlen_q=rows.stop - rows.start,
+            seqlen_k=keys.stop - keys.start,
+            alibi=alibi,
         )
 
 

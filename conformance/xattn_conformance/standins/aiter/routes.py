@@ -14,7 +14,10 @@ Kernel = Literal["splitk", "sink_asm", "opus", "v3", "ck", "flydsl"]
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments that gates look at; q, k and v as (..., heads, width), after padding to multiples of 8."""
+    """The arguments that gates look at; q, k and v as (..., heads, width), after padding to multiples of 8.
+
+    unpadded: the widths before. lengths: padded batches or sequences are told their lengths.
+    """
 
     arch: str
     q: Tensor
@@ -31,6 +34,8 @@ class Given:
     sink: Tensor | None
     dropout_p: float
     return_lse: bool
+    deterministic: bool
+    unpadded: tuple[int, int]
     softcap: float = 0.0
     paged: bool = False
     lengths: bool = False
@@ -124,13 +129,15 @@ def _opus_varlen(given: Given) -> bool:
 
 
 def _flydsl(given: Given) -> bool:
-    if given.arch != "gfx1250" or given.width != (192, 128) or given.q.dtype != torch.bfloat16:
+    if given.arch != "gfx1250" or given.unpadded != (192, 128) or given.q.dtype != torch.bfloat16:
+        return False
+    if given.deterministic:
         return False
     plain = given.alibi is None and given.bias is None and given.sink is None and given.dropout_p == 0.0
     return plain and (given.left, given.right) == (-1, -1) and not given.paged
 
 
-def backward(given: Given, deterministic: bool) -> Literal["v3", "ck"]:
+def backward(given: Given) -> Literal["v3", "ck"]:
     """The backward of the dense function."""
     width, width_v = given.width
     if given.seqlen_q <= 16 or given.bias is not None or given.alibi is not None or given.dropout_p != 0.0:
@@ -139,8 +146,8 @@ def backward(given: Given, deterministic: bool) -> Literal["v3", "ck"]:
         alone = given.seqlen_k <= 256 and 64 < width <= 128
         fits = 64 < width <= 128 or given.width == (192, 128)
         sliding = given.left > 0 or given.right > 0
-        return "v3" if fits and not sliding and (alone or not deterministic) else "ck"
-    if given.arch != "gfx942" or deterministic or width != width_v or not 64 <= width <= 192:
+        return "v3" if fits and not sliding and (alone or not given.deterministic) else "ck"
+    if given.arch != "gfx942" or given.deterministic or width != width_v or not 64 <= width <= 192:
         return "ck"
     if width == 64:
         return "ck" if given.sliding() else "v3"

@@ -21,7 +21,6 @@ class Run:
     given: Given
     kernel: Kernel
     scale: float
-    deterministic: bool
     group_mode: bool = False
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -49,7 +48,7 @@ class Run:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """dq, dk, dv, and of the bias. No sinks and no softcap reach the backward kernels."""
         given = replace(self.given, softcap=0.0, sink=None)
-        route = routes.backward(given, self.deterministic)
+        route = routes.backward(given)
         if route == "v3":
             _check_v3_backward(given)
         q, k, v = given.q, given.k, given.v

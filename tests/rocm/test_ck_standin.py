@@ -1,0 +1,90 @@
+"""The stand-in for aiter's kernels, and the adapter over it: right or declined in every trap, where an adapter that
+passes everything on is wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+import xattn_rocm.installation
+from torch import Tensor
+from xattn_conformance.ops.call import execute
+from xattn_conformance.standins import aiter as standin
+from xattn_conformance.standins.aiter.cases import Trap, failures, load
+
+from xattn import AttentionOutput, UnsupportedError, plans
+from xattn.devices import emulated
+
+TRAPS, RIGHT = load().trap, load().right
+
+
+@pytest.fixture
+def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The stand-in of an arch, for one test."""
+    monkeypatch.setattr(xattn_rocm.installation, "overridden", None)
+    monkeypatch.setitem(sys.modules, "aiter", None)
+    monkeypatch.delenv("AITER_ENABLE_FMHA_OPUS", raising=False)
+    monkeypatch.delenv("AITER_DISABLE_FMHA_OPUS", raising=False)
+    plans.clear()
+    standin.install(request.param)
+    yield request.param
+    emulated.clear()
+    plans.clear()
+
+
+def naive(op: str, given: Mapping[str, Any], backend: str) -> Tensor | AttentionOutput:
+    """What one would write from aiter's signatures: every argument to the one of its name."""
+    module = sys.modules["aiter"]
+    window = tuple(-1 if side is None else side for side in given["window"] or (None, None))
+    named = {
+        "dropout_p": given["dropout_p"],
+        "softmax_scale": given["scale"],
+        "causal": given["causal"],
+        "window_size": window,
+        "bias": given.get("bias"),
+        "alibi_slopes": given.get("alibi_slopes"),
+        "deterministic": given["deterministic"],
+        "return_lse": given["return_lse"],
+        "sink_ptr": given.get("sinks"),
+    }
+    q, k, v = given["q"], given["k"], given["v"]
+    if given["softcap"] is None:
+        returned = module.flash_attn_func(q, k, v, **named)
+        return AttentionOutput(*returned) if given["return_lse"] else returned
+    batch, seqlen_q, seqlen_k = q.shape[0], q.shape[1], k.shape[1]
+    starts = [torch.arange(batch + 1, dtype=torch.int32) * seqlen for seqlen in (seqlen_q, seqlen_k)]
+    flat = [x.flatten(0, 1) for x in (q, k, v)]
+    named["logits_soft_cap"] = given["softcap"]
+    returned = module.flash_attn_varlen_func(*flat, *starts, seqlen_q, seqlen_k, **named)
+    out, lse = returned if given["return_lse"] else (returned, None)
+    out = out.unflatten(0, (batch, seqlen_q))
+    return out if lse is None else AttentionOutput(out, lse.unflatten(1, (batch, seqlen_q)).transpose(0, 1))
+
+
+def _by_arch(traps: list[Trap]) -> list[Any]:
+    return [pytest.param(arch, trap, id=f"{arch}-{trap.name}") for trap in traps for arch in trap.archs]
+
+
+def _wrong(case: Any) -> bool:
+    try:
+        return bool(failures(case, naive))
+    except Exception:
+        return True
+
+
+@pytest.mark.parametrize(("arch", "trap"), _by_arch(TRAPS), indirect=["arch"])
+def test_what_is_passed_on_as_it_is_springs_the_trap(arch: str, trap: Trap) -> None:
+    assert [case.id for case in trap.cases() if not _wrong(case)] == []
+
+
+@pytest.mark.parametrize(("arch", "trap"), _by_arch([*TRAPS, *RIGHT]), indirect=["arch"])
+def test_the_adapter_is_right_or_declines(arch: str, trap: Trap) -> None:
+    for case in trap.cases():
+        if trap.served:
+            assert failures(case, execute) == [], case.id
+        else:
+            with pytest.raises(UnsupportedError):
+                failures(case, execute)
