@@ -117,6 +117,8 @@ def _rope(
     row = torch.arange(s)[:, None].expand(s, b)
     if positions is not None:
         assert positions.dtype == torch.int64
+        assert positions.dim() == 2
+        assert positions.stride(1) == 1
         row = _as_stored(positions, s * b).view(s, b)
         inside = (row >= 0) & (row < cos.shape[0])
         assert inside.all()  # the kernel leaves such rows unwritten

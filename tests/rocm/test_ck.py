@@ -1,0 +1,477 @@
+"""The `aiter` backend: what it passes to aiter, and what it declines before anything of aiter is imported."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import xattn_rocm.installation
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from xattn_conformance.standins import aiter as standin
+from xattn_rocm.installation import Installation
+
+import xattn
+from xattn import AttentionOutput, Reason, plans
+from xattn.devices import emulated
+
+MATRIX = torch.zeros(160, 160, dtype=torch.bfloat16)
+ABSENT = Reason("aiter", "nothing", "aiter")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(xattn_rocm.installation, "overridden", None)
+    for name in ("ENABLE_CK", "AITER_TRITON_ONLY", "CK_TILE_ATTENTION_LOGITS_SOFT_CAP_DEFAULT"):
+        monkeypatch.delenv(name, raising=False)
+    plans.clear()
+    yield
+    emulated.clear()
+    plans.clear()
+
+
+class Vendor:
+    """aiter's functions, which keep what they were given and compute nothing."""
+
+    def __init__(self) -> None:
+        self.given: tuple[Any, ...] = ()
+        self.named: dict[str, Any] = {}
+
+    def flash_attn_func(self, *given: Any, **named: Any) -> Any:
+        self.given, self.named = given, named
+        q, v = given[0], given[2]
+        out = torch.ones(*q.shape[:3], v.shape[3], dtype=q.dtype)
+        lse = torch.ones(q.shape[0], q.shape[2], q.shape[1])
+        if any(x.requires_grad for x in given[:3]) and torch.is_grad_enabled():
+            out = out + 0 * q.sum()
+        return (out, lse) if given[10] else out
+
+    def flash_attn_varlen_func(self, *given: Any) -> Any:
+        self.given = given
+        q, v = given[0], given[2]
+        out = torch.ones(*q.shape[:2], v.shape[2], dtype=q.dtype)
+        return (out, torch.ones(q.shape[1], q.shape[0])) if given[16] else out
+
+
+Install = Callable[..., Vendor]
+
+
+@pytest.fixture
+def vendor(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put the recording aiter in place, on an arch and in a release."""
+
+    def install(arch: str = "gfx942", version: str = standin.VERSION) -> Vendor:
+        made = Vendor()
+        module = ModuleType("aiter")
+        module.__dict__.update(flash_attn_func=made.flash_attn_func, flash_attn_varlen_func=made.flash_attn_varlen_func)
+        monkeypatch.setitem(sys.modules, "aiter", module)
+        layout: Any = "flat" if version.startswith("0.1.7") else "attention"
+        monkeypatch.setattr(xattn_rocm.installation, "overridden", Installation(Path(), version, layout))
+        emulated["cpu"] = ("rocm", arch)
+        plans.clear()
+        return made
+
+    return install
+
+
+def qkv(
+    seqlen_q: int = 160, seqlen_k: int = 160, headdim: int = 128, headdim_v: int = 0, nheads: int = 4,
+    dtype: torch.dtype = torch.bfloat16,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q = torch.zeros(2, seqlen_q, nheads, headdim, dtype=dtype)
+    k = torch.zeros(2, seqlen_k, 2, headdim, dtype=dtype)
+    return q, k, torch.zeros(2, seqlen_k, 2, headdim_v or headdim, dtype=dtype)
+
+
+def call(*tensors: Tensor, **options: Any) -> Any:
+    return xattn.attention(*tensors, backend="aiter", **options)
+
+
+def reasons(*tensors: Tensor, **options: Any) -> dict[str, Reason]:
+    """Why the backend declines, by code."""
+    explained = xattn.explain(*tensors, backend="aiter", **options)
+    (candidate,) = [each for each in explained.candidates if each.name == "aiter"]
+    return {reason.code: reason for reason in candidate.reasons}
+
+
+# Of the dense function: (causal, window). Sizes are 160 queries and 160 keys where nothing else is said.
+@pytest.mark.parametrize(
+    ("options", "sizes", "wanted"),
+    [
+        ({}, {}, (False, (-1, -1))),
+        ({"causal": True}, {}, (True, (-1, -1))),
+        ({"window": (None, None)}, {}, (False, (-1, -1))),
+        # The last key of a window that reaches back to the first one.
+        ({"window": (159, None)}, {}, (False, (-1, -1))),
+        ({"window": (158, None)}, {}, (False, (158, -1))),
+        ({"window": (None, 159)}, {}, (False, (-1, -1))),
+        ({"window": (None, 158)}, {}, (False, (-1, 158))),
+        ({"window": (16, 0)}, {}, (True, (16, 0))),
+        ({"window": (16, 4), "causal": True}, {}, (True, (16, 0))),
+        ({"window": (None, 0)}, {}, (True, (-1, -1))),
+        # A side of 0 alone would go to ASM, which fails for it.
+        ({"window": (0, 0)}, {}, (True, (0, 1))),
+        ({"window": (0, None)}, {}, (False, (0, 159))),
+        # A single query sees what is before it, and the rest of the keys is cut off.
+        ({"causal": True}, {"seqlen_q": 1}, (False, (-1, -1))),
+        ({"window": (16, 0)}, {"seqlen_q": 1}, (False, (-1, -1))),
+        # More keys than the window reaches from any query.
+        ({"window": (16, 0)}, {"seqlen_k": 400}, (True, (16, 0))),
+        # A headdim_v of its own, for a group that decodes: any side keeps CK from its way to do that.
+        ({}, {"seqlen_q": 1, "headdim": 64, "headdim_v": 32}, (False, (159, -1))),
+    ],
+)
+def test_windows_are_written_as_aiter_serves_them(
+    vendor: Install, options: dict[str, Any], sizes: dict[str, int], wanted: tuple[bool, tuple[int, int]]
+) -> None:
+    made = vendor()
+    call(*qkv(**sizes), **options)
+    assert made.given[5:7] == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "wanted"),
+    [
+        ({}, {}, (False, (159, -1))),
+        ({"causal": True}, {}, (True, (159, 0))),
+        ({"window": (16, 0)}, {}, (True, (16, 0))),
+        ({"window": (0, 0)}, {}, (True, (0, 1))),
+        ({"window": (None, 3)}, {}, (False, (-1, 3))),
+        # CK is aiter's choice already.
+        ({"causal": True}, {"headdim": 64}, (True, (-1, -1))),
+        ({"causal": True}, {"seqlen_q": 128, "seqlen_k": 128}, (True, (-1, -1))),
+        # But not its way to decode a group.
+        ({}, {"seqlen_q": 1, "headdim": 64}, (False, (159, -1))),
+        ({}, {"seqlen_q": 1, "seqlen_k": 1, "headdim": 64}, (False, (0, -1))),
+    ],
+)
+def test_sinks_come_with_a_window_that_keeps_them_on_ck(
+    vendor: Install, options: dict[str, Any], sizes: dict[str, int], wanted: tuple[bool, tuple[int, int]]
+) -> None:
+    made, sinks = vendor(), torch.zeros(4)
+    call(*qkv(**sizes), sinks=sinks, **options)
+    assert made.given[5:7] == wanted
+    assert made.named == {"sink_ptr": sinks}
+
+
+def test_no_sinks_no_argument_for_them(vendor: Install) -> None:
+    made = vendor(version="0.1.7.post2.dev18")
+    call(*qkv())
+    assert made.named == {}
+
+
+@pytest.mark.parametrize("scale", [None, 0.25, 1.0])
+def test_the_scale_is_always_passed(vendor: Install, scale: float | None) -> None:
+    made = vendor()
+    call(*qkv(headdim=64), scale=scale)
+    assert made.given[4] == (0.125 if scale is None else scale)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_is_passed_on(vendor: Install, deterministic: bool) -> None:
+    made = vendor()
+    call(*qkv(), deterministic=deterministic)
+    assert made.given[9] is deterministic
+
+
+def test_training_asks_for_lse_and_returns_out_alone(vendor: Install) -> None:
+    made, (q, k, v) = vendor(), qkv()
+    out = call(q.requires_grad_(), k, v)
+    assert made.given[10] is True
+    assert isinstance(out, Tensor)
+
+
+def test_training_keeps_dead_queries_from_aiter(vendor: Install) -> None:
+    made, (q, k, v) = vendor(), qkv(seqlen_q=200)
+    out = call(q.requires_grad_(), k, v, causal=True)
+    assert made.given[0].shape[1] == 160
+    assert out.shape[1] == 200
+    assert bool((out[:, :40] == 0).all())
+    assert bool((out[:, 40:] == 1).all())
+
+
+@pytest.mark.parametrize("sinks", [None, torch.tensor([1.0, 2.0, 3.0, 4.0])])
+def test_dead_queries_are_written_over(vendor: Install, sinks: Tensor | None) -> None:
+    made, (q, k, v) = vendor(), qkv(seqlen_q=200)
+    out, lse = call(q, k, v, causal=True, return_lse=True, sinks=sinks)
+    assert made.given[0].data_ptr() == q.data_ptr()
+    assert bool((out[:, :40] == 0).all())
+    assert bool((out[:, 40:] == 1).all())
+    wanted = torch.full((4,), -math.inf) if sinks is None else sinks
+    assert torch.equal(lse[:, :, :40], wanted[None, :, None].expand(2, 4, 40))
+    assert bool((lse[:, :, 40:] == 1).all())
+
+
+class Allocations(TorchDispatchMode):
+    """The largest tensor that an operator made anew."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        if isinstance(returned, Tensor) and not func.is_view:
+            self.largest = max(self.largest, returned.numel())
+        return returned
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (16, 0)}, {"softcap": 2.0}])
+def test_tensors_go_in_as_they_are(vendor: Install, options: dict[str, Any]) -> None:
+    made, (q, k, v) = vendor(), qkv(seqlen_q=512, seqlen_k=512, headdim=64)
+    call(q, k, v, **options)
+    assert [x.data_ptr() for x in made.given[:3]] == [x.data_ptr() for x in (q, k, v)]
+    assert made.given[1].shape[-2] == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"causal": True}, {"window": (16, 0)}, {"softcap": 2.0}, {"sinks": torch.zeros(4)}]
+)
+def test_nothing_is_allocated_but_the_output(vendor: Install, options: dict[str, Any]) -> None:
+    vendor()
+    q, k, v = qkv(seqlen_q=256, seqlen_k=256, headdim=64)
+    run = xattn.plan(q, k, v, backend="aiter", **options)
+    given = {name: value for name, value in options.items() if isinstance(value, Tensor)}
+    run(q, k, v, **given)
+    with Allocations() as made:
+        run(q, k, v, **given)
+    # The recording kernel's own output.
+    assert made.largest == q.numel()
+
+
+def test_unseen_keys_are_cut_off_as_views(vendor: Install) -> None:
+    made, (q, k, v) = vendor(), qkv(seqlen_q=130, seqlen_k=400)
+    call(q, k, v, window=(16, 0))
+    assert made.given[1].data_ptr() == k[:, 254:].data_ptr()
+    assert made.given[2].shape[1] == 146
+
+
+def test_strided_tensors_go_in_as_they_are(vendor: Install) -> None:
+    made, packed = vendor(), torch.zeros(2, 160, 8, 128, dtype=torch.bfloat16)
+    q, k, v = packed[:, :, :4], packed[:, :, 4:6], packed[:, :, 6:]
+    call(q, k, v)
+    assert [x.stride() for x in made.given[:3]] == [q.stride()] * 3
+
+
+def test_the_softcap_goes_through_the_varlen_function(vendor: Install) -> None:
+    made, (q, k, v) = vendor(), qkv(headdim=64)
+    out, lse = call(q, k, v, softcap=30.0, causal=True, return_lse=True)
+    assert [x.shape for x in made.given[:3]] == [(320, 4, 64), (320, 2, 64), (320, 2, 64)]
+    assert made.given[3].tolist() == made.given[4].tolist() == [0, 160, 320]
+    assert made.given[3].dtype == torch.int32
+    assert made.given[5:] == (160, 160, 0, 0.0, 0.125, 30.0, True, (-1, -1), None, None, False, True)
+    assert out.shape == (2, 160, 4, 64)
+    assert out.is_contiguous()
+    assert lse.shape == (2, 4, 160)
+
+
+def test_starts_of_sequences_are_made_once(vendor: Install) -> None:
+    made, (q, k, v) = vendor(), qkv(headdim=64)
+    call(q, k, v, softcap=30.0)
+    first = made.given[3]
+    call(q, k, v, softcap=30.0)
+    assert made.given[3] is first
+
+
+def test_a_padded_head_comes_back_contiguous(vendor: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    vendor()
+    wide = torch.ones(2, 160, 4, 16, dtype=torch.bfloat16)
+    module = sys.modules["aiter"]
+    monkeypatch.setattr(module, "flash_attn_func", lambda *given: wide[..., :13])
+    assert call(*qkv(headdim=13)).is_contiguous()
+
+
+def test_slopes_with_gaps_are_made_dense(vendor: Install) -> None:
+    made = vendor()
+    slopes = torch.ones(4, 2)[:, 0]
+    call(*qkv(), alibi_slopes=slopes)
+    assert made.given[8].stride() == (1,)
+
+
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_causal_slopes_come_with_a_left_side(vendor: Install, return_lse: bool) -> None:
+    made = vendor()
+    call(*qkv(), alibi_slopes=torch.ones(4), causal=True, return_lse=return_lse)
+    assert made.given[5:7] == (True, (159, 0))
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (1, 160, 160), (1, 1, 160, 160)])
+def test_a_bias_becomes_a_matrix_beside_a_mask(vendor: Install, shape: tuple[int, ...]) -> None:
+    made, bias = vendor(), torch.zeros(shape, dtype=torch.bfloat16)
+    call(*qkv(), bias=bias)
+    assert made.given[7].shape == (160, 160)
+    assert made.given[7].data_ptr() == bias.data_ptr()
+    assert made.given[6] == (159, -1)
+
+
+def test_a_bias_is_cut_with_the_keys(vendor: Install) -> None:
+    made = vendor()
+    bias = torch.arange(300.0).expand(160, 300).bfloat16()
+    call(*qkv(seqlen_k=300), bias=bias, window=(16, 0))
+    assert torch.equal(made.given[7], bias[:, 124:])
+
+
+def test_a_transposed_bias_is_made_dense(vendor: Install) -> None:
+    made = vendor()
+    bias = torch.arange(160.0 * 160).view(160, 160).bfloat16().T
+    call(*qkv(), bias=bias)
+    assert made.given[7].stride() == (160, 1)
+    assert torch.equal(made.given[7], bias)
+
+
+@pytest.mark.parametrize("arch", standin.ARCHS)
+def test_minus_infinity_in_a_bias_masks_keys_and_queries(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiter", None)
+    standin.install(arch)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 33, 2, 64, generator=generator).half() for _ in range(3))
+    bias = torch.zeros(33, 33, dtype=torch.float16)
+    bias[:, 5] = bias[7] = -math.inf
+    k[:, 5], v[:, 5] = math.nan, math.inf
+    out, lse = call(q, k, v, bias=bias, return_lse=True)
+    seen = [key for key in range(33) if key != 5]
+    wanted = xattn.attention(q.double(), k[:, seen].double(), v[:, seen].double(), return_lse=True, backend="reference")
+    live = [row for row in range(33) if row != 7]
+    torch.testing.assert_close(out[:, live].double(), wanted.out[:, live], rtol=0, atol=2e-3)
+    torch.testing.assert_close(lse[:, :, live].double(), wanted.lse[:, :, live].double(), rtol=0, atol=1e-4)
+    assert bool((out[:, 7] == 0).all())
+    assert bool((lse[:, :, 7] == -math.inf).all())
+
+
+# What is declined: the code of a reason, and what must stand in it.
+@pytest.mark.parametrize(
+    ("arch", "options", "sizes", "code", "said"),
+    [
+        ("gfx942", {"scale": 0.0}, {}, "scale", "before it scales"),
+        ("gfx942", {"scale": -0.5}, {}, "scale", "before it scales"),
+        ("gfx942", {"softcap": 2.0}, {"seqlen_q": 1}, "softcap", "issues/2229"),
+        ("gfx942", {"softcap": 2.0, "sinks": torch.zeros(4)}, {}, "sinks", "softcap"),
+        ("gfx942", {"softcap": 2.0, "alibi_slopes": torch.ones(4)}, {}, "softcap", "alibi_slopes"),
+        ("gfx942", {"softcap": 2.0, "bias": MATRIX}, {}, "softcap", "bias"),
+        ("gfx942", {"bias": torch.zeros(160, 160)}, {}, "bias", "bfloat16"),
+        ("gfx942", {"bias": torch.zeros(2, 1, 160, 160).bfloat16()}, {}, "bias", "(160, 160)"),
+        ("gfx942", {"bias": torch.zeros(1, 4, 160, 160).bfloat16()}, {}, "bias", "(160, 160)"),
+        ("gfx942", {"bias": torch.zeros(160).bfloat16()}, {}, "bias", "(160, 160)"),
+        ("gfx942", {"bias": torch.zeros(160, 1).bfloat16()}, {}, "bias", "(160, 160)"),
+        ("gfx942", {"bias": MATRIX, "alibi_slopes": torch.ones(4)}, {}, "bias", "room for one"),
+        ("gfx942", {"alibi_slopes": torch.ones(4)}, {"seqlen_k": 65537}, "alibi_slopes", "65536"),
+        ("gfx942", {"window": (3, 20)}, {"seqlen_k": 20}, "window", "below seqlen_k"),
+        ("gfx942", {"sinks": torch.zeros(4)}, {"seqlen_k": 1}, "kernel", "ASM v3"),
+        ("gfx950", {"window": (0, None)}, {"seqlen_k": 100}, "kernel", "ASM v3"),
+        ("gfx1100", {}, {}, "arch", "gfx942"),
+        ("gfx942", {"mask": torch.ones(160, 160, dtype=torch.bool)}, {}, "mask", "off"),
+        ("gfx942", {"seqlens_k": torch.tensor([3, 4])}, {}, "seqlens_k", "off"),
+        ("gfx942", {"causal": True, "align": "top_left"}, {"seqlen_k": 200}, "top_left", "off"),
+        ("gfx942", {}, {"dtype": torch.float32}, "dtype", "float16"),
+        ("gfx942", {}, {"headdim": 264}, "headdim", "256"),
+    ],
+)  # fmt: skip
+def test_what_is_declined(
+    vendor: Install, arch: str, options: dict[str, Any], sizes: dict[str, Any], code: str, said: str
+) -> None:
+    vendor(arch)
+    found = reasons(*qkv(**sizes), **options)
+    assert said in str(found[code])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sinks": torch.zeros(4)},
+        {"softcap": 2.0},
+        {"bias": MATRIX},
+        {"sinks": torch.zeros(4, requires_grad=True)},
+    ],
+)
+def test_forward_only(vendor: Install, options: dict[str, Any]) -> None:
+    vendor()
+    q, k, v = qkv()
+    (name,) = options
+    assert name in reasons(q.requires_grad_(), k, v, **options)
+
+
+def test_without_aiter_the_reason_says_so_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated["cpu"] = ("rocm", "gfx942")
+    monkeypatch.setattr(xattn_rocm.installation, "_found", lambda: ABSENT)
+    assert reasons(*qkv(), scale=0.0) == {"aiter": ABSENT}
+
+
+def test_asking_imports_nothing_of_aiter(vendor: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    vendor()
+    monkeypatch.delitem(sys.modules, "aiter")
+    assert reasons(*qkv(), causal=True, sinks=torch.zeros(4)) == {}
+    assert "aiter" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "options"),
+    [
+        ("ENABLE_CK", "0", {}),
+        ("AITER_TRITON_ONLY", "1", {}),
+        ("CK_TILE_ATTENTION_LOGITS_SOFT_CAP_DEFAULT", "1", {"softcap": 2.0}),
+    ],
+)
+def test_settings_that_change_aiter(
+    vendor: Install, monkeypatch: pytest.MonkeyPatch, name: str, value: str, options: dict[str, Any]
+) -> None:
+    vendor()
+    assert reasons(*qkv(), **options) == {}
+    monkeypatch.setenv(name, value)
+    assert name in str(reasons(*qkv(), **options)["environment"])
+
+
+@pytest.mark.parametrize(
+    ("version", "declined"), [("0.1.7.post5", True), ("0.1.10.post3", True), ("0.1.17", True), ("0.1.18", False)]
+)
+def test_sinks_want_a_release_that_tells_ck(vendor: Install, version: str, declined: bool) -> None:
+    vendor(version=version)
+    assert ("sinks" in reasons(*qkv(), sinks=torch.zeros(4))) is declined
+
+
+def test_an_old_release_is_kept_off_asm_where_there_is_none(vendor: Install) -> None:
+    made = vendor("gfx90a", "0.1.15")
+    call(*qkv(), causal=True)
+    assert made.given[5:7] == (True, (159, 0))
+    made = vendor("gfx90a", "0.1.16")
+    call(*qkv(), causal=True)
+    assert made.given[5:7] == (True, (-1, -1))
+
+
+def test_the_oldest_release_would_drop_a_softcap(vendor: Install) -> None:
+    made = vendor("gfx942", "0.1.7.post2.dev18")
+    call(*qkv(), softcap=2.0)
+    assert made.given[12] == (159, -1)
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "wanted"),
+    [
+        ("gfx942", {"causal": True}, "aiter.flash_attn_func (ASM v3)"),
+        ("gfx90a", {"causal": True}, "aiter.flash_attn_func (CK)"),
+        ("gfx1250", {}, "aiter.flash_attn_func (ASM fmha_fwd_with_sink)"),
+        ("gfx942", {"softcap": 2.0}, "aiter.flash_attn_varlen_func (CK)"),
+    ],
+)
+def test_explain_names_the_kernel(vendor: Install, arch: str, options: dict[str, Any], wanted: str) -> None:
+    vendor(arch)
+    explained = xattn.explain(*qkv(), backend="aiter", **options)
+    (candidate,) = [each for each in explained.candidates if each.name == "aiter"]
+    assert candidate.kernel == wanted
+
+
+def test_explain_names_the_backward_kernel_too(vendor: Install) -> None:
+    vendor("gfx950")
+    q, k, v = qkv()
+    explained = xattn.explain(q.requires_grad_(), k, v, deterministic=True, backend="aiter")
+    (candidate,) = [each for each in explained.candidates if each.name == "aiter"]
+    assert candidate.kernel == "aiter.flash_attn_func (ASM v3; backward: ASM v3)"
+
+
+def test_results_are_what_was_asked_for(vendor: Install) -> None:
+    vendor()
+    assert isinstance(call(*qkv()), Tensor)
+    assert isinstance(call(*qkv(), return_lse=True), AttentionOutput)
