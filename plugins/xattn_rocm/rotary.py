@@ -105,7 +105,9 @@ def _rotate(request: RotaryRequest) -> Rotate:
         given = [_aligned(cos.contiguous()).view(shape), _aligned(sin.contiguous()).view(shape)]
         if batched:
             # aiter's table is of positions, and it asks which one each token of (seqlen, batch) has.
-            given.append(torch.arange(shape[0], device=q.device).view(batch, seqlen).t().contiguous())
+            # Laid out anew from one dimension: of a batch of 1, too, aiter asserts the last stride to be 1.
+            order = torch.arange(shape[0], device=q.device).view(batch, seqlen).t().reshape(-1)
+            given.append(order.view(seqlen, batch))
         if k is None:
             return one(_within_reach(q).transpose(0, 1), *given, *options).transpose(0, 1), None
         x, y = two(_within_reach(q).transpose(0, 1), _within_reach(k).transpose(0, 1), *given, *options)
