@@ -20,7 +20,7 @@ from xattn import Reason, devices
 
 # What the newest checked wheel and tree begin with, as far as it matters: the impostor's has no such line.
 AMDS = "raise RuntimeError('imported')\nfrom .jit import core as core\n"
-IMPOSTORS = '"Useful patterns building upon asynchronous iterators"\nraise RuntimeError("imported")\n'
+IMPOSTORS = 'raise RuntimeError("imported")\nfor _ in ["azip"]:\n    exec("from .%s import %s" % (_, _))\n'
 LAYOUTS = {"flat": "ops/triton/mha.py", "attention": "ops/triton/attention/mha.py"}
 
 
@@ -153,6 +153,7 @@ def test_a_source_tree_over_the_impostors_metadata_has_no_version_of_it(site: Pa
 @pytest.mark.parametrize(
     ("text", "version"),
     [
+        # no-version-attribute: nothing is imported to ask it
         (None, None),
         ("__version__ = '0.1.7.post2.dev18'\n", "0.1.7.post2.dev18"),
         ("__version__ = version = '0.1.21.dev46+ge4048607'\n", "0.1.21.dev46+ge4048607"),
@@ -230,6 +231,13 @@ def test_metadata_with_a_few_files(site: Path) -> None:
     (site / "aiter").mkdir()
     (site / "aiter" / "__init__.py").touch()
     refused("lacks most of amd-aiter 0.1.20", "pip uninstall amd-aiter")
+
+
+@pytest.mark.parametrize("missing", ["ops/mha.py", "jit/core.py"])
+def test_a_folder_that_has_something_of_amds(site: Path, missing: str) -> None:
+    root = package(site)
+    (root / missing).unlink()
+    refused(str(root), "not AMD's")
 
 
 def test_a_leftover_without_metadata(site: Path) -> None:

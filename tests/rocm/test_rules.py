@@ -182,3 +182,10 @@ def test_every_name_that_is_asked_for_is_a_rule() -> None:
     asked = set(re.findall(r'\bholds\(\s*"([^"]+)"', sources()))
     assert asked
     assert asked <= set(RULES)
+
+
+def test_every_guard_is_somewhere() -> None:
+    """Each rule that a call can meet is named where it is guarded against, or in a test of that."""
+    named = set(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)+", sources()))
+    missing = [f"{rule.backend}: {rule.name}" for rule in RULES.values() if rule.reachable and rule.name not in named]
+    assert not missing, "\n".join(["not named outside the rules:", *missing])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from support import run_python
 from xattn_rocm import installation, vendor
+from xattn_rocm.rules import RULES
 
 JIT, TRITON = "aiter.ops.mha", "aiter.ops.triton.mha"
 
@@ -147,7 +149,7 @@ def test_without_aiter_the_note_is_the_reason(monkeypatch: pytest.MonkeyPatch) -
     installation.clear()
     with pytest.raises(ModuleNotFoundError) as caught:
         vendor.module(JIT)
-    assert "xattn[rocm]" in caught.value.__notes__[0]
+    assert caught.value.__notes__ == [f"xattn: {installation.installation()}"]
 
 
 def test_a_compiled_call_does_not_trace_the_import(aiter: Path) -> None:
@@ -157,3 +159,13 @@ def test_a_compiled_call_does_not_trace_the_import(aiter: Path) -> None:
         return vendor.module(JIT).double(x)  # type: ignore[no-any-return]
 
     assert torch.compile(call, fullgraph=True, backend="eager")(torch.ones(1)) == 2
+
+
+def test_nothing_is_called_that_only_the_documentation_has() -> None:
+    """documented-but-absent"""
+    code = "\n".join(
+        path.read_text() for path in Path(vendor.__file__).parent.rglob("*.py") if path.parent.name != "rules"
+    )
+    absent = re.findall(r"(?:aiter\.)?([a-z]+_[a-z_]+)", RULES["documented-but-absent"].what)
+    assert len(absent) == 5
+    assert not [name for name in absent if name in code]
