@@ -62,7 +62,15 @@ RULES = (
         "",
         line(_MHA, 520),
         "For a headdim that is no multiple of 8 the backward returns gradients of the padded width.",
-        "A Reason where a gradient is wanted.",
+        "Calls the backward kernel itself, on tensors of the true width.",
+    ),
+    Rule(
+        "triton-backward-odd-headdim",
+        "aiter-triton",
+        "<0.1.12",
+        pull(2317),
+        "The backward takes the width of a head for the power of 2 to load: it compiles for powers of 2 alone.",
+        "A Reason for other headdims where a gradient is wanted.",
     ),
     Rule(
         "triton-pads-v-by-q",
@@ -78,7 +86,7 @@ RULES = (
         "<0.1.14",
         pull(2808),
         "The backward reads the gradient of out with the strides of out: wrong dq, dk and dv where they differ.",
-        "Makes the gradient as contiguous as out.",
+        "Hands the backward a gradient as contiguous as out.",
     ),
     Rule(
         "triton-backward-unmasked",
@@ -103,7 +111,7 @@ RULES = (
         line(_MHA, 24),
         "mha_set_impl and mha_set_use_fused_bwd_kernel change the kernels of the whole process: other windows, no "
         "sinks, and, fused, garbage for dk and dv of causal calls.",
-        "Looks at the switches when it plans, and refuses what they break.",
+        "Raises while mha_set_impl is on; calls the right backward itself, whatever the other says.",
     ),
     Rule(
         "triton-no-config",
@@ -130,12 +138,12 @@ RULES = (
         "As triton-no-config.",
     ),
     Rule(
-        "triton-float32-two-headdims-lds",
+        "triton-float32-lds",
         "aiter-triton",
         "",
         line("aiter/ops/triton/configs/gfx942-MHA-DEFAULT.json", 1),
-        "In float32 with headdim 192 and headdim_v 128 the kernel asks for 128 KiB of LDS, of which gfx942 has 64: "
-        "OutOfResources at the launch.",
+        "In float32 the forward for headdim 192 and headdim_v 128, and the backward from headdim 129 on, ask for "
+        "128 KiB of LDS, of which gfx942 has 64: OutOfResources at the launch.",
         "A Reason on gfx942, found by compiling for it.",
     ),
     Rule(

@@ -7,6 +7,7 @@ import torch
 from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
 from xattn_rocm.installation import Installation, describe, installation
+from xattn_rocm.ops import opaque
 from xattn_rocm.triton import mha, unified
 
 
@@ -50,6 +51,8 @@ class AiterTritonBackend(Backend):
         return min(by_mha, by_unified, key=len)
 
     def plan(self, request: Request) -> Plan:
+        if torch.compiler.is_compiling() and not request.any_grad:
+            return opaque(request, self.name)
         kernel = _kernel(request)
         return unified.plan(request, _installed()) if kernel == "unified" else mha.plan(request, _installed())
 

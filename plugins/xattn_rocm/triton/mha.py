@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from xattn import AttentionOutput, Reason, Request
 from xattn.backend import Plan
@@ -16,8 +15,9 @@ from xattn_rocm.archs import ARCHS
 from xattn_rocm.bands import band, bury, dead_rows, first_seen
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import RULES, holds
+from xattn_rocm.triton.gradients import Attend
 
-_MODULES = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.attention.mha"}
+MODULES = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.attention.mha"}
 
 
 def reasons(request: Request, installed: Installation) -> list[Reason]:
@@ -41,6 +41,7 @@ def reasons(request: Request, installed: Installation) -> list[Reason]:
         hint = "Releases before 0.1.14 compute it from the rounded output."
         found.append(Reason("grad_sinks", "required", "forward only", hint))
     found += _headdim_reasons(request, installed)
+    found += _lds_reasons(request, installed)
     return found
 
 
@@ -68,64 +69,63 @@ def _window_reasons(request: Request, installed: Installation) -> list[Reason]:
 
 def _headdim_reasons(request: Request, installed: Installation) -> list[Reason]:
     headdim, headdim_v = request.headdim, request.headdim_v
-    if request.any_grad and headdim % 8 != 0:
-        hint = "aiter pads the head and hands back gradients of the padded width: pad q, k and v yourself."
-        return [Reason("headdim", headdim, "a multiple of 8 where gradients are wanted", hint)]
+    if request.any_grad and not _is_width(headdim_v) and holds("triton-backward-odd-headdim", installed):
+        want = "a power of 2 from 16 on where gradients are wanted"
+        return [Reason("headdim_v", headdim_v, want, "aiter takes others from 0.1.12 on.")]
     if headdim != headdim_v and not (_is_width(headdim_v) and _is_width(headdim - headdim_v)):
         want = "headdim, or less by a power of 2 and itself one, both from 16 on (192 and 128)"
         return [Reason("headdim_v", headdim_v, want)]
-    if headdim != headdim_v and request.dtype == torch.float32 and _too_large(request.arch, installed):
-        hint = "In float32 the kernel asks for 128 KiB of LDS, and the GPU has 64."
-        return [Reason("headdim_v", headdim_v, "headdim in float32", hint)]
     return []
 
 
-def _too_large(arch: str | None, installed: Installation) -> bool:
-    return arch == "gfx942" and holds("triton-float32-two-headdims-lds", installed)
+def _lds_reasons(request: Request, installed: Installation) -> list[Reason]:
+    """What does not fit: found by compiling aiter's kernels for the arch."""
+    if request.arch != "gfx942" or request.dtype != torch.float32 or not holds("triton-float32-lds", installed):
+        return []
+    hint = "In float32 the kernel asks for 128 KiB of LDS, and this GPU has 64."
+    if request.headdim_v != request.headdim:
+        return [Reason("headdim_v", request.headdim_v, "headdim in float32", hint)]
+    if request.any_grad and request.headdim > 128:
+        return [Reason("headdim", request.headdim, "at most 128 in float32 where gradients are wanted", hint)]
+    return []
 
 
 def _is_width(size: int) -> bool:
     return size >= 16 and size & (size - 1) == 0
 
 
-class _LikeOut(Function):
-    """out as it is, and its gradient in out's own layout: aiter's backward reads the one with the other's strides, and
-    the gradient of out.sum() has none."""
-
-    @staticmethod
-    def forward(ctx: Any, out: Tensor) -> Tensor:
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Tensor:
-        return dout.contiguous()
-
-
 def plan(request: Request, installed: Installation) -> Plan:
+    return _with_gradients(request, installed) if request.any_grad else _forward(request, installed)
+
+
+def _forward(request: Request, installed: Installation) -> Plan:
     left, right = band(request)
     first, dead = first_seen(request), dead_rows(request)
-    causal, scale, return_lse, grad = right == 0, request.softmax_scale, request.return_lse, request.any_grad
-    options: dict[str, object] = {} if left is None else {"window_size": (left, -1)}
-    align_dout = grad and holds("triton-backward-strides", installed)
-    nheads = request.nheads
-    module = vendor.module(_MODULES[installed.layout])
+    options: dict[str, Any] = {
+        "softmax_scale": request.softmax_scale,
+        "causal": right == 0,
+        "return_lse": request.return_lse,
+    }
+    if left is not None:
+        options["window_size"] = (left, -1)
+    nheads, return_lse = request.nheads, request.return_lse
+    module = vendor.module(MODULES[installed.layout])
     kernel = module.flash_attn_func
 
     def run(
         q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor | None = None, alibi_slopes: Tensor | None = None
     ) -> Tensor | AttentionOutput:
-        _check_switches(module, grad)
+        _check_switch(module)
         if first:
             k, v = k[:, first:], v[:, first:]
-        given = dict(options)
+        given: dict[str, Any] = {}
         if sinks is not None:
             given["sink"] = sinks.contiguous()
         if alibi_slopes is not None:
             given["alibi_slopes"] = alibi_slopes.expand(q.shape[0], nheads)
-        returned = kernel(q, k, v, softmax_scale=scale, causal=causal, return_lse=return_lse, **given)
+        returned = kernel(q, k, v, **options, **given)
         if not return_lse:
-            out = returned.contiguous()
-            return _LikeOut.apply(out) if align_dout else out  # type: ignore[no-any-return, no-untyped-call]
+            return returned.contiguous()  # type: ignore[no-any-return]
         out, lse = returned
         if dead:
             # aiter says 0 there.
@@ -135,12 +135,26 @@ def plan(request: Request, installed: Installation) -> Plan:
     return run
 
 
-def _check_switches(module: ModuleType, grad: bool) -> None:
-    """aiter's switches change the kernels of the whole process: one drops sinks and windows, one computes garbage for
-    dk and dv of causal calls."""
+def _with_gradients(request: Request, installed: Installation) -> Plan:
+    left, right = band(request)
+    first, nheads = first_seen(request), request.nheads
+    options = (request.softmax_scale, right == 0, left, installed.layout)
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor | None = None, alibi_slopes: Tensor | None = None
+    ) -> Tensor:
+        if first:
+            k, v = k[:, first:], v[:, first:]
+        if sinks is not None:
+            sinks = sinks.contiguous()
+        if alibi_slopes is not None:
+            alibi_slopes = alibi_slopes.expand(q.shape[0], nheads)
+        return Attend.apply(q, k, v, sinks, alibi_slopes, *options)  # type: ignore[no-any-return, no-untyped-call]
+
+    return run
+
+
+def _check_switch(module: ModuleType) -> None:
+    """aiter's mha_set_impl changes the kernel of the whole process, to one that drops sinks."""
     if getattr(module, "_MHA_IMPL", "default") != "default":
         raise RuntimeError(f"aiter's mha_set_impl({module._MHA_IMPL!r}) is on; xattn knows its default kernels alone")
-    if grad and module._USE_FUSED_BWD_KERNEL:
-        raise RuntimeError(
-            "aiter's fused backward is on (mha_set_use_fused_bwd_kernel), which is wrong for causal calls"
-        )

@@ -1,0 +1,97 @@
+"""Calls of aiter as torch operators, for torch.compile and torch.export: a graph holds them as they are, and none of
+aiter's Python is traced. Eager calls go past this module, but for gradients.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn import AttentionOutput, Request
+from xattn.backend import Plan
+from xattn.devices import hardware
+from xattn.registry import registry
+from xattn.request import TensorSpec
+
+_library = torch.library.Library("xattn_rocm", "DEF")
+_library.define(
+    "attend(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? alibi_slopes, Tensor? bias, Tensor? seqlens_k, "
+    "bool causal, SymInt? left, SymInt? right, float? scale, float? softcap, bool return_lse, str backend) "
+    "-> (Tensor, Tensor)"
+)
+_attend = torch.ops.xattn_rocm.attend.default
+
+
+def opaque(request: Request, backend: str) -> Plan:
+    """The plan of a forward call while torch.compile traces."""
+    left, right = request.window if request.window is not None else (None, None)
+
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        sinks: Tensor | None = None,
+        alibi_slopes: Tensor | None = None,
+        bias: Tensor | None = None,
+        seqlens_k: Tensor | None = None,
+    ) -> Tensor | AttentionOutput:
+        tensors = (q, k, v, sinks, alibi_slopes, bias, seqlens_k)
+        options = (request.causal, left, right, request.scale, request.softcap, request.return_lse, backend)
+        out, lse = _attend(*tensors, *options)
+        return AttentionOutput(out, lse) if request.return_lse else out
+
+    return run
+
+
+def _impl(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, bias: Tensor | None,
+    seqlens_k: Tensor | None, causal: bool, left: int | None, right: int | None, scale: float | None,
+    softcap: float | None, return_lse: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    device, arch = hardware(q.device)
+    tensors = {"sinks": sinks, "alibi_slopes": alibi_slopes, "bias": bias, "seqlens_k": seqlens_k}
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    specs: dict[str, Any] = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
+    request = Request(
+        device=device,
+        arch=arch,
+        dtype=q.dtype,
+        batch=q.shape[0],
+        seqlen_q=q.shape[1],
+        seqlen_k=k.shape[1],
+        nheads=q.shape[2],
+        nheads_k=k.shape[2],
+        headdim=q.shape[3],
+        headdim_v=v.shape[3],
+        causal=causal,
+        window=None if left is None and right is None else (left, right),
+        scale=scale,
+        softcap=softcap,
+        return_lse=return_lse,
+        **specs,
+    )
+    returned = _planned(request, backend)(q, k, v, **given)
+    # An operator returns tensors, never None.
+    return returned if isinstance(returned, AttentionOutput) else (returned, q.new_empty(0, dtype=torch.float32))
+
+
+@functools.lru_cache(maxsize=1024)
+def _planned(request: Request, backend: str) -> Plan:
+    return registry().entries[backend].backend.plan(request)
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    batch, seqlen_q, nheads, _ = q.shape
+    return_lse = rest[-2]
+    lse = (batch, nheads, seqlen_q) if return_lse else (0,)
+    return q.new_empty(batch, seqlen_q, nheads, v.shape[3]), q.new_empty(lse, dtype=torch.float32)
+
+
+# ROCm's tensors have CUDA's key; an emulation's are on the CPU.
+for _key in ("CPU", "CUDA"):
+    _library.impl("attend", _impl, _key)
+torch.library.register_fake("xattn_rocm::attend", _fake, lib=_library)
