@@ -6,8 +6,9 @@ import os
 
 import torch
 
-from xattn import Backend, Capabilities, Reason, Request
+from xattn import Backend, Capabilities, Reason, Request, RotaryRequest
 from xattn.backend import Plan
+from xattn_rocm import rotary
 from xattn_rocm.ck import plans
 from xattn_rocm.ck.calls import call
 from xattn_rocm.ck.limits import limits
@@ -61,6 +62,12 @@ class AiterBackend(Backend):
         if request.any_grad:
             route = f"{route}; backward: {NAMES[backward(passed, request.arch)]}"
         return f"aiter.{name} ({route})"
+
+    def rotary_reasons(self, request: RotaryRequest) -> list[Reason]:
+        return rotary.reasons(request)
+
+    def rotary_plan(self, request: RotaryRequest) -> rotary.Rotate:
+        return rotary.plan(request)
 
     def info(self) -> dict[str, str]:
         return {"aiter": describe()}

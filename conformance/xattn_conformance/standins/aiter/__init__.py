@@ -18,6 +18,7 @@ import xattn_rocm.installation
 
 from xattn.devices import emulated
 from xattn_conformance.emulation.executor import Elsewhere
+from xattn_conformance.standins.aiter import rope
 from xattn_conformance.standins.aiter.api import Functions
 
 ARCHS = ("gfx90a", "gfx942", "gfx950", "gfx1201", "gfx1250")
@@ -32,6 +33,7 @@ def install(arch: str) -> None:
     module = ModuleType("aiter", "A stand-in for aiter.")
     for name in ("flash_attn_func", "flash_attn_varlen_func"):
         setattr(module, name, getattr(functions, name))
+    rope.register(module)
     sys.modules["aiter"] = module
     where = Path(__file__).parent
     xattn_rocm.installation.overridden = xattn_rocm.installation.Installation(where, VERSION, "attention")
