@@ -28,7 +28,7 @@ ABSENT = Reason("aiter", "nothing", "aiter")
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(xattn_rocm.installation, "overridden", None)
-    for name in ("ENABLE_CK", "AITER_TRITON_ONLY", "CK_TILE_ATTENTION_LOGITS_SOFT_CAP_DEFAULT"):
+    for name in ("ENABLE_CK", "AITER_TRITON_ONLY", "GPU_ARCHS", "CK_TILE_ATTENTION_LOGITS_SOFT_CAP_DEFAULT"):
         monkeypatch.delenv(name, raising=False)
     plans.clear()
     yield
@@ -181,6 +181,7 @@ def test_deterministic_is_passed_on(vendor: Install, deterministic: bool) -> Non
 
 
 def test_training_asks_for_lse_and_returns_out_alone(vendor: Install) -> None:
+    """return-lse-assert, lse-docstring"""
     made, (q, k, v) = vendor(), qkv()
     out = call(q.requires_grad_(), k, v)
     assert made.given[10] is True
@@ -366,6 +367,7 @@ def test_minus_infinity_in_a_bias_masks_keys_and_queries(arch: str, monkeypatch:
         ("gfx942", {"mask": torch.ones(160, 160, dtype=torch.bool)}, {}, "mask", "off"),
         ("gfx942", {"seqlens_k": torch.tensor([3, 4])}, {}, "seqlens_k", "off"),
         ("gfx942", {"causal": True, "align": "top_left"}, {"seqlen_k": 200}, "top_left", "off"),
+        # fp32-builds-then-fails
         ("gfx942", {}, {"dtype": torch.float32}, "dtype", "float16"),
         ("gfx942", {}, {"headdim": 264}, "headdim", "256"),
     ],
@@ -412,6 +414,7 @@ def test_asking_imports_nothing_of_aiter(vendor: Install, monkeypatch: pytest.Mo
     [
         ("ENABLE_CK", "0", {}),
         ("AITER_TRITON_ONLY", "1", {}),
+        ("GPU_ARCHS", "gfx942;gfx90a", {}),
         ("CK_TILE_ATTENTION_LOGITS_SOFT_CAP_DEFAULT", "1", {"softcap": 2.0}),
     ],
 )
@@ -422,6 +425,62 @@ def test_settings_that_change_aiter(
     assert reasons(*qkv(), **options) == {}
     monkeypatch.setenv(name, value)
     assert name in str(reasons(*qkv(), **options)["environment"])
+
+
+@pytest.mark.parametrize("value", ["native", "gfx942", "gfx950;gfx942"])
+def test_settings_that_leave_aiter_as_it_is(vendor: Install, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    vendor()
+    monkeypatch.setenv("GPU_ARCHS", value)
+    assert reasons(*qkv()) == {}
+
+
+@pytest.mark.parametrize(("version", "asked"), [("0.1.17", False), ("0.1.20", True), ("0.1.21", False)])
+def test_lse_is_asked_for_where_opus_raises(vendor: Install, version: str, asked: bool) -> None:
+    """opus-type-error"""
+    made = vendor("gfx950", version)
+    assert isinstance(call(*qkv(headdim=192, headdim_v=128)), Tensor)
+    assert made.given[10] is asked
+
+
+@pytest.mark.parametrize(("version", "window"), [("0.1.19", (87_381, -1)), ("0.1.20", (-1, -1))])
+def test_keys_of_4_gib_are_kept_off_asm_where_they_wrap(vendor: Install, version: str, window: tuple[int, int]) -> None:
+    """v3-wraps-at-4-gib"""
+    made = vendor("gfx942", version)
+    row = torch.zeros(1, 1, 1, 192, dtype=torch.bfloat16)
+    k = row.expand(1, 87_382, 128, 192)
+    call(row.expand(1, 160, 128, 192), k, k[..., :128])
+    assert made.given[6] == window
+
+
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [
+        # invalid-argument-when-prebuilt
+        (RuntimeError("invalid argument for fmha_fwd"), {}),
+        # varlen-needs-flydsl
+        (ModuleNotFoundError("No module named 'flydsl'"), {"softcap": 2.0}),
+    ],
+)
+def test_aiters_own_errors_come_through(
+    vendor: Install, monkeypatch: pytest.MonkeyPatch, error: Exception, options: dict[str, Any]
+) -> None:
+    vendor()
+
+    def fail(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["aiter"], "flash_attn_varlen_func" if options else "flash_attn_func", fail)
+    with pytest.raises(type(error), match=str(error)) as caught:
+        call(*qkv(), **options)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"softcap": 2.0}, {"window": (16, 0), "return_lse": True}])
+def test_under_torch_compile_the_call_is_one_graph(vendor: Install, options: dict[str, Any]) -> None:
+    vendor()
+    compiled = torch.compile(lambda q, k, v: call(q, k, v, **options), fullgraph=True, backend="eager")
+    returned = compiled(*qkv())
+    assert bool(((returned.out if options.get("return_lse") else returned) == 1).all())
 
 
 @pytest.mark.parametrize(

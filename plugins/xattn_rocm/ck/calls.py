@@ -15,6 +15,7 @@ from xattn import Reason, Request
 from xattn_rocm.bands import band, dead_rows, first_seen
 from xattn_rocm.ck.routing import NAMES, Call, backward, forward
 from xattn_rocm.installation import Installation
+from xattn_rocm.rules import holds
 
 _GFX9 = ("gfx942", "gfx950")
 
@@ -35,6 +36,7 @@ def call(request: Request, installed: Installation) -> Call | Reason:
     if right is not None and right >= seqlen_q - 1:
         right = None
     if right is not None and right >= seqlen_k > 0 and right > 0:
+        # right-side-of-keys-is-open
         hint = "aiter takes a right side as long as the keys for open, whatever the number of queries."
         return Reason("window", request.window, f"a right side below seqlen_k ({seqlen_k})", hint)
     plain = Call(
@@ -54,6 +56,9 @@ def call(request: Request, installed: Installation) -> Call | Reason:
         return_lse=request.return_lse or request.any_grad,
         deterministic=request.deterministic,
     )
+    if forward(plain, request.arch, installed, os.environ) == "opus" and holds("opus-type-error", installed):
+        # It has no lse, so that ASM gets a call that asks for one.
+        plain = replace(plain, return_lse=True)
     wrong = ""
     for window in _spellings(left, right, seqlen_q, seqlen_k):
         candidate = replace(plain, window=window)
@@ -87,27 +92,34 @@ def _wrong(call: Call, arch: str | None, installed: Installation, environ: Mappi
     if route == "ck":
         return _wrong_on_ck(call)
     if call.sinks:
+        # v3-drops-sinks, sinks-in-unclear-units
         return f"{NAMES[route]}, which drops sinks or takes them in another unit"
     if 0 in call.window:
+        # v3-zero-window, sink-asm-ignores-windows
         return f"{NAMES[route]}, which fails for a window with a side of 0, or ignores it"
     if call.softcap:
+        # flydsl-drops-softcap, varlen-v3-drops-softcap
         return f"{NAMES[route]}, which drops the softcap"
     if route == "v3" and arch not in _GFX9:
+        # v3-on-any-arch
         return f"{NAMES[route]}, which is not made for {arch}"
+    if route == "v3" and call.widths == (192, 128) and call.large:
+        # v3-wraps-at-4-gib
+        return f"{NAMES[route]}, which reads other keys from 4 GiB on"
     return ""
 
 
 def _wrong_on_ck(call: Call) -> str:
     left, right = call.sides
     if call.bias and not call.causal and (left, right) == (-1, -1):
-        # Rows whose bias is -inf throughout are divided by 0, unless there is a mask.
+        # ck-bias-without-mask: rows whose bias is -inf throughout are divided by 0.
         return "CK without a mask, which gives NaN where a bias is -inf for all keys"
     if call.alibi and call.causal and left == -1:
-        # Columns are counted from the first key there, which a softmax does not notice.
+        # ck-causal-alibi-lse: columns are counted from the first key, which a softmax does not notice.
         return "CK's causal ALiBi, whose lse is shifted"
     grouped = call.seqlen_q == 1 and call.nheads > call.nheads_k and not call.varlen
     if grouped and left == -1 and right == -1 and not (call.alibi or call.bias or call.dropout):
-        # A group's queries become the rows of one head.
+        # A group's queries become the rows of one head: ck-groups-take-other-sinks, ck-groups-need-one-headdim.
         if call.sinks:
             return "CK's decoding by groups, which reads the sinks of the first heads"
         if call.widths[0] != call.widths[1]:
@@ -119,7 +131,9 @@ def _wrong_backward(call: Call, arch: str | None) -> str:
     if backward(call, arch) == "ck":
         return ""
     if call.widths[0] != call.widths[1] and call.widths != (192, 128):
+        # v3-backward-any-headdim-v
         return "the ASM backward kernel, which is not made for this headdim_v"
     if not call.swa and 0 in call.window:
+        # v3-backward-zero-window
         return "the ASM backward kernel, which is not made for a window with a side of 0"
     return ""

@@ -46,7 +46,7 @@ def _dense(request: Request, call: Call) -> Plan:
         if alibi_slopes is not None:
             alibi_slopes = alibi_slopes.contiguous()
         given = (q, k, v, dropout_p, scale, causal, window, bias, alibi_slopes, deterministic, with_lse)
-        # Old releases have no argument for sinks.
+        # ck-no-sinks: old releases have no argument for them.
         returned = kernel(*given) if sinks is None else kernel(*given, sink_ptr=sinks)
         if finished:
             out: Tensor = returned
@@ -76,8 +76,8 @@ def _with_bias(bias: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, 
 
 
 def _varlen(request: Request, call: Call) -> Plan:
-    """By way of the varlen function, the only one with a softcap: the batch rows as sequences of one length. Views,
-    where a batch row follows the one before without a gap, as it does in a contiguous tensor. Forward only."""
+    """By way of the varlen function, the only one with a softcap (dense-without-softcap): the batch rows are sequences
+    of one length. Views, where a row follows the one before without a gap, as in a contiguous tensor. Forward only."""
     kernel = vendor.module("aiter").flash_attn_varlen_func
     batch, seqlen_q, seqlen_k, nheads = request.batch, call.seqlen_q, call.seqlen_k, request.nheads
     first, dead = first_seen(request), dead_rows(request)

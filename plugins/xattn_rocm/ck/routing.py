@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
-from xattn_rocm.ck.releases import has
 from xattn_rocm.installation import Installation
+from xattn_rocm.rules import holds, within
 
 # splitk: aiter splits the keys if its heuristic finds a use for it, and takes CK if not.
 Route = Literal["splitk", "sink_asm", "flydsl", "opus", "v3", "ck"]
@@ -61,6 +61,11 @@ class Call:
         return _padded(self.headdim), _padded(self.headdim_v)
 
     @property
+    def large(self) -> bool:
+        """Whether a batch row's keys take 4 GiB, at 2 bytes an element and without gaps between rows."""
+        return self.seqlen_k * self.nheads_k * max(self.widths) * 2 >= 2**32
+
+    @property
     def sides(self) -> tuple[int, int]:
         """The window after aiter has taken what is as long as the keys for open."""
         left, right = self.window
@@ -81,7 +86,7 @@ def forward(call: Call, arch: str | None, installed: Installation, environ: Mapp
     if _flydsl(call, arch, installed):
         return "flydsl"
     plain = not (call.alibi or call.bias or call.dropout) and call.nheads % call.nheads_k == 0
-    if not plain or call.dtype != torch.bfloat16 or (call.softcap and has("v3 refuses a softcap", installed)):
+    if not plain or call.dtype != torch.bfloat16 or (call.softcap and not holds("varlen-v3-drops-softcap", installed)):
         return "ck"
     if _splitk(call, arch, installed):
         return "splitk"
@@ -95,27 +100,27 @@ def forward(call: Call, arch: str | None, installed: Installation, environ: Mapp
 
 
 def _flydsl(call: Call, arch: str | None, installed: Installation) -> bool:
-    if arch != "gfx1250" or not has("FlyDSL", installed) or not call.varlen or call.dtype != torch.bfloat16:
+    if arch != "gfx1250" or not within(">=0.1.16", installed) or not call.varlen or call.dtype != torch.bfloat16:
         return False
     plain = not (call.alibi or call.bias or call.dropout or call.sinks or call.deterministic)
     return plain and (call.headdim, call.headdim_v) == (192, 128) and call.window == (-1, -1)
 
 
 def _splitk(call: Call, arch: str | None, installed: Installation) -> bool:
-    if arch != "gfx942" or not has("split-K", installed) or call.varlen or call.widths != (64, 64):
+    if arch != "gfx942" or not within(">=0.1.16", installed) or call.varlen or call.widths != (64, 64):
         return False
     square = not call.causal or call.seqlen_k >= call.seqlen_q
     return call.sides == (-1, -1) and not call.sinks and square
 
 
 def _sink_asm(call: Call, arch: str | None, installed: Installation) -> bool:
-    if arch != "gfx1250" or not has("sink ASM", installed) or call.swa:
+    if arch != "gfx1250" or not within(">=0.1.16", installed) or call.swa:
         return False
     return (call.widths == (128, 128) and not call.sinks) or (call.widths == (64, 64) and call.sinks)
 
 
 def _opus(call: Call, arch: str | None, installed: Installation, environ: Mapping[str, str]) -> bool:
-    if arch != "gfx950" or not has("OPUS", installed):
+    if arch != "gfx950" or not within(">=0.1.18", installed):
         return False
     if call.sides != (-1, -1) or call.sinks or call.return_lse:
         return False
@@ -125,13 +130,12 @@ def _opus(call: Call, arch: str | None, installed: Installation, environ: Mappin
 
 
 def _v3(call: Call, arch: str | None, installed: Installation) -> bool:
-    if arch not in ("gfx942", "gfx950") and has("v3 on its archs alone", installed):
+    if arch not in ("gfx942", "gfx950") and not holds("v3-on-any-arch", installed):
         return False
     if call.widths == (192, 128):
-        if arch != "gfx950" and not has("v3 at 192/128 on every arch", installed):
+        if arch != "gfx950" and within("<0.1.8", installed):
             return False
-        # 2 bytes an element, rows without gaps.
-        if has("v3 refuses 4 GiB of keys", installed) and call.seqlen_k * call.nheads_k * 192 * 2 >= 2**32:
+        if call.large and not holds("v3-wraps-at-4-gib", installed):
             return False
     elif call.widths != (128, 128):
         return False
