@@ -121,13 +121,13 @@ def resolve(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors,
     except Exception as error:
         add_note(error, f"raised by plan() of xattn's backend {entry.name!r}, which had accepted {request}")
         raise
-    dtype = _autocast_dtype(q)
+    dtype = autocast_dtype(q)
     return Resolved(request, entry.name, run if dtype is None else _under_autocast(run, dtype, q.device.type))
 
 
 def described(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors) -> Request:
     """The request as a backend sees it: under autocast, in autocast's dtype."""
-    dtype = _autocast_dtype(q)
+    dtype = autocast_dtype(q)
     if dtype is not None:
         q, k, v = _cast(q, dtype), _cast(k, dtype), _cast(v, dtype)
     return describe(q, k, v, options, tensors)
@@ -141,7 +141,7 @@ def _run(resolved: Resolved, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors) 
         raise
 
 
-def _autocast_dtype(q: object) -> torch.dtype | None:
+def autocast_dtype(q: object) -> torch.dtype | None:
     """The dtype that autocast wants, or None outside it. As torch does for its own attention, float64 stays."""
     if not isinstance(q, Tensor):
         return None

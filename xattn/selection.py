@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -43,24 +43,33 @@ def _unknown(name: str, choice: Choice) -> str:
 
 
 def entry_reasons(entry: Entry, request: Request) -> list[Reason]:
-    """The backend's own reasons, plus the user's: a disabled backend is a reason, not an absence."""
-    reasons = _asked(entry, request)
+    """The backend's own reasons, plus the user's."""
+
+    def ask() -> object:
+        entry.rank(request)  # `auto` has sorted by it, so its failure counts too
+        return entry.backend.reasons(request)
+
+    return answer(entry, "reasons", ask)
+
+
+def answer(entry: Entry, method: str, ask: Callable[[], object]) -> list[Reason]:
+    """What a backend's method says stops it, plus the user's: a disabled backend is a reason, not an absence."""
+    reasons = _asked(entry, method, ask)
     if entry.disabled_by is not None:
         hint = "Unset it to use this backend."
         return [Reason("disabled", f"by {entry.disabled_by}", "enabled", hint), *reasons]
     return reasons
 
 
-def _asked(entry: Entry, request: Request) -> list[Reason]:
+def _asked(entry: Entry, method: str, ask: Callable[[], object]) -> list[Reason]:
     """The backend's own reasons. A backend that fails to answer cannot serve the call, and its failure is the reason:
     one broken plugin neither takes the others down nor goes unseen."""
     try:
-        entry.rank(request)  # `auto` has sorted by it, so its failure counts too
-        reasons = entry.backend.reasons(request)
+        reasons = ask()
     except STRANGER as error:
-        return [_broken(entry, f"reasons() raised {raised(error)}")]
+        return [_broken(entry, f"{method}() raised {raised(error)}")]
     if not isinstance(reasons, list) or not all(isinstance(reason, Reason) for reason in reasons):
-        return [_broken(entry, f"reasons() returned {reasons!r:.80}")]
+        return [_broken(entry, f"{method}() returned {reasons!r:.80}")]
     return reasons
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import overload
 
 import torch
@@ -11,6 +12,7 @@ from torch.compiler import is_dynamo_compiling
 
 from xattn.guard import Check, guard, is_plain
 from xattn.override import Choice, as_choice
+from xattn.plans import autocast_dtype
 from xattn.rotary.arguments import describe
 from xattn.rotary.plain import Rotated
 from xattn.rotary.selection import Plan, Resolved, resolve
@@ -76,7 +78,7 @@ def apply_rotary(
     cannot serve it (with every reason), UnknownBackendError for an unknown name.
     """
     if is_dynamo_compiling():
-        return resolve(describe(q, k, cos, sin, interleaved), as_choice(backend)).run(q, k, cos, sin)
+        return _resolved(q, k, cos, sin, interleaved, as_choice(backend)).run(q, k, cos, sin)
     try:
         check, run, resolved = _recent[q.shape, k is None, interleaved, backend]
     except (KeyError, TypeError, AttributeError):  # TypeError: a list of backends; AttributeError: q is no tensor
@@ -93,7 +95,7 @@ def apply_rotary(
 
 def _first(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool, choice: Choice) -> Rotated:
     """A call that is not remembered."""
-    resolved = resolve(describe(q, k, cos, sin, interleaved), choice)
+    resolved = _resolved(q, k, cos, sin, interleaved, choice)
     tensors = (q, cos, sin) if k is None else (q, k, cos, sin)
     # A plan may hold tensors of its own; made under a mode such as FakeTensorMode they are the mode's.
     if all(map(is_plain, tensors)) and torch._C._len_torch_dispatch_stack() == 0:
@@ -105,3 +107,20 @@ def _first(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: b
     except Exception as error:
         resolved.annotate(error)
         raise
+
+
+def _resolved(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool, choice: Choice) -> Resolved:
+    resolved = resolve(describe(q, k, cos, sin, interleaved), choice)
+    if autocast_dtype(q) is None:
+        return resolved
+    # A rotation is no matrix product: autocast has nothing to say, and would refuse to put float16 parts together where
+    # it stands at bfloat16.
+    return replace(resolved, run=_without_autocast(resolved.run, q.device.type))
+
+
+def _without_autocast(run: Plan, device: str) -> Plan:
+    def rotate(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor) -> Rotated:
+        with torch.autocast(device, enabled=False):
+            return run(q, k, cos, sin)
+
+    return rotate

@@ -13,10 +13,10 @@ from xattn.backend import Backend
 from xattn.errors import BrokenBackendWarning, UnsupportedError, add_note
 from xattn.override import Choice
 from xattn.reasons import Reason
-from xattn.registry import STRANGER, Entry, raised, registry
+from xattn.registry import Entry, registry
 from xattn.rotary import plain
 from xattn.rotary.request import RotaryRequest
-from xattn.selection import candidates
+from xattn.selection import answer, candidates
 
 Plan = Callable[..., plain.Rotated]
 
@@ -42,15 +42,8 @@ def serves(backend: Backend) -> bool:
 
 
 def entry_reasons(entry: Entry, request: RotaryRequest) -> list[Reason]:
-    """The backend's own reasons, and the user's: a disabled backend is a reason, not an absence."""
-    try:
-        reasons = entry.backend.rotary_reasons(request)
-    except STRANGER as error:
-        hint = f"Report it to the authors of the plugin {entry.plugin}; XATTN_DISABLE={entry.name} sets it aside."
-        reasons = [Reason("broken", f"rotary_reasons() raised {raised(error)}", "a list of xattn.Reason", hint)]
-    if entry.disabled_by is None:
-        return reasons
-    return [Reason("disabled", f"by {entry.disabled_by}", "enabled", "Unset it to use this backend."), *reasons]
+    """The backend's own reasons, and the user's."""
+    return answer(entry, "rotary_reasons", lambda: entry.backend.rotary_reasons(request))
 
 
 def resolve(request: RotaryRequest, choice: Choice) -> Resolved:
@@ -108,4 +101,4 @@ def _warn_if_broken(name: str, reasons: list[Reason]) -> None:
         return
     _warned.add(name)
     text = f"xattn rotates without the backend {name!r}: {reasons[0]}"
-    warnings.warn(text, BrokenBackendWarning, stacklevel=5)
+    warnings.warn(text, BrokenBackendWarning, stacklevel=6)
