@@ -1,103 +1,20 @@
-"""The `aiter` backend: what it passes to aiter, and what it declines before anything of aiter is imported."""
+"""What the `aiter` backend passes to aiter for a call, and what it makes of the answer."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-import xattn_rocm.installation
+from ck_vendor import Install, a_clean_process, a_vendor, call, qkv, reasons  # noqa: F401
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from xattn_conformance.standins import aiter as standin
-from xattn_rocm.installation import Installation
 
 import xattn
-from xattn import AttentionOutput, Reason, plans
-from xattn.devices import emulated
-
-MATRIX = torch.zeros(160, 160, dtype=torch.bfloat16)
-ABSENT = Reason("aiter", "nothing", "aiter")
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(xattn_rocm.installation, "overridden", None)
-    for name in ("ENABLE_CK", "AITER_TRITON_ONLY", "GPU_ARCHS", "CK_TILE_ATTENTION_LOGITS_SOFT_CAP_DEFAULT"):
-        monkeypatch.delenv(name, raising=False)
-    plans.clear()
-    yield
-    emulated.clear()
-    plans.clear()
-
-
-class Vendor:
-    """aiter's functions, which keep what they were given and compute nothing."""
-
-    def __init__(self) -> None:
-        self.given: tuple[Any, ...] = ()
-        self.named: dict[str, Any] = {}
-
-    def flash_attn_func(self, *given: Any, **named: Any) -> Any:
-        self.given, self.named = given, named
-        q, v = given[0], given[2]
-        out = torch.ones(*q.shape[:3], v.shape[3], dtype=q.dtype)
-        lse = torch.ones(q.shape[0], q.shape[2], q.shape[1])
-        if any(x.requires_grad for x in given[:3]) and torch.is_grad_enabled():
-            out = out + 0 * q.sum()
-        return (out, lse) if given[10] else out
-
-    def flash_attn_varlen_func(self, *given: Any) -> Any:
-        self.given = given
-        q, v = given[0], given[2]
-        out = torch.ones(*q.shape[:2], v.shape[2], dtype=q.dtype)
-        return (out, torch.ones(q.shape[1], q.shape[0])) if given[16] else out
-
-
-Install = Callable[..., Vendor]
-
-
-@pytest.fixture
-def vendor(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Put the recording aiter in place, on an arch and in a release."""
-
-    def install(arch: str = "gfx942", version: str = standin.VERSION) -> Vendor:
-        made = Vendor()
-        module = ModuleType("aiter")
-        module.__dict__.update(flash_attn_func=made.flash_attn_func, flash_attn_varlen_func=made.flash_attn_varlen_func)
-        monkeypatch.setitem(sys.modules, "aiter", module)
-        layout: Any = "flat" if version.startswith("0.1.7") else "attention"
-        monkeypatch.setattr(xattn_rocm.installation, "overridden", Installation(Path(), version, layout))
-        emulated["cpu"] = ("rocm", arch)
-        plans.clear()
-        return made
-
-    return install
-
-
-def qkv(
-    seqlen_q: int = 160, seqlen_k: int = 160, headdim: int = 128, headdim_v: int = 0, nheads: int = 4,
-    dtype: torch.dtype = torch.bfloat16,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    q = torch.zeros(2, seqlen_q, nheads, headdim, dtype=dtype)
-    k = torch.zeros(2, seqlen_k, 2, headdim, dtype=dtype)
-    return q, k, torch.zeros(2, seqlen_k, 2, headdim_v or headdim, dtype=dtype)
-
-
-def call(*tensors: Tensor, **options: Any) -> Any:
-    return xattn.attention(*tensors, backend="aiter", **options)
-
-
-def reasons(*tensors: Tensor, **options: Any) -> dict[str, Reason]:
-    """Why the backend declines, by code."""
-    explained = xattn.explain(*tensors, backend="aiter", **options)
-    (candidate,) = [each for each in explained.candidates if each.name == "aiter"]
-    return {reason.code: reason for reason in candidate.reasons}
+from xattn import AttentionOutput
 
 
 # Of the dense function: (causal, window). Sizes are 160 queries and 160 keys where nothing else is said.
@@ -343,115 +260,6 @@ def test_minus_infinity_in_a_bias_masks_keys_and_queries(arch: str, monkeypatch:
     assert bool((lse[:, :, 7] == -math.inf).all())
 
 
-# What is declined: the code of a reason, and what must stand in it.
-@pytest.mark.parametrize(
-    ("arch", "options", "sizes", "code", "said"),
-    [
-        ("gfx942", {"scale": 0.0}, {}, "scale", "before it scales"),
-        ("gfx942", {"scale": -0.5}, {}, "scale", "before it scales"),
-        ("gfx942", {"softcap": 2.0}, {"seqlen_q": 1}, "softcap", "issues/2229"),
-        ("gfx942", {"softcap": 2.0, "sinks": torch.zeros(4)}, {}, "sinks", "softcap"),
-        ("gfx942", {"softcap": 2.0, "alibi_slopes": torch.ones(4)}, {}, "softcap", "alibi_slopes"),
-        ("gfx942", {"softcap": 2.0, "bias": MATRIX}, {}, "softcap", "bias"),
-        ("gfx942", {"bias": torch.zeros(160, 160)}, {}, "bias", "bfloat16"),
-        ("gfx942", {"bias": torch.zeros(2, 1, 160, 160).bfloat16()}, {}, "bias", "(160, 160)"),
-        ("gfx942", {"bias": torch.zeros(1, 4, 160, 160).bfloat16()}, {}, "bias", "(160, 160)"),
-        ("gfx942", {"bias": torch.zeros(160).bfloat16()}, {}, "bias", "(160, 160)"),
-        ("gfx942", {"bias": torch.zeros(160, 1).bfloat16()}, {}, "bias", "(160, 160)"),
-        ("gfx942", {"bias": MATRIX, "alibi_slopes": torch.ones(4)}, {}, "bias", "room for one"),
-        ("gfx942", {"alibi_slopes": torch.ones(4)}, {"seqlen_k": 65537}, "alibi_slopes", "65536"),
-        ("gfx942", {"window": (3, 20)}, {"seqlen_k": 20}, "window", "below seqlen_k"),
-        ("gfx942", {"sinks": torch.zeros(4)}, {"seqlen_k": 1}, "kernel", "ASM v3"),
-        ("gfx950", {"window": (0, None)}, {"seqlen_k": 100}, "kernel", "ASM v3"),
-        ("gfx1100", {}, {}, "arch", "gfx942"),
-        ("gfx942", {"mask": torch.ones(160, 160, dtype=torch.bool)}, {}, "mask", "off"),
-        ("gfx942", {"seqlens_k": torch.tensor([3, 4])}, {}, "seqlens_k", "off"),
-        ("gfx942", {"causal": True, "align": "top_left"}, {"seqlen_k": 200}, "top_left", "off"),
-        # fp32-builds-then-fails
-        ("gfx942", {}, {"dtype": torch.float32}, "dtype", "float16"),
-        ("gfx942", {}, {"headdim": 264}, "headdim", "256"),
-    ],
-)  # fmt: skip
-def test_what_is_declined(
-    vendor: Install, arch: str, options: dict[str, Any], sizes: dict[str, Any], code: str, said: str
-) -> None:
-    vendor(arch)
-    found = reasons(*qkv(**sizes), **options)
-    assert said in str(found[code])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"sinks": torch.zeros(4)},
-        {"softcap": 2.0},
-        {"bias": MATRIX},
-        {"sinks": torch.zeros(4, requires_grad=True)},
-    ],
-)
-def test_forward_only(vendor: Install, options: dict[str, Any]) -> None:
-    vendor()
-    q, k, v = qkv()
-    (name,) = options
-    assert name in reasons(q.requires_grad_(), k, v, **options)
-
-
-def test_without_aiter_the_reason_says_so_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    emulated["cpu"] = ("rocm", "gfx942")
-    monkeypatch.setattr(xattn_rocm.installation, "_found", lambda: ABSENT)
-    assert reasons(*qkv(), scale=0.0) == {"aiter": ABSENT}
-
-
-def test_asking_imports_nothing_of_aiter(vendor: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    vendor()
-    monkeypatch.delitem(sys.modules, "aiter")
-    assert reasons(*qkv(), causal=True, sinks=torch.zeros(4)) == {}
-    assert "aiter" not in sys.modules
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "options"),
-    [
-        ("ENABLE_CK", "0", {}),
-        ("AITER_TRITON_ONLY", "1", {}),
-        ("GPU_ARCHS", "gfx942;gfx90a", {}),
-        ("CK_TILE_ATTENTION_LOGITS_SOFT_CAP_DEFAULT", "1", {"softcap": 2.0}),
-    ],
-)
-def test_settings_that_change_aiter(
-    vendor: Install, monkeypatch: pytest.MonkeyPatch, name: str, value: str, options: dict[str, Any]
-) -> None:
-    vendor()
-    assert reasons(*qkv(), **options) == {}
-    monkeypatch.setenv(name, value)
-    assert name in str(reasons(*qkv(), **options)["environment"])
-
-
-@pytest.mark.parametrize("value", ["native", "gfx942", "gfx950;gfx942"])
-def test_settings_that_leave_aiter_as_it_is(vendor: Install, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    vendor()
-    monkeypatch.setenv("GPU_ARCHS", value)
-    assert reasons(*qkv()) == {}
-
-
-@pytest.mark.parametrize(("version", "asked"), [("0.1.17", False), ("0.1.20", True), ("0.1.21", False)])
-def test_lse_is_asked_for_where_opus_raises(vendor: Install, version: str, asked: bool) -> None:
-    """opus-type-error"""
-    made = vendor("gfx950", version)
-    assert isinstance(call(*qkv(headdim=192, headdim_v=128)), Tensor)
-    assert made.given[10] is asked
-
-
-@pytest.mark.parametrize(("version", "window"), [("0.1.19", (87_381, -1)), ("0.1.20", (-1, -1))])
-def test_keys_of_4_gib_are_kept_off_asm_where_they_wrap(vendor: Install, version: str, window: tuple[int, int]) -> None:
-    """v3-wraps-at-4-gib"""
-    made = vendor("gfx942", version)
-    row = torch.zeros(1, 1, 1, 192, dtype=torch.bfloat16)
-    k = row.expand(1, 87_382, 128, 192)
-    call(row.expand(1, 160, 128, 192), k, k[..., :128])
-    assert made.given[6] == window
-
-
 @pytest.mark.parametrize(
     ("error", "options"),
     [
@@ -481,53 +289,6 @@ def test_under_torch_compile_the_call_is_one_graph(vendor: Install, options: dic
     compiled = torch.compile(lambda q, k, v: call(q, k, v, **options), fullgraph=True, backend="eager")
     returned = compiled(*qkv())
     assert bool(((returned.out if options.get("return_lse") else returned) == 1).all())
-
-
-@pytest.mark.parametrize(
-    ("version", "declined"), [("0.1.7.post5", True), ("0.1.10.post3", True), ("0.1.17", True), ("0.1.18", False)]
-)
-def test_sinks_want_a_release_that_tells_ck(vendor: Install, version: str, declined: bool) -> None:
-    vendor(version=version)
-    assert ("sinks" in reasons(*qkv(), sinks=torch.zeros(4))) is declined
-
-
-def test_an_old_release_is_kept_off_asm_where_there_is_none(vendor: Install) -> None:
-    made = vendor("gfx90a", "0.1.15")
-    call(*qkv(), causal=True)
-    assert made.given[5:7] == (True, (159, 0))
-    made = vendor("gfx90a", "0.1.16")
-    call(*qkv(), causal=True)
-    assert made.given[5:7] == (True, (-1, -1))
-
-
-def test_the_oldest_release_would_drop_a_softcap(vendor: Install) -> None:
-    made = vendor("gfx942", "0.1.7.post2.dev18")
-    call(*qkv(), softcap=2.0)
-    assert made.given[12] == (159, -1)
-
-
-@pytest.mark.parametrize(
-    ("arch", "options", "wanted"),
-    [
-        ("gfx942", {"causal": True}, "aiter.flash_attn_func (ASM v3)"),
-        ("gfx90a", {"causal": True}, "aiter.flash_attn_func (CK)"),
-        ("gfx1250", {}, "aiter.flash_attn_func (ASM fmha_fwd_with_sink)"),
-        ("gfx942", {"softcap": 2.0}, "aiter.flash_attn_varlen_func (CK)"),
-    ],
-)
-def test_explain_names_the_kernel(vendor: Install, arch: str, options: dict[str, Any], wanted: str) -> None:
-    vendor(arch)
-    explained = xattn.explain(*qkv(), backend="aiter", **options)
-    (candidate,) = [each for each in explained.candidates if each.name == "aiter"]
-    assert candidate.kernel == wanted
-
-
-def test_explain_names_the_backward_kernel_too(vendor: Install) -> None:
-    vendor("gfx950")
-    q, k, v = qkv()
-    explained = xattn.explain(q.requires_grad_(), k, v, deterministic=True, backend="aiter")
-    (candidate,) = [each for each in explained.candidates if each.name == "aiter"]
-    assert candidate.kernel == "aiter.flash_attn_func (ASM v3; backward: ASM v3)"
 
 
 def test_results_are_what_was_asked_for(vendor: Install) -> None:
