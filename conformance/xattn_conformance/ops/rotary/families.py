@@ -76,9 +76,9 @@ FAMILIES: dict[str, Family] = {each.__name__: each for each in (positions, far, 
 
 def _turned(inputs: Inputs, start: int) -> Inputs:
     *rows, seqlen, pairs = inputs.cos.shape
-    # Tangents of half the angles of one position, geometric to within a quarter, from powers of 2 alone.
-    place = np.arange(pairs) * 52 // max(pairs, 1)
-    tangent = np.ldexp(1 + (3 - place % 4) / 4, -(place // 4) - 2)
+    # Tangents of half the angles of one position: from 1/2 down by 13 halvings, in straight lines between them.
+    halvings = 13 * np.arange(pairs)
+    tangent = np.ldexp(1 - halvings % pairs / (2 * pairs), -(halvings // pairs) - 1)
     norm = 1 + tangent * tangent
     cos, sin = (1 - tangent * tangent) / norm, 2 * tangent / norm
     position = start + np.arange(seqlen)
