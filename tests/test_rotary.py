@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import xattn
+from xattn import plans
 from xattn.rotary import call as memory
 from xattn.rotary import plain, selection
 
@@ -24,9 +25,9 @@ UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-1
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    memory._recent.clear()
+    plans.clear()
     yield
-    memory._recent.clear()
+    plans.clear()
 
 
 def tensors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,10 +42,19 @@ _PLANS_MAX = 4096
 _GIVEN = object()
 
 
+_tables: list[dict[Any, Any]] = [recent, _plans]
+
+
+def table() -> dict[Any, Any]:
+    """Another op's table of plans, which `clear` empties as well."""
+    _tables.append({})
+    return _tables[-1]
+
+
 def clear() -> None:
     """Forget every plan."""
-    recent.clear()
-    _plans.clear()
+    for each in _tables:
+        each.clear()
 
 
 def call(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, backend: str | Sequence[str]) -> Output:

@@ -12,13 +12,13 @@ from torch.compiler import is_dynamo_compiling
 
 from xattn.guard import Check, guard, is_plain
 from xattn.override import Choice, as_choice
-from xattn.plans import autocast_dtype
+from xattn.plans import autocast_dtype, table
 from xattn.rotary.arguments import describe
 from xattn.rotary.plain import Rotated
 from xattn.rotary.selection import Plan, Resolved, resolve
 
 # What ran last for each shape of q and set of options, behind a guard on the tensors: a model's layers all hit it.
-_recent: dict[object, tuple[Check, Plan, Resolved]] = {}
+_recent: dict[object, tuple[Check, Plan, Resolved]] = table()
 # A prefill of every length makes an entry; past this many, start anew.
 _RECENT_MAX = 1024
 

@@ -1,0 +1,381 @@
+"""aiter's fused rope under apply_rotary: what it is given, what it is not, and what comes of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import xattn_rocm.installation
+from torch import Tensor
+from xattn_conformance.case import Case
+from xattn_conformance.ops.registry import OPS
+from xattn_conformance.profiles.schema import parse
+from xattn_conformance.running import target
+from xattn_conformance.running.judge import judge
+from xattn_conformance.standins import aiter as standin
+from xattn_rocm import rotary
+from xattn_rocm.installation import Installation
+
+import xattn
+from xattn import Reason, RotaryRequest, plans
+from xattn.devices import emulated
+from xattn.rotary import plain
+
+OP = OPS["apply_rotary"]
+SMALL = [case for case in (*OP.cases(), *OP.knob_cases()) if case.shape["seqlen_q"] <= 65]
+PROFILE = 'schema = 1\nbackend = "aiter"\nhardware = []\n'
+
+Calls = list[tuple[str, tuple[Any, ...]]]
+
+
+@pytest.fixture(autouse=True)
+def gfx942(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The stand-in of an MI300X, for one test."""
+    monkeypatch.setattr(xattn_rocm.installation, "overridden", None)
+    monkeypatch.setitem(sys.modules, "aiter", None)
+    plans.clear()
+    standin.install("gfx942")
+    yield
+    emulated.clear()
+    plans.clear()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What aiter's rope is called with."""
+    made: Calls = []
+    module = sys.modules["aiter"]
+    for name in [name for name in vars(module) if name.startswith("rope_")]:
+        monkeypatch.setattr(module, name, _recorded(made, name, getattr(module, name)))
+    return made
+
+
+def _recorded(made: Calls, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def record(*given: Any) -> Any:
+        made.append((name, given))
+        return function(*given)
+
+    return record
+
+
+def tensors(
+    dtype: torch.dtype = torch.bfloat16, batched: bool = False, batch: int = 2, seqlen: int = 5, rotary_dim: int = 16
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(batch, seqlen, 4, 16, generator=generator).to(dtype)
+    k = torch.randn(batch, seqlen, 2, 16, generator=generator).to(dtype)
+    rows = (batch, seqlen) if batched else (seqlen,)
+    cos, sin = (torch.randn(*rows, rotary_dim // 2, generator=generator) for _ in range(2))
+    return q, k, cos, sin
+
+
+def asked(**changes: Any) -> RotaryRequest:
+    made: dict[str, Any] = {
+        "device": "rocm", "arch": "gfx942", "dtype": torch.bfloat16, "cos_dtype": torch.float32, "batch": 2,
+        "seqlen": 128, "nheads": 8, "nheads_k": 2, "headdim": 128, "rotary_dim": 128,
+    }  # fmt: skip
+    return RotaryRequest(**{**made, **changes})
+
+
+def codes(request: RotaryRequest) -> list[str]:
+    return [reason.code for reason in rotary.reasons(request)]
+
+
+def release(version: str) -> None:
+    layout: Any = "flat" if version.startswith("0.1.7") else "attention"
+    xattn_rocm.installation.overridden = Installation(Path(), version, layout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it is given
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_q_and_k_go_in_as_views_in_one_launch_and_come_out_contiguous(calls: Calls, interleaved: bool) -> None:
+    q, k, cos, sin = tensors()
+    out = xattn.apply_rotary(q, k, cos, sin, interleaved=interleaved, backend="aiter")
+    ((name, given),) = calls
+    assert name == "rope_cached_2c_fwd"
+    for passed, mine in zip(given, (q, k, cos, sin), strict=False):
+        assert passed.data_ptr() == mine.data_ptr()
+    assert given[0].shape == (5, 2, 4, 16)
+    assert given[1].shape == (5, 2, 2, 16)
+    assert given[2].shape == given[3].shape == (5, 1, 1, 8)
+    assert given[4:] == (int(interleaved), True, False, True)
+    assert all(x.is_contiguous() for x in out)
+    for got, want in zip(out, plain.apply(q, k, cos, sin, interleaved), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_q_alone_is_one_channel(calls: Calls) -> None:
+    q, _, cos, sin = tensors()
+    out, nothing = xattn.apply_rotary(q, None, cos, sin, backend="aiter")
+    assert nothing is None
+    assert [name for name, _ in calls] == ["rope_cached_fwd"]
+    assert torch.equal(out, plain.apply(q, None, cos, sin, False)[0])
+
+
+@pytest.mark.parametrize(("batch", "seqlen"), [(3, 5), (1, 5), (4, 1), (1, 1)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_tables_of_each_batch_row_are_positions_to_aiter(calls: Calls, batch: int, seqlen: int, alone: bool) -> None:
+    q, k, cos, sin = tensors(batched=True, batch=batch, seqlen=seqlen)
+    second = None if alone else k
+    out = xattn.apply_rotary(q, second, cos, sin, backend="aiter")
+    ((name, given),) = calls
+    assert name == f"rope_cached_positions_{'' if alone else '2c_'}fwd"
+    positions = given[3 if alone else 4]
+    assert positions.dtype == torch.int64
+    assert positions.stride() == (batch, 1)
+    assert positions.tolist() == [[row * seqlen + token for row in range(batch)] for token in range(seqlen)]
+    for got, want in zip(out, plain.apply(q, second, cos, sin, False), strict=True):
+        assert got is want is None or torch.equal(got, want)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_table_that_is_not_contiguous_is_copied(calls: Calls, batched: bool) -> None:
+    """rope-ignores-table-strides: the first half of a table with each value twice, as sliced by its user."""
+    q, k, cos, sin = tensors(batched=batched)
+    halves = [torch.cat((table, torch.full_like(table, 99.0)), -1)[..., :8] for table in (cos, sin)]
+    out = xattn.apply_rotary(q, k, *halves, backend="aiter")
+    for passed in calls[0][1][2:4]:
+        assert passed.is_contiguous()
+    for got, want in zip(out, plain.apply(q, k, cos, sin, False), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_strides_go_in_as_they_are(calls: Calls) -> None:
+    q, k, cos, sin = tensors()
+    fused = torch.cat((q, k, k), 2)
+    stored = q.transpose(1, 2).contiguous().transpose(1, 2)
+    for a, b in ((fused[:, :, :4], fused[:, :, 4:6]), (stored, k)):
+        calls.clear()
+        out = xattn.apply_rotary(a, b, cos, sin, backend="aiter")
+        assert [calls[0][1][n].data_ptr() for n in (0, 1)] == [a.data_ptr(), b.data_ptr()]
+        assert torch.equal(out[0], plain.apply(a, b, cos, sin, False)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rows_that_lie_on_odd_places_are_copied(calls: Calls, dtype: torch.dtype) -> None:
+    """aiter loads two 16-bit numbers at once."""
+    q, k, cos, sin = tensors(dtype)
+    table = cos.to(dtype), sin.to(dtype)
+    larger = torch.full((2, 5, 4, 17), 99.0, dtype=dtype)
+    larger[..., 1:] = q
+    odd = larger[..., 1:]
+    row = torch.empty(1 + table[0].numel(), dtype=dtype)[1:].view_as(cos).copy_(table[0])
+    out = xattn.apply_rotary(odd, k, row, table[1], backend="aiter")
+    copied = calls[0][1][0].data_ptr() != odd.data_ptr()
+    assert copied is (dtype != torch.float32)
+    assert (calls[0][1][2].data_ptr() != row.data_ptr()) is (dtype != torch.float32)
+    assert torch.equal(out[0], plain.apply(q, k, *table, False)[0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "strides", "copied"),
+    [
+        ((2, 5, 4, 16), (320, 64, 16, 1), False),
+        ((2, 5, 4, 16), (2**30 - 400, 64, 16, 1), False),
+        ((2, 5, 4, 16), (2**30, 64, 16, 1), True),  # the second row begins 2 GiB on
+        ((1, 5, 4, 16), (2**31, 64, 16, 1), False),  # there is no second row
+        ((2, 5, 4, 16), (320, 2**29, 16, 1), True),
+        ((2, 5, 4, 16), (320, 64, 2**29, 1), True),
+    ],
+)
+def test_a_view_that_reaches_beyond_32_bits_is_copied(
+    sizes: tuple[int, ...], strides: tuple[int, ...], copied: bool
+) -> None:
+    """rope-offsets-of-32-bits"""
+    x = torch.empty_strided(sizes, strides, dtype=torch.bfloat16, device="meta")
+    assert rotary._within_reach(x).is_contiguous() is (copied or x.is_contiguous())
+    assert (rotary._within_reach(x) is x) is not copied
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients, torch.compile, auto
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_gradients_are_rotations_back(calls: Calls, interleaved: bool, batched: bool, alone: bool) -> None:
+    """rope-autograd-miscounts: aiter's own would raise."""
+    q, k, cos, sin = tensors(batched=batched)
+    given = (q, None if alone else k)
+    leaves = [x.requires_grad_() for x in given if x is not None]
+
+    def gradients(rotated: tuple[Tensor, Tensor | None]) -> tuple[Tensor, ...]:
+        outs = [x for x in rotated if x is not None]
+        generator = torch.Generator().manual_seed(1)
+        # Incoming gradients whose last dimension is not dense.
+        incoming = [torch.randn(x.shape[::-1], generator=generator).to(x.dtype).permute(3, 2, 1, 0) for x in outs]
+        return torch.autograd.grad(outs, leaves, incoming)
+
+    found = gradients(xattn.apply_rotary(*given, cos, sin, interleaved=interleaved, backend="aiter"))
+    assert len(calls) == 2
+    wanted = gradients(plain.apply(*given, cos, sin, interleaved))
+    assert all(torch.equal(got, want) for got, want in zip(found, wanted, strict=True))
+
+
+def test_a_gradient_of_a_gradient(calls: Calls) -> None:
+    q, k, cos, sin = tensors(torch.float32)
+    q.requires_grad_()
+
+    def twice(rotated: Tensor) -> Tensor:
+        (dq,) = torch.autograd.grad((rotated**2).sum(), q, create_graph=True)
+        (ddq,) = torch.autograd.grad((dq**3).sum(), q)
+        return ddq
+
+    got = twice(xattn.apply_rotary(q, k, cos, sin, backend="aiter")[0])
+    torch.testing.assert_close(got, twice(plain.apply(q, k, cos, sin, False)[0]))
+    assert len(calls) >= 4
+
+
+def test_training_keeps_the_tables_alone() -> None:
+    q, k, cos, sin = tensors()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        xattn.apply_rotary(q.requires_grad_(), k.requires_grad_(), cos, sin, backend="aiter")
+    assert [x.data_ptr() for x in kept] == [cos.data_ptr(), sin.data_ptr()]
+
+
+def test_a_compiled_call_is_left_to_the_compiler(calls: Calls) -> None:
+    """rope-declares-inputs-written"""
+    given = tensors()
+    compiled = torch.compile(lambda *x: xattn.apply_rotary(*x)[0], fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*given), plain.apply(*given, interleaved=False)[0])
+    assert not calls
+    named = torch.compile(lambda *x: xattn.apply_rotary(*x, backend="aiter")[0], fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match=r"torch\.compile=a compiled call"):
+        named(*given)
+
+
+def test_auto_takes_aiter_where_it_can(calls: Calls) -> None:
+    xattn.apply_rotary(*tensors())
+    assert len(calls) == 1
+    wide = tensors(torch.float32)
+    q, k = (x.double() for x in wide[:2])
+    xattn.apply_rotary(q, k, *wide[2:])
+    assert len(calls) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it declines
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, []),
+        ({"nheads_k": None}, []),
+        ({"dtype": torch.float32}, []),
+        ({"dtype": torch.float16, "cos_dtype": torch.float16}, []),
+        ({"batched": True, "requires_grad": True, "interleaved": True}, []),
+        ({"device": "cuda", "arch": "sm_90"}, ["device"]),
+        ({"device": "cpu", "arch": None}, ["device"]),
+        ({"dtype": torch.float64}, ["dtype"]),
+        ({"batch": 0}, ["empty"]),
+        ({"seqlen": 0}, ["empty"]),
+        ({"arch": "gfx803"}, ["arch"]),
+        ({"arch": None}, ["arch"]),
+        ({"arch": "gfx90a"}, []),
+        ({"arch": "gfx950"}, []),
+        ({"arch": "gfx1250"}, []),
+        ({"arch": "gfx1201"}, []),
+        ({"arch": "gfx1100"}, ["arch"]),
+        ({"arch": "gfx1151"}, ["arch"]),
+        # 2 GiB of q, and of k: 128 * 8 * 128 * 2 bytes a row of the batch.
+        ({"batch": 8191}, []),
+        ({"batch": 8192}, ["size"]),
+        ({"batch": 4096, "nheads": 4, "nheads_k": 16}, ["size"]),
+        ({"batch": 4096, "dtype": torch.float32}, ["size"]),
+        # What is left over in vectors of 2, and of 4.
+        ({"rotary_dim": 64}, []),
+        ({"headdim": 81, "rotary_dim": 80}, ["rotary_dim"]),
+        ({"headdim": 82, "rotary_dim": 80}, []),
+        ({"headdim": 82, "rotary_dim": 80, "interleaved": True}, ["rotary_dim"]),
+        ({"headdim": 84, "rotary_dim": 80, "interleaved": True}, []),
+        ({"arch": "gfx803", "headdim": 81, "rotary_dim": 80, "batch": 0}, ["arch", "empty", "rotary_dim"]),
+    ],
+)
+def test_everything_that_stops_it(changes: dict[str, Any], wanted: list[str]) -> None:
+    assert codes(asked(**changes)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("version", "changes", "wanted"),
+    [
+        ("0.1.11.post1", {"headdim": 81, "rotary_dim": 80}, []),
+        ("0.1.12", {"headdim": 81, "rotary_dim": 80}, ["rotary_dim"]),
+        ("0.1.7.post2.dev18", {"arch": "gfx1100"}, []),
+        ("0.1.12", {"arch": "gfx1100"}, ["arch"]),
+        ("0.1.14.post1", {"arch": "gfx1201"}, ["arch"]),
+        ("0.1.15", {"arch": "gfx1201"}, []),
+        ("0.1.11.post1", {"batch": 65535, "seqlen": 1}, []),
+        ("0.1.11.post1", {"batch": 65536, "seqlen": 1}, ["batch"]),
+        ("0.1.12", {"batch": 65536, "seqlen": 1}, []),
+    ],
+)
+def test_what_a_release_has(version: str, changes: dict[str, Any], wanted: list[str]) -> None:
+    release(version)
+    assert codes(asked(**changes)) == wanted
+
+
+def test_without_aiter_the_reason_is_the_installations(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Reason("aiter", "nothing", "AMD's amd-aiter", "Install it.")
+    monkeypatch.setattr(rotary, "installation", lambda: absent)
+    assert rotary.reasons(asked()) == [absent]
+
+
+def test_nothing_of_aiter_is_imported_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trap(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"aiter.{name} was asked for")
+
+    monkeypatch.setitem(sys.modules, "aiter", Trap("aiter"))
+    assert codes(asked()) == []
+
+
+def test_the_other_backend_does_not_rotate() -> None:
+    with pytest.raises(xattn.UnsupportedError, match="op=apply_rotary"):
+        xattn.apply_rotary(*tensors(), backend="aiter-triton")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The suite's cases, and an adapter that knows nothing of aiter's traps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", SMALL[::2], ids=lambda case: case.id)
+def test_the_suites_cases_pass_on_the_stand_in(case: Case) -> None:
+    result = judge(case, target.make("aiter", "cpu", parse(PROFILE)))
+    declined = 0 in case.shape.values() or _tail(case)
+    assert result.status == ("UNSUPPORTED" if declined else "PASS"), result.message + result.detail
+    assert not result.left_out
+
+
+def _tail(case: Case) -> bool:
+    rest = case.shape["headdim"] - case.options.get("rotary_dim", case.shape["headdim"])
+    return rest % (4 if case.options.get("interleaved") else 2) != 0
+
+
+def test_the_stand_in_shows_the_traps() -> None:
+    """What the adapter keeps away from: without it, the stand-in is as wrong as aiter."""
+    module = sys.modules["aiter"]
+    q, k, cos, sin = tensors(torch.float32, rotary_dim=6)
+    x, y = q.transpose(0, 1)[..., :9], k.transpose(0, 1)[..., :9]
+    out, _ = module.rope_cached_2c_fwd(x, y, cos.view(5, 1, 1, 3), sin.view(5, 1, 1, 3), 0, True, False, True)
+    assert not out.isnan().any()  # 3 pairs: a vector of 1
+    cos, sin = torch.randn(5, 4), torch.randn(5, 4)
+    out, _ = module.rope_cached_2c_fwd(x, y, cos.view(5, 1, 1, 4), sin.view(5, 1, 1, 4), 0, True, False, True)
+    assert out[..., 8].isnan().all()
+    sliced = torch.cat((cos, cos + 9), -1)[:, :4]
+    other, _ = module.rope_cached_2c_fwd(x, y, sliced[:, None, None], sin.view(5, 1, 1, 4), 0, True, False, True)
+    assert not torch.equal(other[..., :8], out[..., :8])
