@@ -1,0 +1,1 @@
+"""The flash_fwd kernels from before the NKI library."""

@@ -1,0 +1,1 @@
+"""AWS's defects and limits as data."""
