@@ -28,7 +28,7 @@ def gradients(loss: Callable[[Tensor], Tensor], inputs: list[Tensor], **options:
 
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
-    # Its gradient has strides of 0: releases before 0.1.14 read it with out's.
+    # Its gradient has strides of 0: releases before 0.1.14 read it with out's (triton-backward-strides).
     "sum": lambda out: out.sum(),
     "transposed": lambda out: (out.transpose(1, 2) * torch.linspace(-1, 1, out.shape[1]).view(1, 1, -1, 1)).sum(),
     "squares": lambda out: out.square().sum(),
@@ -44,6 +44,20 @@ def test_gradients_of_out_come_in_any_layout(loss: Callable[[Tensor], Tensor], o
     want = gradients(loss, wide, backend="reference", **options)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_lies_past_the_last_key_reaches_no_gradient() -> None:
+    """triton-backward-unmasked: k and v cut out of memory full of NaN, in sizes that no tile divides."""
+    inputs = leaves(45, 77)
+    want = gradients(LOSSES["squares"], inputs, backend="aiter-triton")
+    cut = []
+    for x in inputs:
+        larger = torch.full((4, x.shape[1] + 130, x.shape[2], x.shape[3]), float("nan"))
+        larger[1:3, 65:-65] = x.detach()
+        cut.append(larger[1:3, 65:-65].requires_grad_())
+    got = gradients(LOSSES["squares"], cut, backend="aiter-triton")
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_switch_to_the_fused_backward_changes_nothing() -> None:

@@ -9,11 +9,14 @@ from collections import Counter
 
 import msgspec
 import pytest
+import torch
 from xattn_conformance.case import Case
 from xattn_conformance.ops.call import execute
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 from xattn_conformance.tolerance.compare import compare
+
+import xattn
 
 OP = OPS["attention"]
 
@@ -53,3 +56,17 @@ def test_asked_without_lse(case: Case) -> None:
     expected = OP.expected(case, problem, CANONICAL)
     comparison = compare(expected, {name: OP.layout(name, tensor) for name, tensor in got.items()})
     assert not comparison.failed, [check for check in comparison.checks if not check.ok]
+
+
+@pytest.mark.parametrize("largest", [1.0, 80.0])
+def test_softcap_is_right_below_its_overflow(largest: float) -> None:
+    """unified-softcap-overflows: exp2(score / softcap) is infinite from |score| = 88 * softcap on, and NaN comes out."""
+    q = torch.zeros(1, 2, 1, 16, dtype=torch.float16)
+    q[..., 0] = largest
+    k = torch.zeros(1, 32, 1, 16, dtype=torch.float16)
+    k[0, :, 0, 0] = torch.linspace(-1, 1, 32)
+    v = torch.randn(1, 32, 1, 16, dtype=torch.float16)
+    options = {"causal": True, "softcap": 1.0, "scale": 1.0}
+    got = xattn.attention(q, k, v, backend="aiter-triton", **options)
+    want = xattn.attention(q.double(), k.double(), v.double(), backend="reference", **options)
+    torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=2e-3)
