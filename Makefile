@@ -19,7 +19,7 @@ AITER_VENV ?= .venv-aiter
 AITER_BIN := $(AITER_VENV)/bin
 AITER_READY := $(AITER_VENV)/.ready
 
-.PHONY: demo test conformance test-aiter lint bench browser clean
+.PHONY: demo test conformance standins test-aiter lint bench browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
@@ -30,10 +30,18 @@ test: $(READY)  ## the tests
 conformance: $(READY)  ## hold every backend present to the golden outputs: build/conformance/<backend>.json, .xml and .html
 	$(BIN)/python -m xattn_conformance run --backend all --level full --out build/conformance $(CONFORMANCE)
 
-test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compiled for AMD's GPUs; XATTN_AITER_PATH takes another source tree
+STANDINS := $(addprefix standin-,gfx90a gfx942 gfx950 gfx1201 gfx1250)
+
+standins: $(STANDINS)  ## the aiter backend over a stand-in for aiter, on each arch: build/conformance/standin-<arch>/
+
+$(STANDINS): $(READY)
+	$(BIN)/python -m xattn_conformance run --backend aiter --device cpu --profile aiter-$@ --level extended \
+	--out build/conformance/$@ $(CONFORMANCE)
+
+test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compiled for AMD's GPUs. XATTN_AITER_PATH: another source tree
 	$(AITER_BIN)/python -m pytest -n 2 tests/rocm/aiter $(PYTEST)
 	$(AITER_BIN)/python -m xattn_conformance run --backend aiter-triton --device cpu --profile aiter-interpreter \
-	--level extended --out build/aiter $(CONFORMANCE)
+	--level extended --out build/conformance/aiter-interpreter $(CONFORMANCE)
 	$(AITER_BIN)/python -m xattn_conformance.emulation.aiter.codeobjects
 
 lint: $(READY)  ## ruff and mypy --strict

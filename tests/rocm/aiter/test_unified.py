@@ -60,7 +60,7 @@ def test_asked_without_lse(case: Case) -> None:
 
 @pytest.mark.parametrize("largest", [1.0, 80.0])
 def test_softcap_is_right_below_its_overflow(largest: float) -> None:
-    """unified-softcap-overflows: exp2(score / softcap) is infinite from |score| = 88 * softcap on, and NaN comes out."""
+    """unified-softcap-overflows: exp2(score / softcap) is infinite from |score| = 88 * softcap on: NaN comes out."""
     q = torch.zeros(1, 2, 1, 16, dtype=torch.float16)
     q[..., 0] = largest
     k = torch.zeros(1, 32, 1, 16, dtype=torch.float16)
