@@ -13,8 +13,11 @@ _archs: dict[int, str] = {}
 
 def hardware(device: torch.device) -> tuple[str, str | None]:
     """(device, arch) as in `Request`: ("cuda", "sm_90"), ("rocm", "gfx942"), ("cpu", None)."""
-    if device.type in emulated:
-        return emulated[device.type]
+    return emulated[device.type] if device.type in emulated else real(device)
+
+
+def real(device: torch.device) -> tuple[str, str | None]:
+    """As `hardware`, whatever an emulation says."""
     if device.type != "cuda":
         return device.type, None
     return ("cuda" if torch.version.hip is None else "rocm"), _arch(device.index or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from xattn_conformance.cli.mutants import mutants
-from xattn_conformance.cli.reports import compare, html, junit, verify
+from xattn_conformance.cli.reports import compare, html, junit, support, verify
 from xattn_conformance.cli.run import run
 from xattn_conformance.cli.suite import list_cases, verify_goldens
 from xattn_conformance.cli.terminal import EXIT_CODES
@@ -23,5 +23,6 @@ app.command("verify-goldens", epilog=EXIT_CODES)(verify_goldens)
 app.command("mutants", epilog=EXIT_CODES)(mutants)
 app.command("compare", epilog=EXIT_CODES)(compare)
 app.command("verify", epilog=EXIT_CODES)(verify)
+app.command("support", epilog=EXIT_CODES)(support)
 app.command("html", epilog=EXIT_CODES)(html)
 app.command("junit", epilog=EXIT_CODES)(junit)

@@ -1,4 +1,4 @@
-"""What is done with reports once they are written: `compare`, `verify`, `html`, `junit`."""
+"""What is done with reports once they are written: `compare`, `verify`, `support`, `html`, `junit`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from xattn_conformance.cli.terminal import FAILED, err, out, read, stop
 from xattn_conformance.reports import compare as comparing
 from xattn_conformance.reports import html as page
 from xattn_conformance.reports import junit as xml
+from xattn_conformance.reports import support as supporting
 from xattn_conformance.reports import verify as verifying
 from xattn_conformance.reports.claims import claims
 from xattn_conformance.reports.side_by_side import side_by_side
@@ -47,6 +48,13 @@ def verify(report: ReportFile) -> None:
     out().print(Text(f"{report}: every status of {len(found.cases)} cases follows from what was measured"))
     for claim in claims(found):
         out().print(Text(claim, style="bold"))
+
+
+def support(
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="Reports' JSON, a column each.")],
+) -> None:
+    """A table in Markdown of what each feature was checked with, and where."""
+    print(supporting.support([(path.name.partition(".")[0], read(path)) for path in reports]))
 
 
 def html(report: ReportFile, to: Output = None) -> None:

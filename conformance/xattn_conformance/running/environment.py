@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 import xattn_conformance
-from xattn.devices import hardware
+from xattn.devices import emulated, real
 from xattn.registry import registry
 from xattn_conformance.result import SUITE
 from xattn_conformance.running.target import Target
+
+_HOME = Path(xattn_conformance.__file__).resolve().parent
 
 # Variables that change which kernel runs, or how.
 _PREFIXES = ("XATTN_", "OMP_", "MKL_", "CUDA_", "HIP_", "NEURON_", "TRITON_", "PYTORCH_")
@@ -54,9 +56,8 @@ def here() -> dict[str, Any]:
     return {**commit(), "variables": variables}
 
 
-def commit() -> dict[str, Any]:
-    """The commit of the suite's checkout, and whether its tree was dirty; empty outside a checkout."""
-    folder = Path(xattn_conformance.__file__).resolve().parent
+def commit(folder: Path = _HOME) -> dict[str, Any]:
+    """The commit of a checkout, by default the suite's, and whether its tree was dirty; empty outside a checkout."""
     if not any((parent / ".git").exists() for parent in folder.parents):
         return {}
     try:
@@ -81,16 +82,20 @@ def _without_folders(value: str) -> str:
 
 
 def _device(device: str) -> dict[str, str | None]:
-    kind, arch = hardware(torch.device(device))
-    if torch.device(device).type == "cuda":
+    where = torch.device(device)
+    kind, arch = real(where)
+    if where.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif kind == "cpu":
         name = _processor()
         arch = torch.backends.cpu.get_cpu_capability()
     else:
         # Other devices' modules in torch have the function by custom, not by rule.
-        name = getattr(getattr(torch, torch.device(device).type, None), "get_device_name", lambda _: kind)(device)
-    return {"kind": kind, "name": name, "arch": arch}
+        name = getattr(getattr(torch, where.type, None), "get_device_name", lambda _: kind)(device)
+    found = {"kind": kind, "name": name, "arch": arch}
+    if where.type in emulated:
+        found["taken for"] = " ".join(filter(None, emulated[where.type]))
+    return found
 
 
 def _processor() -> str:

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.runtime import interpreter
+from xattn_rocm.installation import Installation
 
 from xattn.devices import emulated
 from xattn_conformance.emulation.aiter import source
@@ -94,7 +95,7 @@ def _no_bfloat16(original: Callable[..., Any]) -> Callable[..., Any]:
     return operate
 
 
-def install() -> None:
+def install() -> Installation:
     """Change Triton's interpreter in this process, and make xattn take CPU tensors for an AMD GPU's."""
     builder = interpreter.InterpreterBuilder
     builder.create_dot = _dot
@@ -106,13 +107,12 @@ def install() -> None:
     properties = SimpleNamespace(multi_processor_count=source.COMPUTE_UNITS, gcnArchName=ARCH)
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_device_properties = lambda device=None: properties  # type: ignore[assignment, return-value]
-    source.prepare(ARCH)
+    found = source.prepare(ARCH)
     emulated["cpu"] = ("rocm", ARCH)
     # Rows that a mask hides are -inf - -inf, which NumPy would warn of.
     np.seterr(all="ignore")
+    return found
 
 
-install()
-run = Elsewhere(
-    "vendor code elsewhere", {"runs on": "Triton's interpreter", "triton": triton.__version__, "arch told": ARCH}
-)
+_aiter = install()
+run = Elsewhere("vendor code elsewhere", source.about(_aiter, ARCH, "Triton's interpreter"))

@@ -9,8 +9,8 @@ from typing import Any
 # On AMD's GPUs a product of float32 is one of float32; on NVIDIA's Triton would make it tf32. Read as it is imported.
 os.environ["TRITON_F32_DEFAULT"] = "ieee"
 
-import triton
 from triton.runtime.jit import JITFunction
+from xattn_rocm.installation import Installation
 
 from xattn.devices import emulated
 from xattn_conformance.emulation.aiter import source
@@ -33,12 +33,13 @@ def without_amd_options(launch: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def install() -> None:
+def install() -> Installation:
     """Change Triton's launches in this process, and make xattn take an NVIDIA GPU's tensors for an AMD GPU's."""
     JITFunction.run = without_amd_options(JITFunction.run)
-    source.prepare(ARCH)
+    found = source.prepare(ARCH)
     emulated["cuda"] = ("rocm", ARCH)
+    return found
 
 
-install()
-run = Elsewhere("vendor code elsewhere", {"runs on": "an NVIDIA GPU", "triton": triton.__version__, "arch told": ARCH})
+_aiter = install()
+run = Elsewhere("vendor code elsewhere", source.about(_aiter, ARCH, "an NVIDIA GPU"))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 from xattn_rocm import installation
+
+from xattn_conformance.running.environment import commit
 
 # A source tree to take in place of the installed distribution: the folder that holds the package `aiter`.
 PATH = "XATTN_AITER_PATH"
@@ -40,3 +43,11 @@ def prepare(arch: str) -> installation.Installation:
     info = importlib.import_module("aiter.ops.triton.utils._triton.arch_info")
     info.get_arch = lambda: arch  # type: ignore[attr-defined]
     return found
+
+
+def about(found: installation.Installation, arch: str, where: str) -> dict[str, str]:
+    """What a report says of the code that ran."""
+    checkout = commit(found.root)
+    changed = " and changes of its own" if checkout.get("dirty") else ""
+    source = {"aiter's commit": f"{checkout['commit']}{changed}"} if checkout else {}
+    return {"runs on": where, "triton": version("triton"), "arch told to aiter": arch, **source}
