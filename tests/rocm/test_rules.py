@@ -15,6 +15,7 @@ from xattn_rocm import rules, xattn_backends
 from xattn_rocm.archs import ARCHS
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import CHECKED, RULES, Rule, ck, holds, installing, out_of_reach, rotary, routes, triton, within
+from xattn_rocm.rules.page import page
 
 PLUGIN = Path(rules.__file__).parents[1]
 
@@ -189,3 +190,7 @@ def test_every_guard_is_somewhere() -> None:
     named = set(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)+", sources()))
     missing = [f"{rule.backend}: {rule.name}" for rule in RULES.values() if rule.reachable and rule.name not in named]
     assert not missing, "\n".join(["not named outside the rules:", *missing])
+
+
+def test_the_page_of_the_rules_is_theirs() -> None:
+    assert (ROOT / "docs/rocm-rules.md").read_text() == page(), "python -m xattn_rocm.rules.page > docs/rocm-rules.md"
