@@ -1,0 +1,93 @@
+"""The stand-in for `aiter.flash_attn_func`: aiter's arguments are xattn's by other names, and none is dropped."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from xattn_conformance.standins.aiter import api
+from xattn_rocm.dropin import flash_attn_func
+
+import xattn
+
+
+def qkv(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, seqlen, nheads, 16, dtype=dtype) for seqlen, nheads in ((9, 4), (17, 2), (17, 2)))
+    return q, k, v
+
+
+SINKS = torch.linspace(-1, 1, 4)
+SLOPES = torch.linspace(0.1, 0.4, 4)
+BIAS = torch.linspace(-2, 2, 9 * 17).view(9, 17)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({}, {}),
+        ({"causal": True}, {"causal": True}),
+        ({"softmax_scale": 0.7}, {"scale": 0.7}),
+        ({"softmax_scale": 0.0}, {"scale": 0.0}),
+        ({"window_size": (3, 0)}, {"window": (3, 0)}),
+        ({"window_size": (-1, 2, 0)}, {"window": (None, 2)}),
+        ({"window_size": (0, 0, 0)}, {"window": (0, 0)}),
+        ({"window_size": (4, -1), "causal": True}, {"window": (4, None), "causal": True}),
+        ({"bias": BIAS}, {"bias": BIAS}),
+        ({"alibi_slopes": SLOPES}, {"alibi_slopes": SLOPES}),
+        ({"sink_ptr": SINKS}, {"sinks": SINKS}),
+        ({"how_v3_bf16_cvt": 2, "num_splits": 4, "deterministic": False}, {}),
+    ],
+    ids=str,
+)
+def test_arguments_by_their_other_names(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    out = flash_attn_func(*qkv(), **theirs)
+    assert isinstance(out, Tensor)
+    torch.testing.assert_close(out, xattn.attention(*qkv(), **ours))
+    plain = xattn.attention(*qkv())
+    assert not ours or not torch.allclose(out, plain)
+    got = flash_attn_func(*qkv(), **theirs, return_lse=True)
+    want = xattn.attention(*qkv(), **ours, return_lse=True)
+    for mine, right in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, right)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("window_size", (4, 0, 2)),
+        ("return_attn_probs", True),
+        ("cu_seqlens_q", torch.tensor([0, 9])),
+        ("cu_seqlens_kv", torch.tensor([0, 9])),
+    ],
+    ids=str,
+)
+def test_what_xattn_has_no_word_for_is_an_error(name: str, value: Any) -> None:
+    with pytest.raises(xattn.InvalidArgumentError, match=name):
+        flash_attn_func(*qkv(), **{name: value})
+
+
+def test_dropout_and_determinism_are_asked_for() -> None:
+    with xattn.use_backend("sdpa"), pytest.raises(xattn.UnsupportedError, match="dropout_p"):
+        flash_attn_func(*qkv(), dropout_p=0.5)
+    asked = []
+
+    def spy(*tensors: Tensor, **options: Any) -> Tensor:
+        asked.append(options["deterministic"])
+        return tensors[0]
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as patched:
+        patched.setattr(xattn, "attention", spy)
+        flash_attn_func(*qkv())
+        flash_attn_func(*qkv(), deterministic=False)
+    assert asked == [True, False]
+
+
+def test_the_signature_is_aiters() -> None:
+    theirs = inspect.signature(api..flash_attn_func).parameters
+    ours = inspect.signature(flash_attn_func).parameters
+    assert {name: each.default for name, each in ours.items()} == {name: each.default for name, each in theirs.items() if name != "self"}
