@@ -100,13 +100,19 @@ def test_v3_has_no_backward_for_another_headdim_v() -> None:
 
 def test_the_backward_knows_no_softcap() -> None:
     q, k, v = qkv(33, 65, 64, torch.float16)
-    out, _ = varlen("gfx90a", q.requires_grad_(), k, v, logits_soft_cap=1.0, return_lse=True)
+    out, lse = varlen("gfx90a", q.requires_grad_(), k, v, logits_soft_cap=1.0, return_lse=True)
     (found,) = torch.autograd.grad(out.sum(), q)
     scores = q.transpose(1, 2).float() @ k.repeat_interleave(2, 2).permute(0, 2, 3, 1).float() / 8
     capped = (torch.tanh(scores).softmax(3) @ v.repeat_interleave(2, 2).transpose(1, 2).float()).transpose(1, 2)
     (wanted,) = torch.autograd.grad(capped.sum(), q)
     torch.testing.assert_close(out.unflatten(0, (2, 33)).float(), capped, rtol=0, atol=2e-3)
     assert float((found - wanted).abs().max()) > 0.1
+    # Scores without the cap, beside the lse of those that have it.
+    weights = (scores - lse.unflatten(1, (2, 33)).transpose(0, 1)[..., None]).exp().detach()
+    share = v.repeat_interleave(2, 2).float().sum(3).transpose(1, 2)[:, :, None]
+    delta = capped.detach().sum(3).transpose(1, 2)[..., None]
+    said = (weights * (share - delta)) @ k.repeat_interleave(2, 2).transpose(1, 2).float() / 8
+    torch.testing.assert_close(found.float(), said.transpose(1, 2), rtol=2e-2, atol=2e-2)
 
 
 def test_what_flows_into_lse_is_dropped() -> None:

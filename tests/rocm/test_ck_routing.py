@@ -183,6 +183,13 @@ def test_the_oldest_release_sends_a_softcap_to_asm() -> None:
     assert forward(call, "gfx942", Installation(Path(), "0.1.8", "flat"), {}) == "ck"
 
 
+def test_the_oldest_release_has_asm_for_192_128_on_gfx950_alone() -> None:
+    call = Call(**{**CALL, "headdim": 192})
+    oldest, next_one = (Installation(Path(), version, "flat") for version in ("0.1.7.post5", "0.1.8"))
+    assert [forward(call, arch, oldest, {}) for arch in ("gfx942", "gfx950")] == ["ck", "v3"]
+    assert [forward(call, arch, next_one, {}) for arch in ("gfx942", "gfx950")] == ["v3", "v3"]
+
+
 sides = st.sampled_from((-1, -1, 0, 1, 16, 127, 128, 255, 256, 300))
 widths = st.sampled_from((8, 40, 64, 65, 72, 96, 121, 128, 128, 160, 185, 192, 256))
 flags = st.sampled_from((False, False, False, True))
