@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -108,53 +110,53 @@ def _forward(request: Request, installed: Installation) -> Plan:
     }
     if left is not None:
         options["window_size"] = (left, -1)
-    nheads, return_lse = request.nheads, request.return_lse
     module = vendor.module(MODULES[installed.layout])
-    kernel = module.flash_attn_func
+    kernel = functools.partial(module.flash_attn_func, **options)
+    # aiter pads other heads, and cuts its output back.
+    cut = request.headdim % 8 != 0
 
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor | None = None, alibi_slopes: Tensor | None = None
-    ) -> Tensor | AttentionOutput:
+    def run(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Tensor | AttentionOutput:
         _check_switch(module)
         if first:
             k, v = k[:, first:], v[:, first:]
-        given: dict[str, Any] = {}
-        if sinks is not None:
-            given["sink"] = sinks.contiguous()
-        if alibi_slopes is not None:
-            given["alibi_slopes"] = alibi_slopes.expand(q.shape[0], nheads)
-        returned = kernel(q, k, v, **options, **given)
-        if not return_lse:
-            return returned.contiguous()  # type: ignore[no-any-return]
+        returned = kernel(q, k, v, **_as_aiter_names(request, given)) if given else kernel(q, k, v)
+        if not request.return_lse:
+            return returned.contiguous() if cut else returned  # type: ignore[no-any-return]
         out, lse = returned
         if dead:
             # aiter says 0 there.
-            bury(out, lse, dead, sinks)
-        return AttentionOutput(out.contiguous(), lse)
+            bury(out, lse, dead, given.get("sinks"))
+        return AttentionOutput(out.contiguous() if cut else out, lse)
 
     return run
 
 
+def _as_aiter_names(request: Request, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = {}
+    if "sinks" in given:
+        named["sink"] = given["sinks"].contiguous()
+    if "alibi_slopes" in given:
+        # The kernel reads a stride for the batch.
+        named["alibi_slopes"] = given["alibi_slopes"].expand(request.batch, request.nheads)
+    return named
+
+
 def _with_gradients(request: Request, installed: Installation) -> Plan:
     left, right = band(request)
-    first, nheads = first_seen(request), request.nheads
+    first = first_seen(request)
     options = (request.softmax_scale, right == 0, left, installed.layout)
 
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor | None = None, alibi_slopes: Tensor | None = None
-    ) -> Tensor:
+    def run(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Tensor:
         if first:
             k, v = k[:, first:], v[:, first:]
-        if sinks is not None:
-            sinks = sinks.contiguous()
-        if alibi_slopes is not None:
-            alibi_slopes = alibi_slopes.expand(q.shape[0], nheads)
-        return Attend.apply(q, k, v, sinks, alibi_slopes, *options)  # type: ignore[no-any-return, no-untyped-call]
+        named = _as_aiter_names(request, given)
+        tensors = (q, k, v, named.get("sink"), named.get("alibi_slopes"))
+        return Attend.apply(*tensors, *options)  # type: ignore[no-any-return, no-untyped-call]
 
     return run
 
 
 def _check_switch(module: ModuleType) -> None:
     """aiter's mha_set_impl changes the kernel of the whole process, to one that drops sinks."""
-    if getattr(module, "_MHA_IMPL", "default") != "default":
+    if module.__dict__.get("_MHA_IMPL", "default") != "default":
         raise RuntimeError(f"aiter's mha_set_impl({module._MHA_IMPL!r}) is on; xattn knows its default kernels alone")

@@ -7,7 +7,9 @@ kernel is told that pages lie one unit apart. So no layout needs a copy, unless 
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,7 +61,7 @@ def reasons(request: Request, installed: Installation) -> list[Reason]:
 
 
 def plan(request: Request, installed: Installation) -> Plan:
-    batch, seqlen_q, nheads, headdim = request.batch, request.seqlen_q, request.nheads, request.headdim
+    seqlen_q = request.seqlen_q
     first, dead = first_seen(request), dead_rows(request)
     seqlen_k = request.seqlen_k - first
     left, _ = band(request)
@@ -68,54 +70,48 @@ def plan(request: Request, installed: Installation) -> Plan:
     # split the keys, which it does in tiles of a page.
     most = seqlen_q if freely else max(2, seqlen_q)
     window = (-1, -1) if left is None and freely else (seqlen_k if left is None else left, 0)
-    scale, softcap = request.softmax_scale, request.softcap or 0.0
-    kernel = vendor.module(_MODULES[installed.layout]).unified_attention
-    tables: dict[object, tuple[Tensor, Tensor, Tensor]] = {}
+    kernel = functools.partial(
+        vendor.module(_MODULES[installed.layout]).unified_attention,
+        max_seqlen_q=most,
+        max_seqlen_k=seqlen_k,
+        softmax_scale=request.softmax_scale,
+        causal=True,
+        window_size=window,
+        softcap=request.softcap or 0.0,
+        q_descale=None,
+        k_descale=None,
+        v_descale=None,
+    )
+    ragged = request.seqlens_k is not None
+    layouts: dict[object, _Layout] = {}
 
     def run(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        sinks: Tensor | None = None,
-        alibi_slopes: Tensor | None = None,
-        seqlens_k: Tensor | None = None,
-    ) -> Tensor:
+        q: Tensor, k: Tensor, v: Tensor, *, seqlens_k: Tensor | None = None, **given: Tensor
+    ) -> Tensor:  # sinks and alibi_slopes, by aiter's names
         if first:
             k, v = k[:, first:], v[:, first:]
-        unit_k, unit_v = _unit(k, page), _unit(v, page)
-        if _places(k, unit_k, page) != _places(v, unit_v, page):
+        key = (k.stride(), v.stride(), q.device)
+        layout = layouts.get(key)
+        if layout is None:
+            layout = layouts[key] = _layout(k, v, page, seqlen_q)
+        if layout.copies:
             k, v = k.contiguous(), v.contiguous()
-            unit_k, unit_v = _unit(k, page), _unit(v, page)
-        key = (_places(k, unit_k, page), q.device)
-        if key not in tables:
-            tables[key] = _tables(*key[0], batch, seqlen_q, seqlen_k, page, q.device)
-        table, starts, lengths = tables[key]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lengths = layout.lengths if seqlens_k is None else seqlens_k.to(torch.int32)
         kernel(
             q=q.flatten(0, 1),
-            k=_pages(k, unit_k, page),
-            v=_pages(v, unit_v, page),
-            out=out.view(batch * seqlen_q, nheads, headdim),
-            cu_seqlens_q=starts,
-            max_seqlen_q=most,
-            seqused_k=lengths if seqlens_k is None else seqlens_k.to(torch.int32),
-            max_seqlen_k=seqlen_k,
-            softmax_scale=scale,
-            causal=True,
-            window_size=window,
-            block_table=table,
-            softcap=softcap,
-            q_descale=None,
-            k_descale=None,
-            v_descale=None,
-            alibi_slopes=alibi_slopes,
-            sinks=sinks,
+            k=k.as_strided(*layout.k),
+            v=v.as_strided(*layout.v),
+            out=out.flatten(0, 1),
+            cu_seqlens_q=layout.starts,
+            seqused_k=lengths,
+            block_table=layout.table,
+            **given,
         )
         if dead:
             out[:, :dead] = 0
-        if seqlens_k is not None and seqlen_q > 1:
-            unseeing = torch.arange(seqlen_q, device=q.device) < seqlen_q - seqlens_k.unsqueeze(1)
+        if ragged and seqlen_q > 1:
+            unseeing = torch.arange(seqlen_q, device=q.device) < seqlen_q - lengths.unsqueeze(1)
             out.masked_fill_(unseeing[:, :, None, None], 0)
         return out
 
@@ -133,25 +129,48 @@ def _page(request: Request, seqlen_k: int, installed: Installation) -> tuple[int
     return next(page for page in _PAGES if page <= seqlen_k), False
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """How the kernel finds its way in k and v as they lie.
+
+    copies: k and v differ too much for one table.
+    k, v:   shape and strides of the first page, and the distance of two: all that the kernel asks of a cache.
+    table:  block_table (batch, pages). starts: cu_seqlens_q (batch + 1,). lengths: seqused_k (batch,). All int32.
+    """
+
+    copies: bool
+    k: tuple[tuple[int, ...], tuple[int, ...]]
+    v: tuple[tuple[int, ...], tuple[int, ...]]
+    table: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+
+def _layout(k: Tensor, v: Tensor, page: int, seqlen_q: int) -> _Layout:
+    copies = _places(k, page) != _places(v, page)
+    if copies:
+        k, v = k.contiguous(), v.contiguous()
+    batch, seqlen_k = k.shape[:2]
+    row, step = _places(k, page)
+    count = functools.partial(torch.arange, dtype=torch.int32, device=k.device)
+    return _Layout(
+        copies=copies,
+        k=_first_page(k, page),
+        v=_first_page(v, page),
+        table=count(batch).unsqueeze(1) * row + count(-(-seqlen_k // page)) * step,
+        starts=count(batch + 1) * seqlen_q,
+        lengths=torch.full((batch,), seqlen_k, dtype=torch.int32, device=k.device),
+    )
+
+
 def _unit(x: Tensor, page: int) -> int:
     return math.gcd(x.stride(0), x.stride(1) * page) or 1
 
 
-def _places(x: Tensor, unit: int, page: int) -> tuple[int, int]:
+def _places(x: Tensor, page: int) -> tuple[int, int]:
     """Where a batch row and a page begin, in units."""
-    return x.stride(0) // unit, x.stride(1) * page // unit
+    return x.stride(0) // _unit(x, page), x.stride(1) * page // _unit(x, page)
 
 
-def _pages(x: Tensor, unit: int, page: int) -> Tensor:
-    """The first page, with the distance of two: all that the kernel asks of the tensor."""
-    return x.as_strided((1, page, x.shape[2], x.shape[3]), (unit, x.stride(1), x.stride(2), x.stride(3)))
-
-
-def _tables(
-    row: int, step: int, batch: int, seqlen_q: int, seqlen_k: int, page: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """block_table (batch, pages), cu_seqlens_q (batch + 1,) and seqused_k (batch,), all int32."""
-    pages = torch.arange(-(-seqlen_k // page), dtype=torch.int32, device=device) * step
-    table = torch.arange(batch, dtype=torch.int32, device=device).unsqueeze(1) * row + pages
-    starts = torch.arange(batch + 1, dtype=torch.int32, device=device) * seqlen_q
-    return table, starts, torch.full((batch,), seqlen_k, dtype=torch.int32, device=device)
+def _first_page(x: Tensor, page: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return (1, page, x.shape[2], x.shape[3]), (_unit(x, page), *x.stride()[1:])
