@@ -130,6 +130,24 @@ def test_strides_change_no_bit(interleaved: bool, rotary_dim: int) -> None:
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
+def test_out_is_contiguous_where_torch_would_keep_another_order(interleaved: bool) -> None:
+    """With one pair a tensor stored as (batch, nheads, seqlen, 2) looks channels-last to torch, which keeps to that."""
+    q, k, cos, sin = tensors(headdim=2, rotary_dim=2)
+    stored = q.transpose(1, 2).contiguous().transpose(1, 2)
+    got, _ = xattn.apply_rotary(stored, k, cos, sin, interleaved=interleaved)
+    assert got.is_contiguous()
+    close(got, turned(q, cos, sin, interleaved), torch.float32)
+
+
+def test_both_styles_in_turn() -> None:
+    q, k, cos, sin = tensors()
+    for _ in range(2):
+        for interleaved in (True, False):
+            got, _ = xattn.apply_rotary(q, k, cos, sin, interleaved=interleaved)
+            close(got, turned(q, cos, sin, interleaved), torch.float32)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
 def test_q_alone(interleaved: bool) -> None:
     q, k, cos, sin = tensors()
     got, nothing = xattn.apply_rotary(q, None, cos, sin, interleaved=interleaved)

@@ -258,6 +258,23 @@ def test_a_kernel_that_rounds_as_the_contract_says_passes(case: Case) -> None:
     assert not _failed(case, right)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_rounds_nothing_must_be_exact(dtype: str) -> None:
+    """Quarter turns and what passes through: the last bit of one element, and the case fails for it."""
+    quarters = next(case for case in CORE if case.dtype == dtype and case.family == "quarters")
+    partial = next(case for case in CORE if case.dtype == dtype and case.options.get("rotary_dim") == 16)
+    for case, column in ((quarters, 0), (partial, 79)):
+
+        def off(given: Rotary, column: int = column) -> dict[str, Array]:
+            found = right(given)
+            value = found["out"][0, 0, 0, column]
+            found["out"][0, 0, 0, column] = value * (1 + 2.0 ** -{"float32": 22, "float16": 9, "bfloat16": 6}[dtype])
+            return found
+
+        assert not _failed(case, right)
+        assert _failed(case, off) == {"out.exact"}
+
+
 def test_a_wrong_gradient_fails() -> None:
     """A backward that turns the way of the input, in a whole judgement."""
 
