@@ -119,6 +119,8 @@ def _rotate(request: RotaryRequest) -> Rotate:
 def _within_reach(x: Tensor) -> Tensor:
     """x, or a copy where its rows lie beyond aiter's offsets or not as its vectors of two 16-bit numbers want them."""
     batch, seqlen, nheads, headdim = x.shape
+    if headdim % 2 == 0 and x.is_contiguous() and x.storage_offset() % 2 == 0:
+        return x  # `reasons` has looked at the sizes
     s0, s1, s2, _ = x.stride()
     if ((batch - 1) * s0 + (seqlen - 1) * s1 + (nheads - 1) * s2 + headdim) * x.element_size() >= _BYTES:
         return x.contiguous()
