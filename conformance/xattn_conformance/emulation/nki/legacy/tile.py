@@ -57,11 +57,11 @@ class Tile(Tensor):
             kept = [axis >= self._axis for axis in range(self.ndim)]
         keys = spread(key, self.ndim)
         index = tuple(index_of(each, *of) for each, *of in zip(keys, self.shape, kept, strict=True))
-        dropped = 0
         if self._axis is not None:
             dropped = sum(not isinstance(each, slice) for each in index[: self._axis])
             return Tile(self.data[index], self.dtype, self.buffer, self._axis - dropped)
-        return Tile(self.data[index if index else ...], self.dtype, self.buffer)
+        # The dots keep a view of one element a view.
+        return Tile(self.data[(*index, ...)], self.dtype, self.buffer)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         place = self[key]
