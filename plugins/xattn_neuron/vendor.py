@@ -19,61 +19,62 @@ Kernel = Callable[..., Any]
 overridden: dict[str, Kernel] = {}
 
 _MODULES = {
-    "attention_cte": ("nkilib.core.attention.attention_cte", "attention_cte"),
-    "attention_bwd": ("nkilib.core.attention.attention_bwd", "attention_bwd"),
-    "flash_fwd_nxdi": ("neuronx_distributed_inference.modules.sliding_window.attention", "flash_fwd"),
-    "flash_fwd_legacy": ("neuronxcc.nki.kernels.attention", "flash_fwd"),
-    "flash_attn_bwd_legacy": ("neuronxcc.nki.kernels.attention", "flash_attn_bwd"),
-    "flash_config_nxdi": ("neuronx_distributed_inference.modules.sliding_window.attention", "FlashConfig"),
-    "flash_config_legacy": ("neuronxcc.nki.kernels.attention", "FlashConfig"),
+    "attention_cte": "nkilib.core.attention.attention_cte",
+    "attention_bwd": "nkilib.core.attention.attention_bwd",
+    "flash_fwd_nxdi": "neuronx_distributed_inference.modules.sliding_window.attention",
+    "flash_fwd_legacy": "neuronxcc.nki.kernels.attention",
+    "flash_attn_bwd_legacy": "neuronxcc.nki.kernels.attention",
+    "flash_config_nxdi": "neuronx_distributed_inference.modules.sliding_window.attention",
+    "flash_config_legacy": "neuronxcc.nki.kernels.attention",
 }
 
 
 def attention_cte() -> Kernel:
     """The NKI library's forward."""
-    return _kernel("attention_cte")
+    return _kernel("attention_cte", "attention_cte")
 
 
 def attention_bwd() -> Kernel:
     """The NKI library's backward."""
-    return _kernel("attention_bwd")
+    return _kernel("attention_bwd", "attention_bwd")
 
 
 def flash_fwd_nxdi() -> Kernel:
     """The forward of neuronx-distributed-inference's sliding-window module."""
-    return _kernel("flash_fwd_nxdi")
+    return _kernel("flash_fwd_nxdi", "flash_fwd")
 
 
 def flash_fwd_legacy() -> Kernel:
     """The forward that neuronx-cc brought before NKI 0.4.0."""
-    return _kernel("flash_fwd_legacy")
+    return _kernel("flash_fwd_legacy", "flash_fwd")
 
 
 def flash_attn_bwd_legacy() -> Kernel:
     """The backward of the same module."""
-    return _kernel("flash_attn_bwd_legacy")
+    return _kernel("flash_attn_bwd_legacy", "flash_attn_bwd")
 
 
-def flash_config_nxdi() -> Kernel:
+def flash_config_nxdi() -> Callable[..., Any]:
     """The class of flash_fwd_nxdi's argument `config`."""
-    return _kernel("flash_config_nxdi")
+    return _kernel("flash_config_nxdi", "FlashConfig")
 
 
-def flash_config_legacy() -> Kernel:
+def flash_config_legacy() -> Callable[..., Any]:
     """The class of flash_fwd_legacy's argument `config`."""
-    return _kernel("flash_config_legacy")
+    return _kernel("flash_config_legacy", "FlashConfig")
 
 
-def _kernel(name: str) -> Kernel:
-    if name in overridden:
-        return overridden[name]
-    module, attribute = _MODULES[name]
-    try:
-        found: Kernel = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        add_note(error, _advice(module))
-        raise
+def _kernel(name: str, attribute: str) -> Kernel:
+    found: Kernel = overridden[name] if name in overridden else _attribute(name, attribute)
     return found
+
+
+def _attribute(name: str, attribute: str) -> Any:
+    try:
+        return getattr(importlib.import_module(_MODULES[name]), attribute)
+    except Exception as error:
+        add_note(error, _advice(_MODULES[name]))
+        raise
 
 
 def _advice(module: str) -> str:

@@ -1,4 +1,4 @@
-"""The `nki-legacy` backend."""
+"""The `nki-legacy` backend: what it declares."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 
 from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
-from xattn_neuron.installation import describe, installation
+from xattn_neuron.installation import Installation, describe, installation
+from xattn_neuron.legacy import plans
+from xattn_neuron.legacy.limits import availability, limits, variant
 
 
 class NkiLegacyBackend(Backend):
@@ -15,20 +17,36 @@ class NkiLegacyBackend(Backend):
     capabilities = (
         Capabilities(
             device="neuron",
-            dtypes=frozenset({torch.bfloat16}),
-            features=frozenset({"causal", "gqa"}),
+            dtypes=frozenset({torch.float32, torch.bfloat16}),
+            features=frozenset({"causal", "window", "top_left", "bottom_right", "gqa", "return_lse"}),
+            grads=frozenset({"qkv"}),
             headdim=(1, 128, 1),
-            priority={"default": 80},
-            checked="never",
+            priority={"default": 70},
+            checked="against a stand-in for AWS's kernels, and on their unmodified source by emulation of NKI on a "
+            "CPU; never on Trainium or Inferentia",
         ),
     )
 
     def limits(self, request: Request) -> list[Reason]:
         installed = installation()
-        return [installed] if isinstance(installed, Reason) else []
+        return [installed] if isinstance(installed, Reason) else limits(request, installed)
 
     def plan(self, request: Request) -> Plan:
-        raise NotImplementedError
+        return plans.plan(request, _installed())
+
+    def kernel(self, request: Request) -> str:
+        if variant(_installed()) == "nxdi":
+            return "neuronx_distributed_inference flash_fwd"
+        return f"neuronxcc flash_fwd{'; backward: flash_attn_bwd' if request.any_grad else ''}"
 
     def info(self) -> dict[str, str]:
-        return {"neuron": describe()}
+        installed = installation()
+        stops = [] if isinstance(installed, Reason) else availability(installed)
+        legacy = {"flash_fwd": f"cannot be used: {'; '.join(map(str, stops))}"} if stops else {}
+        return {"neuron": describe(), **legacy}
+
+
+def _installed() -> Installation:
+    found = installation()
+    assert isinstance(found, Installation)
+    return found

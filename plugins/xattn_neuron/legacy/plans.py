@@ -1,0 +1,156 @@
+"""Plans: layout work and the call of a flash_fwd, with everything else decided beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.compiler import is_compiling
+
+from xattn import AttentionOutput, Request
+from xattn.backend import Plan
+from xattn_neuron import layout, ops
+from xattn_neuron.cut import Cut, cut
+from xattn_neuron.installation import Installation
+from xattn_neuron.legacy import kernels
+from xattn_neuron.legacy.limits import variant
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both directions are told. length_q, length_k: as padded. window: as the kernel counts it, -1 for none."""
+
+    scale: float
+    causal: bool
+    window: int
+    mixed: bool
+    length_q: int
+    length_k: int
+    tile: int
+    compiled: bool
+
+
+def plan(request: Request, installed: Installation) -> Plan:
+    kept = cut(request)
+    options = _options(request, kept)
+    if request.any_grad:
+        return _with_gradients(request, kept, options)
+    nxdi = variant(installed) == "nxdi"
+    batch, total, return_lse = request.batch, request.seqlen_q, request.return_lse
+    seqlen_q, length_q, length_k = kept.seqlen_q, options.length_q, options.length_k
+    first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
+    cuts_q, cuts_k = seqlen_q != total, kept.seqlen_k != request.seqlen_k
+    nheads_k = request.nheads_k
+    call = _nxdi_call(kept, options) if nxdi else _neuronxcc_call(options, return_lse)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor | AttentionOutput:
+        if cuts_q:
+            q = q[:, first_q:end_q]
+        if cuts_k:
+            k, v = k[:, first_k:end_k], v[:, first_k:end_k]
+        out, tiles = call(
+            layout.dims_first(q, length_q),
+            layout.dims_first(k, length_k),
+            layout.heads_first(v, length_k).unflatten(0, (batch, nheads_k)),
+        )
+        out = layout.heads_last(out, seqlen_q, first_q, total)
+        if not return_lse:
+            return out
+        lse = layout.rows_of_tiles(tiles, seqlen_q)
+        return AttentionOutput(out, layout.buried(lse, first_q, total, None) if cuts_q else lse)
+
+    return run
+
+
+def _options(request: Request, kept: Cut) -> Options:
+    # legacy-keys-of-whole-tiles: what is added lies behind the diagonal.
+    length_k = layout.up(kept.seqlen_k, 512)
+    return Options(
+        scale=request.softmax_scale,
+        causal=kept.causal,
+        # legacy-window-is-causal
+        window=-1 if kept.left is None else kept.left + 1,
+        # legacy-mixed-precision-is-bfloat16
+        mixed=request.dtype != torch.float32,
+        # legacy-tail-is-never-written; in training causal calls are as long in both.
+        length_q=length_k if request.any_grad and kept.causal else layout.up(kept.seqlen_q, 128),
+        length_k=length_k,
+        tile=next(tile for tile in (2048, 1024, 512) if length_k % tile == 0),
+        compiled=is_compiling(),
+    )
+
+
+# Padded q, k and v in the kernels' layouts -> out, and lse in tiles.
+Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _neuronxcc_call(options: Options, training: bool) -> Call:
+    kernel = ops.kernel(kernels.flash_fwd) if options.compiled else kernels.flash_fwd
+    rest = (options.scale, options.causal, options.window, options.mixed, options.tile, training)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = kernel(q, k, v, *rest)
+        return found
+
+    return call
+
+
+def _nxdi_call(kept: Cut, options: Options) -> Call:
+    kernel = ops.kernel(kernels.flash_fwd_nxdi) if options.compiled else kernels.flash_fwd_nxdi
+    rest = (options.scale, -2 if kept.left is None else kept.left, options.mixed, options.tile)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out: Tensor = kernel(q, k, v, *rest)
+        return out, out  # nxdi-has-no-lse: limits let no call through that reads the second
+
+    return call
+
+
+def _with_gradients(request: Request, kept: Cut, options: Options) -> Plan:
+    first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
+    behind = request.seqlen_q - end_q
+    cuts_q, cuts_k = kept.seqlen_q != request.seqlen_q, kept.seqlen_k != request.seqlen_k
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if cuts_q:
+            q = q[:, first_q:end_q]
+        if cuts_k:
+            k, v = k[:, first_k:end_k], v[:, first_k:end_k]
+        out: Tensor = Attend.apply(q, k, v, options)  # type: ignore[no-untyped-call]
+        return F.pad(out, (0, 0, 0, 0, first_q, behind)) if cuts_q else out
+
+    return run
+
+
+class Attend(Function):
+    """(q, k, v, options) -> out, differentiable in q, k and v: neuronx-cc's flash_fwd and flash_attn_bwd."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+        heads_v = layout.heads_first(v, options.length_k).unflatten(0, (v.shape[0], v.shape[2]))
+        call = _neuronxcc_call(options, training=True)
+        heads, lse = call(layout.dims_first(q, options.length_q), layout.dims_first(k, options.length_k), heads_v)
+        out = layout.heads_last(heads, q.shape[1])
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.options = options
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        options: Options = ctx.options
+        call = ops.kernel(kernels.flash_attn_bwd) if options.compiled else kernels.flash_attn_bwd
+        length_q, length_k = options.length_q, options.length_k
+        found = call(
+            layout.dims_first(q, length_q), layout.dims_first(k, length_k), layout.dims_first(v, length_k),
+            layout.dims_first(out, length_q), layout.dims_first(dout, length_q), lse,
+            options.scale, options.causal, options.window,
+        )  # fmt: skip
+        grads = (layout.from_dims_first(dx, x.shape[1]) for dx, x in zip(found, (q, k, v), strict=True))
+        return *grads, None
