@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -17,9 +18,9 @@ def _current() -> ModuleType | None:
     """The real `nki`, or None where the emulation takes its name."""
     nki = simulator.real()
     if nki is None:
-        modules.place(
-            "nki", {"": {"jit": language.jit}, "language": language.NAMES, "isa": isa.NAMES}
-        )
+        modules.place("nki", {"": {"jit": language.jit}, "language": language.NAMES, "isa": isa.NAMES})
+    # attention_cte warns, on stdout, of every call but the largest: its test is the wrong way round.
+    os.environ.setdefault("NKILIB_LOG_LEVEL", "ERROR")
     return nki
 
 
@@ -30,9 +31,9 @@ def _legacy() -> None:
     modules.place("neuronxcc.nki", names)
 
 
-def runs_on() -> str:
-    """For a report: what executes the current namespace."""
-    nki = _current()
+def runs_on(name: str) -> str:
+    """For a report: what executes the NKI library's kernels ("cte"), or those before it."""
+    nki = _current() if name == "cte" else None
     return "NumPy emulation of NKI" if nki is None else f"nki.simulate of nki {getattr(nki, '__version__', 'unknown')}"
 
 
@@ -62,6 +63,16 @@ def legacy(source: loader.Source) -> ModuleType:
 def flash_fwd_nxdi() -> Callable[..., Any]:
     kernel: Callable[..., Any] = legacy(loader.NXDI).flash_fwd
     return kernel
+
+
+def flash_config_nxdi() -> Callable[..., Any]:
+    config: Callable[..., Any] = legacy(loader.NXDI).FlashConfig
+    return config
+
+
+def flash_config_legacy() -> Callable[..., Any]:
+    config: Callable[..., Any] = legacy(loader.LEGACY).FlashConfig
+    return config
 
 
 def flash_fwd_legacy() -> Callable[..., Any]:

@@ -79,6 +79,7 @@ def _by_file(name: str, path: Path) -> ModuleType:
     return module
 
 
-def digest(module: ModuleType) -> str:
-    """Of a kernel file, for a report: the first of its SHA-256."""
-    return hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()[:16]
+def digest(kernel: Any) -> tuple[str, str]:
+    """(module, the first of its file's SHA-256) of what a kernel file defines, for a report."""
+    module = sys.modules[kernel.__module__]
+    return kernel.__module__, f"sha256 {hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()[:16]}"
