@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from xattn_conformance.emulation.nki import isa, language, loader, modules, simulator
-from xattn_conformance.emulation.nki.legacy import isa as legacy_isa
-from xattn_conformance.emulation.nki.legacy import language as legacy_language
+from xattn_conformance.emulation.nki.neuronxcc import isa as legacy_isa
+from xattn_conformance.emulation.nki.neuronxcc import language as legacy_language
 
 
 @functools.cache

@@ -14,8 +14,8 @@ import numpy as np
 from xattn_conformance.emulation.nki.isa.target import NcVersion, get_nc_version
 from xattn_conformance.emulation.nki.isa.tensor import product
 from xattn_conformance.emulation.nki.isa.vector import reduced
-from xattn_conformance.emulation.nki.legacy.language import maskable
-from xattn_conformance.emulation.nki.legacy.tile import Tile, promoted, tile_of
+from xattn_conformance.emulation.nki.neuronxcc.language import maskable
+from xattn_conformance.emulation.nki.neuronxcc.tile import Tile, promoted, tile_of
 from xattn_conformance.emulation.nki.memory import PARTITIONS
 from xattn_conformance.emulation.nki.ops import op_of
 from xattn_conformance.emulation.nki.tensor import LimitError, Region, operand

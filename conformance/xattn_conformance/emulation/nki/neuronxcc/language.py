@@ -18,7 +18,7 @@ from xattn_conformance.emulation.nki.dtypes import NAMED, USABLE, Array, DType
 from xattn_conformance.emulation.nki.isa.tensor import product
 from xattn_conformance.emulation.nki.language import program_id, program_ndim, tile_size
 from xattn_conformance.emulation.nki.launch import Kernel, program
-from xattn_conformance.emulation.nki.legacy.tile import (
+from xattn_conformance.emulation.nki.neuronxcc.tile import (
     SKIPPED,
     LoopReduced,
     Partitions,
