@@ -80,6 +80,7 @@ def stranger(
     metadata: False leaves METADATA out, as a removal that went wrong does.
     """
     module = name.replace("-", "_")
+    sys.modules.pop(module, None)  # another test's of the same name
     (folder / f"{module}.py").write_text(textwrap.dedent(source))
     info = folder / f"{module}-1.0.dist-info"
     info.mkdir()

@@ -22,6 +22,7 @@ from xattn_conformance.golden import rowwise
 from xattn_conformance.problem import Problem
 
 import xattn
+from xattn import Backend, Capabilities, Request
 from xattn.registry import Registry
 from xattn.request import dtype_name
 
@@ -680,3 +681,26 @@ def test_the_order_of_discovery_decides_nothing(strangers: Path, load: Load) -> 
         load(order)
         assert served(backend="same") == 2
         check_reported("b", 'the plugin "a" already has a backend of this name')
+
+
+def test_of_several_blocks_of_a_device_the_one_with_the_arch_counts() -> None:
+    def block(archs: set[str], priority: int) -> Capabilities:
+        dtypes, features = frozenset({torch.float32}), frozenset({"causal"})
+        return Capabilities(
+            "acme", dtypes, features, "on paper", archs=frozenset(archs), priority={"default": priority}
+        )
+
+    class Acme(Backend):
+        name = "acme"
+        api_version = 1
+        capabilities = (block({"a1", "a2"}, 80), block({"a3"}, 40))
+
+        def plan(self, request: Request) -> Any:
+            raise NotImplementedError
+
+    def asked(arch: str | None) -> Request:
+        return Request("acme", torch.float32, 1, 4, 4, 2, 2, 8, 8, arch=arch)
+
+    found = {arch: Acme().block(asked(arch)) for arch in ("a2", "a3", "a4", None)}
+    assert [block.priority["default"] for block in found.values() if block] == [80, 40, 80, 80]
+    assert [len(Acme().reasons(asked(arch))) for arch in found] == [0, 0, 1, 1]

@@ -49,7 +49,7 @@ def xattn_backends() -> Iterable[Backend]:  # type: ignore[empty-body]
 class Backend(ABC):
     """One way to compute attention. To write one:
 
-    1. Set `name`, `api_version = 1` and `capabilities`, one block for each device.
+    1. Set `name`, `api_version = 1` and `capabilities`, one block for each device, or for some archs of one.
     2. Put into `limits` what a table cannot say: combinations, sizes, a missing vendor package.
     3. Return from `plan` a callable that does layout work and calls the kernel, nothing else.
     4. Run the conformance suite over it.
@@ -59,19 +59,21 @@ class Backend(ABC):
     api_version: ClassVar[int]
     capabilities: ClassVar[tuple[Capabilities, ...]]
 
-    def block(self, request: Request) -> Capabilities | None:
-        """The capabilities declared for the request's device."""
-        for capabilities in self.capabilities:
-            if capabilities.device in (request.device, "any"):
-                return capabilities
-        return None
+    def block(self, request: Request | RotaryRequest) -> Capabilities | None:
+        """The capabilities declared for the request's device: of several blocks the first with its arch, or else the
+        first."""
+        found = [block for block in self.capabilities if block.device in (request.device, "any")]
+        for block in found:
+            if block.archs is None or request.arch in block.archs:
+                return block
+        return found[0] if found else None
 
     def reasons(self, request: Request) -> list[Reason]:
         """Everything that stops this backend; empty means that the call must work. Pure: never raises, never imports
         the vendor's package."""
         block = self.block(request)
         if block is None:
-            served = ", ".join(capabilities.device for capabilities in self.capabilities)
+            served = ", ".join(dict.fromkeys(block.device for block in self.capabilities))
             return [Reason("device", request.device, served)]
         return [*block.reasons(request), *self.limits(request)]
 

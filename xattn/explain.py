@@ -67,13 +67,17 @@ class Explanation:
     def __str__(self) -> str:
         lines = [str(self.request)]
         lines.append(f"backend: {self.backend or 'none can serve it'}" + (f" ({self.kernel})" if self.kernel else ""))
+        elsewhere = [each.name for each in self.candidates if [r.code for r in each.reasons] == ["device"]]
         for candidate in self.candidates:
+            if candidate.name in elsewhere:
+                continue
             if candidate.reasons:
                 lines.append(f"{candidate.name} cannot, because:")
                 lines += [f"    {reason}" for reason in candidate.reasons]
             elif candidate.name != self.backend:
                 not_asked = "" if candidate.asked else ", not asked"
                 lines.append(f"{candidate.name} could ({candidate.kernel}){not_asked}")
+        lines += [f"not for this device: {', '.join(elsewhere)}"] if elsewhere else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 

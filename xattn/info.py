@@ -42,7 +42,7 @@ def info() -> dict[str, Any]:
                 "name": entry.name,
                 "plugin": entry.plugin,
                 "disabled_by": entry.disabled_by,
-                "devices": [block.device for block in entry.backend.capabilities],
+                "devices": list(dict.fromkeys(block.device for block in entry.backend.capabilities)),
                 "info": _account(entry, problems),
             }
             for entry in registry().entries.values()

@@ -14,6 +14,7 @@ from xattn_conformance.standins import aiter as standin
 
 import xattn
 from xattn import AttentionOutput
+from xattn.registry import registry
 
 
 # Of the dense function: (causal, window). Sizes are 160 queries and 160 keys where nothing else is said.
@@ -264,3 +265,13 @@ def test_results_are_what_was_asked_for(vendor: Install) -> None:
     vendor()
     assert isinstance(call(*qkv()), Tensor)
     assert isinstance(call(*qkv(), return_lse=True), AttentionOutput)
+
+
+@pytest.mark.parametrize(
+    ("arch", "first"), [("gfx942", "aiter"), ("gfx950", "aiter"), ("gfx1201", "sdpa"), ("gfx90a", "sdpa")]
+)
+def test_auto_takes_aiter_where_its_kernels_are_known_to_build(vendor: Install, arch: str, first: str) -> None:
+    vendor(arch=arch)
+    ordered = [entry.name for entry in registry().ordered(xattn.explain(*qkv(), backend="aiter").request)]
+    assert next(name for name in ordered if name in ("aiter", "sdpa")) == first
+    call(*qkv())

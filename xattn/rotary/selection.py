@@ -84,8 +84,8 @@ def _ordered(request: RotaryRequest) -> list[Entry]:
 
 
 def _priority(entry: Entry, request: RotaryRequest) -> int:
-    found = [block for block in entry.backend.capabilities if block.device in (request.device, "any")]
-    return found[0].priority["default"] if found else -1
+    block = entry.backend.block(request)
+    return -1 if block is None else block.priority["default"]
 
 
 def _plan(entry: Entry, request: RotaryRequest) -> Plan:
