@@ -1,9 +1,9 @@
 """aiter's fused rope for `xattn.apply_rotary`: the kernels in HIP behind `aiter.rope_cached_2c_fwd`, which rotate q and
 k in one launch.
 
-aiter's layout is (seqlen, batch, nheads, headdim) (rope-is-sbhd); it takes any strides, so BSNH goes in as a view and, with
-transpose_output, comes out as one. Its Triton twin is no way round: it rotates one tensor a call, for a power of 2 as
-headdim and the half or the whole of it as rotary_dim, and writes (seqlen, batch, nheads, headdim) alone.
+aiter's layout is (seqlen, batch, nheads, headdim) (rope-is-sbhd); it takes any strides, so BSNH goes in as a view and,
+with transpose_output, comes out as one. Its Triton twin is no way round: it rotates one tensor a call, for a power of 2
+as headdim and the half or the whole of it as rotary_dim, and writes (seqlen, batch, nheads, headdim) alone.
 """
 
 from __future__ import annotations
