@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from xattn import Reason
+from xattn import Reason, Request
 from xattn.devices import emulated
 from xattn_neuron import packages
 
@@ -41,6 +41,7 @@ class Installation:
     platform:         "trn1", "inf2", "trn2", "trn3"; None where nothing tells.
     lnc:              physical cores to a logical one, 1 or 2.
     legacy_attention: neuronx-cc has neuronxcc.nki.kernels.attention.
+    forward_only:     every call is compiled by NxDI, which knows no backward.
     """
 
     nki: str | None = None
@@ -51,6 +52,7 @@ class Installation:
     platform: str | None = None
     lnc: int = 1
     legacy_attention: bool = True
+    forward_only: bool = False
 
     def __str__(self) -> str:
         named = (
@@ -88,6 +90,12 @@ def describe() -> str:
         return str(installed)
     wrong = [each.advice for each in packages.look().values() if each.wrong]
     return ". ".join([str(installed), *wrong])
+
+
+def gradient_reasons(request: Request, installed: Installation) -> list[Reason]:
+    if not (request.any_grad and installed.forward_only):
+        return []
+    return [Reason("grad_qkv", "required", "forward only", "NxDI compiles no backward. Call it under torch.no_grad().")]
 
 
 def _found() -> Installation | Reason:

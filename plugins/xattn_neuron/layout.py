@@ -46,12 +46,20 @@ def heads_first(x: Tensor, length: int, scale: float | None = None) -> Tensor:
     if x.shape[2] == length:
         if scale is None:
             return dense(x).flatten(0, 1)
-        made = torch.mul(x, scale, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
+        made = _times(x, scale)
     else:
         made = x.new_zeros(*x.shape[:2], length, x.shape[3])
         made[:, :, : x.shape[2]] = x if scale is None else x * scale
     _count(made)
     return made.flatten(0, 1)
+
+
+def _times(x: Tensor, scale: float) -> Tensor:
+    """x * scale, contiguous: in one pass, but for torch.compile, which has out= take over the strides of x and fuses
+    the two itself."""
+    if is_dynamo_compiling():
+        return (x * scale).contiguous()
+    return torch.mul(x, scale, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
 
 
 def dims_first(x: Tensor, length: int) -> Tensor:

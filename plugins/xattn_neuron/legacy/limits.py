@@ -6,7 +6,7 @@ from typing import Literal
 
 from xattn import Reason, Request
 from xattn_neuron.cut import Cut, cut, window_reasons
-from xattn_neuron.installation import INSTALL, Installation
+from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
 from xattn_neuron.rules import holds
 
 Variant = Literal["neuronxcc", "nxdi"]
@@ -24,6 +24,7 @@ def limits(request: Request, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
     kept = cut(request)
     found = [*availability(installed), *window_reasons(request, kept), *_alignment(request, kept), *_keys(kept)]
+    found += gradient_reasons(request, installed)
     if request.softmax_scale == 0:
         # legacy-scale-0-is-replaced
         hint = "The kernel takes 0 for none given."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xattn import Reason, Request
 from xattn_neuron.cut import Cut, cut, window_reasons
-from xattn_neuron.installation import INSTALL, Installation
+from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
 from xattn_neuron.layout import up
 from xattn_neuron.rules import holds
 
@@ -16,7 +16,7 @@ def limits(request: Request, installed: Installation) -> list[Reason]:
     kept = cut(request)
     found = [*availability(installed), *_sizes(request), *window_reasons(request, kept)]
     if request.any_grad:
-        found += _training(request, kept)
+        found += [*gradient_reasons(request, installed), *_training(request, kept)]
     return found
 
 
