@@ -1,4 +1,4 @@
-"""Attention and its gradients in float64, from the definition, with heads in front: (batch, nheads, seqlen, headdim)."""
+"""Attention in float64, from the definition, with heads in front: (batch, nheads, seqlen, headdim)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """AWS's unmodified attention_bwd, run by the emulation, against float64. Not run where its file is not to be had:
 
-    XATTN_NKILIB_PATH=<a checkout of nki-library> python -m pytest tests/neuron/vendor/test_bwd.py
+XATTN_NKILIB_PATH=<a checkout of nki-library> python -m pytest tests/neuron/vendor/test_bwd.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """AWS's unmodified attention_cte, run by the emulation, against float64. Not run where its file is not to be had:
 
-    XATTN_NKILIB_PATH=<a checkout of nki-library> python -m pytest tests/neuron/vendor/test_cte.py
+XATTN_NKILIB_PATH=<a checkout of nki-library> python -m pytest tests/neuron/vendor/test_cte.py
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from float64 import apart, attention
 from torch import Tensor
 from xattn_conformance.emulation.nki import kernels
-
-from float64 import apart, attention
 
 # Products and probabilities in bfloat16, sums in float32, whatever the inputs' type: of values up to 4.
 OUT, LSE = 2e-2, 1e-2
@@ -21,7 +20,12 @@ HEADDIM = 64
 
 
 def tensors(
-    seqlen_q: int, seqlen_k: int, nheads: int = 2, nheads_k: int = 2, headdim: int = HEADDIM, dtype: Any = torch.bfloat16
+    seqlen_q: int,
+    seqlen_k: int,
+    nheads: int = 2,
+    nheads_k: int = 2,
+    headdim: int = HEADDIM,
+    dtype: Any = torch.bfloat16,
 ) -> list[Tensor]:
     torch.manual_seed(seqlen_q + seqlen_k)
     shapes = ((nheads, seqlen_q), (nheads_k, seqlen_k), (nheads_k, seqlen_k))

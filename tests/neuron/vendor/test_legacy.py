@@ -155,7 +155,9 @@ def test_dropout_needs_a_generator_that_is_not_emulated() -> None:
     kernel = source("legacy").flash_fwd[1, 1]
     config = source("legacy").FlashConfig(seq_tile_size=1024)
     seed = torch.tensor([1], dtype=torch.int32)
-    with pytest.raises(AttributeError, match=r"language\.random_seed is not emulated; asked for by .*attention\.py, line"):
+    with pytest.raises(
+        AttributeError, match=r"language\.random_seed is not emulated; asked for by .*attention\.py, line"
+    ):
         kernel(q.mT.contiguous(), k.mT.contiguous(), v, seed, dropout_p=0.5, config=config)
 
 

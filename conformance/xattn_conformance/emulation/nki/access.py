@@ -49,7 +49,9 @@ def spread(key: Any, ndim: int) -> list[Any]:
 
 
 class NkiTensor(Tensor):
-    """root: the tensor as it was allocated, whose elements an access pattern counts in row-major order."""
+    """root: the tensor as it was allocated, whose elements an access pattern counts in row-major order.
+    address: of the root: its first partition, and its first byte in each; (0, 0) where the kernel gave none.
+    """
 
     def __init__(
         self,
@@ -58,12 +60,14 @@ class NkiTensor(Tensor):
         region: Region,
         started: Array | None = None,
         root: NkiTensor | None = None,
+        address: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__(data, dtype, region, started)
-        self._root = self if root is None else root
+        self.root = self if root is None else root
+        self.address = address
 
     def _view(self, data: Array, started: Array | None) -> NkiTensor:
-        return NkiTensor(data, self.dtype, self.buffer, started, self._root)
+        return NkiTensor(data, self.dtype, self.buffer, started, self.root)
 
     def __getitem__(self, key: Any) -> NkiTensor:
         """On the chip an integer keeps the partition axis, and a view has two axes at least; in HBM one at least."""
@@ -74,7 +78,7 @@ class NkiTensor(Tensor):
         dropped = [axis for axis in range(self.ndim) if not isinstance(keys[axis], slice) and not kept[axis]]
         for axis in dropped[max(0, self.ndim - least) :]:
             kept[axis] = True
-        index = tuple(index_of(each, *of) for each, *of in zip(keys, self.shape, kept, strict=True))
+        index = tuple(index_of(*each) for each in zip(keys, self.shape, kept, strict=True))
         return self._view(self.data[index], None if self.started is None else self.started[index])
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -82,12 +86,13 @@ class NkiTensor(Tensor):
 
     def reshape(self, shape: Sequence[int]) -> NkiTensor:
         sizes = tuple(shape)
+        if self is not self.root:
+            raise NotImplementedError("nki.language.NkiTensor.reshape of a view")
         if math.prod(sizes) != self.size or (self.buffer.on_chip and sizes[0] != self.shape[0]):
             raise LimitError(f"{self.shape} cannot be seen as {sizes}")
-        data = self.data.reshape(sizes)
-        if not np.may_share_memory(data, self.data):
-            raise LimitError(f"{self.shape} cannot be seen as {sizes} without a copy")
-        return NkiTensor(data, self.dtype, self.buffer, None if self.started is None else self.started.reshape(sizes))
+        # No copy: what is in a partition is contiguous.
+        started = None if self.started is None else self.started.reshape(sizes)
+        return NkiTensor(self.data.reshape(sizes), self.dtype, self.buffer, started, address=self.address)
 
     def ap(
         self,
@@ -104,7 +109,7 @@ class NkiTensor(Tensor):
         """
         if vector_offset is not None or (dtype is not None and dtype_of(dtype) != self.dtype):
             raise NotImplementedError("nki.language.NkiTensor.ap with vector_offset or another dtype")
-        if self is not self._root:
+        if self is not self.root:
             raise NotImplementedError("nki.language.NkiTensor.ap of a view")
         start = offset or 0
         if scalar_offset is not None:
@@ -141,7 +146,6 @@ class NkiTensor(Tensor):
 
 def _flat(array: Array, lanes: int) -> Array:
     """An allocated tensor's elements, (lanes, elements), without a copy."""
-    flat = np.lib.stride_tricks.as_strided(
+    return np.lib.stride_tricks.as_strided(
         array, (lanes, array.size // lanes), (array.strides[0] if lanes > 1 else 0, array.itemsize)
     )
-    return flat

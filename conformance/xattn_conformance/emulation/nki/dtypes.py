@@ -1,7 +1,7 @@
 """NKI's data types, and rounding to them.
 
-An on-chip tensor holds the codes of its type; engines compute with their float32 values. Sources: "Supported Data Types"
-in nki/api/nki.api.shared.rst of the AWS Neuron documentation (SDK 2.32).
+An on-chip tensor holds the codes of its type; engines compute with their float32 values. Source: "Supported Data
+Types" in nki/api/nki.api.shared.rst of the AWS Neuron documentation (SDK 2.32).
 """
 
 from __future__ import annotations
@@ -58,10 +58,12 @@ class DType:
         if self.floating:
             with np.errstate(over="ignore"):
                 return values.astype(self.storage)
-        limits = np.iinfo(self.storage)
-        if not np.all((values == np.rint(values)) & (values >= limits.min) & (values <= limits.max)):
-            raise ValueError(f"{self.name} of {values[~(values == np.rint(values))]} or of what is out of its range")
-        return values.astype(self.storage)
+        # float32 has no 2^32 - 1.
+        exact, limits = values.astype(np.float64), np.iinfo(self.storage)
+        fits = (exact == np.rint(exact)) & (exact >= limits.min) & (exact <= limits.max)
+        if not fits.all():
+            raise ValueError(f"{self.name} of {exact[~fits].flat[0]}")
+        return exact.astype(self.storage)
 
     @property
     def poison(self) -> Any:

@@ -44,7 +44,11 @@ def _is_code(value: Any) -> bool:
 
 
 def ndarray(
-    shape: Sequence[int], dtype: Any, buffer: Region = Region.sbuf, name: str = "", address: Any = None
+    shape: Sequence[int],
+    dtype: Any,
+    buffer: Region = Region.sbuf,
+    name: str = "",
+    address: tuple[int, int] | None = None,
 ) -> NkiTensor:
     """nl.ndarray: nothing is written to it."""
     kind, sizes = dtype_of(dtype), tuple(int(size) for size in shape)
@@ -53,7 +57,8 @@ def ndarray(
     if not buffer.on_chip:
         return NkiTensor(program().hbm(sizes, kind, buffer), kind, buffer)
     started = np.zeros(sizes, bool) if buffer is Region.psum else None
-    return NkiTensor(program().core.tile(sizes, kind, buffer, address), kind, buffer, started)
+    data = program().core.tile(sizes, kind, buffer, address)
+    return NkiTensor(data, kind, buffer, started, address=(0, 0) if address is None else address)
 
 
 def program_id(axis: int = 0) -> int:

@@ -1,7 +1,7 @@
 """@nki.jit: a kernel called with torch tensors, once for each program of its grid, one after the other.
 
-Sources: `nki.jit`, `nki.language.program_id` and `shared_hbm` in the AWS Neuron documentation (SDK 2.32: nki/api/nki), and
-for grids of two dimensions the documentation of SDK 2.26 (general/nki/api).
+Sources: `nki.jit`, `nki.language.program_id` and `shared_hbm` in the AWS Neuron documentation (SDK 2.32: nki/api/nki),
+and for grids of two dimensions the documentation of SDK 2.26 (general/nki/api).
 """
 
 from __future__ import annotations

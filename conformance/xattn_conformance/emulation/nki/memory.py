@@ -1,8 +1,8 @@
 """One NeuronCore's memories: SBUF and PSUM, 128 partitions each, by address where a kernel gives addresses.
 
-Tiles that a kernel puts at one address share their bytes, as they do on the chip. A tile without an address has bytes of
-its own: where the compiler would have put it, and whether all of them fit, is not known here. Sizes: "NKI Programming
-Model" and the Trainium2 architecture guide (nki/arch/trainium2_arch) of the AWS Neuron documentation.
+Tiles that a kernel puts at one address share their bytes, as they do on the chip. A tile without an address has bytes
+of its own: where the compiler would have put it, and whether all of them fit, is not known here. Sizes: the Trainium2
+architecture guide (nki/arch/trainium2_arch) of the AWS Neuron documentation.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""AWS's own simulator, where the `nki` wheel that has it is installed. It has not been run by the people who wrote this:
-the wheel was not to be had. Source: nki/guides/nki_simulator of the AWS Neuron documentation (SDK 2.32)."""
+"""AWS's own simulator, where the `nki` wheel that has it is installed. This has been run on a model of it alone: the
+wheel was not to be had. Source: nki/guides/nki_simulator of the AWS Neuron documentation (SDK 2.32)."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def poisoned(data: Array, dtype: DType) -> None:
     data[...] = dtype.poison
 
 
-def operand(value: Any, like: Tensor, what: str) -> Array | np.float32:
+def operand(value: Any, like: Tensor, what: str) -> Any:
     """A scalar, or a tile of one element a partition, to be broadcast over the free dimensions of `like`."""
     if not isinstance(value, Tensor):
         return np.float32(value)

@@ -32,7 +32,7 @@ def iota(
     name: str | None = None,
 ) -> None:
     tiles("iota", dst, psum=False)
-    dst.write(_affine(dst, pattern, offset, channel_multiplier).astype(np.float32))
+    dst.write(_affine(dst, pattern, offset, channel_multiplier))
 
 
 def affine_select(

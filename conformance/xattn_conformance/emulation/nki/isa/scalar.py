@@ -25,9 +25,7 @@ def _activated(call: str, dst: Any, op: Any, data: Any, bias: Any, scale: Any) -
     return op_of(op).of(result)
 
 
-def activation(
-    dst: Any, op: Any, data: Any, bias: Any = None, scale: Any = 1.0, name: str | None = None
-) -> None:
+def activation(dst: Any, op: Any, data: Any, bias: Any = None, scale: Any = 1.0, name: str | None = None) -> None:
     dst.write(_activated("activation", dst, op, data, bias, scale))
 
 

@@ -6,8 +6,7 @@ import os
 from enum import Enum, IntEnum
 from typing import Any
 
-import numpy as np
-
+from xattn_conformance.emulation.nki.access import NkiTensor
 from xattn_conformance.emulation.nki.memory import PARTITIONS, PSUM_BANK_BYTES
 from xattn_conformance.emulation.nki.tensor import LimitError, Region, Tensor
 
@@ -67,7 +66,7 @@ def tiles(call: str, *operands: Any, psum: bool = True) -> None:
         lanes(call, each)
 
 
-def lanes(call: str, tile: Tensor) -> None:
+def lanes(call: str, tile: NkiTensor) -> None:
     """The architecture guide: a range of partitions starts at 0, or 64, or (32 of them at most) at 32 or 96."""
     start, count = first_lane(tile), tile.shape[0]
     room = {0: 128, 32: 32, 64: 64, 96: 32}.get(start, 0)
@@ -75,12 +74,9 @@ def lanes(call: str, tile: Tensor) -> None:
         raise LimitError(f"nki.isa.{call}: {count} partitions from {start} on")
 
 
-def first_lane(tile: Any) -> int:
-    """Counted from the first of the allocated tile, which lies at 0 in all kernels here."""
-    root = getattr(tile, "_root", tile).data
-    if root.shape[0] == 1:
-        return 0
-    return int((_place(tile.data) - _place(root)) // root.strides[0])
+def first_lane(tile: NkiTensor) -> int:
+    root = tile.root
+    return root.address[0] + (_place(tile) - _place(root)) // root.data.strides[0]
 
 
 def same_size(call: str, *operands: Tensor) -> None:
@@ -93,14 +89,14 @@ def one_psum(call: str, *inputs: Any) -> None:
         raise LimitError(f"nki.isa.{call}: two inputs in PSUM")
 
 
-def one_bank(call: str, tile: Tensor) -> None:
-    """What a matmul writes lies in one bank of PSUM."""
-    root = getattr(tile, "_root", tile).data
-    first = (_place(tile.data) - _place(root)) % (root.strides[0] or 1)
+def one_bank(call: str, tile: NkiTensor) -> None:
+    """What a matmul writes lies in one bank of PSUM. A tile without an address starts a bank."""
+    root = tile.root
+    first = root.address[1] + (_place(tile) - _place(root)) % root.data.strides[0]
     last = first + sum((n - 1) * s for n, s in zip(tile.shape[1:], tile.data.strides[1:], strict=True))
     if first // PSUM_BANK_BYTES != (last + tile.data.itemsize - 1) // PSUM_BANK_BYTES:
         raise LimitError(f"nki.isa.{call}: {tile!r} lies in more than one bank of PSUM")
 
 
-def _place(array: Any) -> int:
-    return int(np.asarray(array).__array_interface__["data"][0])
+def _place(tile: NkiTensor) -> int:
+    return int(tile.data.__array_interface__["data"][0])

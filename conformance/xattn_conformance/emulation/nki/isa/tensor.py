@@ -27,9 +27,7 @@ def product(call: str, stationary: Tensor, moving: Tensor) -> Array:
     return result
 
 
-def nc_matmul(
-    dst: Any, stationary: Any, moving: Any, accumulate: bool | None = None, name: str | None = None
-) -> None:
+def nc_matmul(dst: Any, stationary: Any, moving: Any, accumulate: bool | None = None, name: str | None = None) -> None:
     """dst = stationary.T @ moving, or dst += where a matmul wrote dst before.
 
     Where something else wrote it last the hardware's answer is not defined, and the compiler's first matmul overwrites.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from xattn_conformance.emulation.nki.access import NkiTensor
 from xattn_conformance.emulation.nki.dtypes import Array, float32, int32, uint32
 from xattn_conformance.emulation.nki.isa.target import (
     Engine,
@@ -59,7 +60,7 @@ def _with_operand(call: str, op: Any, data: Array, value: Any, like: Tensor, rev
 
 def _float32_operands(call: str, *operands: Any) -> None:
     for each in operands:
-        if isinstance(each, Tensor):
+        if isinstance(each, NkiTensor):
             if each.dtype != float32:
                 raise LimitError(f"nki.isa.{call}: an operand of {each.dtype}; it takes float32")
             lanes(call, each)

@@ -14,9 +14,9 @@ import numpy as np
 from xattn_conformance.emulation.nki.isa.target import NcVersion, get_nc_version
 from xattn_conformance.emulation.nki.isa.tensor import product
 from xattn_conformance.emulation.nki.isa.vector import reduced
+from xattn_conformance.emulation.nki.memory import PARTITIONS
 from xattn_conformance.emulation.nki.neuronxcc.language import maskable
 from xattn_conformance.emulation.nki.neuronxcc.tile import Tile, promoted, tile_of
-from xattn_conformance.emulation.nki.memory import PARTITIONS
 from xattn_conformance.emulation.nki.ops import op_of
 from xattn_conformance.emulation.nki.tensor import LimitError, Region, operand
 
@@ -92,9 +92,7 @@ def tensor_partition_reduce(op: Any, data: Tile, *, dtype: Any = None) -> Tile:
 
 
 @maskable
-def scalar_tensor_tensor(
-    *, data: Tile, op0: Any, operand0: Any, op1: Any, operand1: Tile, dtype: Any = None
-) -> Tile:
+def scalar_tensor_tensor(*, data: Tile, op0: Any, operand0: Any, op1: Any, operand1: Tile, dtype: Any = None) -> Tile:
     """(data <op0> operand0) <op1> operand1"""
     if data.shape != operand1.shape:
         raise LimitError(f"nki.isa.scalar_tensor_tensor of {data.shape} and {operand1.shape}")

@@ -26,7 +26,6 @@ from xattn_conformance.emulation.nki.neuronxcc.tile import (
     Tile,
     elementwise,
     new,
-    promoted,
     tile_of,
 )
 from xattn_conformance.emulation.nki.ops import OPS, Op, op_of
@@ -182,4 +181,3 @@ NAMES: dict[str, Any] = {
     "program_ndim": program_ndim,
     "num_programs": num_programs,
 }
-__all__ = ["NAMES", "jit", "maskable", "promoted"]

@@ -51,17 +51,13 @@ class Tile(Tensor):
 
     def __getitem__(self, key: Any) -> Tile:
         """An integer drops an axis of HBM or of blocks, and keeps one of a tile."""
-        if self._axis is None:
-            kept = [False] * self.ndim
-        else:
-            kept = [axis >= self._axis for axis in range(self.ndim)]
-        keys = spread(key, self.ndim)
-        index = tuple(index_of(each, *of) for each, *of in zip(keys, self.shape, kept, strict=True))
+        kept = [self._axis is not None and axis >= self._axis for axis in range(self.ndim)]
+        index = tuple(index_of(*each) for each in zip(spread(key, self.ndim), self.shape, kept, strict=True))
         if self._axis is not None:
             dropped = sum(not isinstance(each, slice) for each in index[: self._axis])
             return Tile(self.data[index], self.dtype, self.buffer, self._axis - dropped)
         # The dots keep a view of one element a view.
-        return Tile(self.data[(*index, ...)], self.dtype, self.buffer)
+        return Tile(self.data[index + (...,)], self.dtype, self.buffer)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         place = self[key]
