@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from xattn_conformance.standins.nki import neuronxcc, nxdi
+from xattn_conformance.standins.nki import flash_neuronxcc as neuronxcc
+from xattn_conformance.standins.nki import flash_nxdi as nxdi
 from xattn_conformance.standins.nki.nkilib_bwd import attention_bwd
 from xattn_conformance.standins.nki.nkilib_cte import attention_cte
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from xattn_conformance.standins.nki import neuronxcc, nxdi
+from xattn_conformance.standins.nki import flash_neuronxcc as neuronxcc
+from xattn_conformance.standins.nki import flash_nxdi as nxdi
 from xattn_conformance.standins.nki.nkilib_bwd import attention_bwd
 from xattn_conformance.standins.nki.nkilib_cte import attention_cte
 

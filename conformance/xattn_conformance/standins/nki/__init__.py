@@ -4,8 +4,8 @@ The signatures, layouts, checks and rounding of attention_cte and attention_bwd 
 neuronx-distributed-inference's flash_fwd and of neuronxcc's flash_fwd and flash_attn_bwd, as their sources have them,
 and what these compute, where that is wrong as well. What a kernel leaves unwritten is NaN.
 
-`xattn_conformance.standins.nki:cte` is an executor for the kernels of the NKI library, `legacy` for those before them.
-To name one is to install the stand-in, in place of AWS's packages on a trn2, for the rest of the process.
+`xattn_conformance.standins.nki:cte` is an executor for the kernels of the NKI library, `legacy` for neuronxcc's and
+`nxdi` for neuronx-distributed-inference's. To name one is to install the stand-in, in place of AWS's packages on a trn2, for the rest of the process.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from xattn_neuron.installation import Installation
 
 from xattn.devices import emulated
 from xattn_conformance.emulation.executor import Elsewhere
-from xattn_conformance.standins.nki import neuronxcc, nxdi
+from xattn_conformance.standins.nki import flash_neuronxcc as neuronxcc
+from xattn_conformance.standins.nki import flash_nxdi as nxdi
 from xattn_conformance.standins.nki.nkilib_bwd import attention_bwd
 from xattn_conformance.standins.nki.nkilib_cte import attention_cte
 
-# As the SDK 2.29 has it, and 2.28, the last one with the legacy namespace on every machine.
+# The SDKs 2.29 and 2.28, the last one with the legacy namespace on every machine.
 _INSTALLED = {
     "cte": Installation(nki="0.3.0", neuronx_cc="2.24.0", nkilib="2.29.0", platform="trn2", lnc=2),
-    "legacy": Installation(nki="0.2.0", neuronx_cc="2.23.0", nxdi="0.8.0", platform="trn2", lnc=2),
+    "legacy": Installation(nki="0.2.0", neuronx_cc="2.23.0", platform="trn2", lnc=1),
+    "nxdi": Installation(nki="0.2.0", nxdi="0.9.0", platform="trn2", lnc=1, legacy_attention=False),
 }
 _KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
     "cte": {"attention_cte": attention_cte, "attention_bwd": attention_bwd},
     "legacy": {
-        "flash_fwd_nxdi": nxdi.flash_fwd,
-        "flash_config_nxdi": nxdi.FlashConfig,
         "flash_fwd_legacy": neuronxcc.flash_fwd,
         "flash_config_legacy": neuronxcc.FlashConfig,
         "flash_attn_bwd_legacy": neuronxcc.flash_attn_bwd,
     },
+    "nxdi": {"flash_fwd_nxdi": nxdi.flash_fwd, "flash_config_nxdi": nxdi.FlashConfig},
 }
 
 
