@@ -56,6 +56,17 @@ def test_torch_tensors_go_in_and_out(dtype: torch.dtype) -> None:
     assert twice.__name__ == "twice"
 
 
+def test_an_access_pattern_counts_elements_of_an_input_in_any_layout() -> None:
+    @jit
+    def second_row(x: Any) -> Any:
+        out = ndarray((1, 4), x.dtype, Region.shared_hbm)
+        dma.dma_copy(out, x.ap([[1, 4]], offset=4))
+        return out
+
+    x = torch.randn(4, 3).mT
+    torch.testing.assert_close(second_row(x), x[1:2], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("grid", [None, 1, 2, (2,)])
 def test_programs_of_a_grid_fill_one_output(grid: Any) -> None:
     x = torch.randn(8, 3)

@@ -45,6 +45,9 @@ def test_what_another_engine_wrote_is_overwritten() -> None:
     nc_matmul(dst[:, :20], left, right)
     near(dst[:, :20], left.values().T @ right.values())
     same(dst[:, 20:], np.full((8, 20), 100, np.float32))
+    memset(dst, 100.0)
+    nc_matmul(dst[:, :20], left, right)
+    near(dst[:, :20], left.values().T @ right.values())
     with pytest.raises(LimitError, match="no matmul wrote"):
         nc_matmul(dst[:, 20:], left, right, accumulate=True)
 
@@ -137,6 +140,7 @@ def test_the_vector_engine_transposes_small_tiles_anywhere() -> None:
         ((64, 33), {"buffer": PSUM}, Engine.vector),
         ((64, 33), {"buffer": PSUM, "dtype": "bfloat16"}, Engine.unknown),
         ((32, 32), {}, Engine.tensor),
+        ((64, 33), {"buffer": PSUM, "shape": (64, 33)}, Engine.unknown),
     ],
 )
 def test_transposes_refused(shape: tuple[int, int], dst: dict[str, Any], engine: Engine) -> None:

@@ -151,6 +151,16 @@ def test_nobody_assigns_to_a_tile_or_asks_whether_it_is_true() -> None:
         bool(made)
 
 
+def test_what_is_written_has_as_many_elements_in_each_partition() -> None:
+    made, values = empty(8, 6), random(8, 2, 3)
+    made.write(values)
+    same(made, values.reshape(8, 6))
+    for shape in ((4, 12), (8, 5), (48,)):
+        with pytest.raises(LimitError, match="written"):
+            made.write(random(*shape))
+    empty(8, 6, buffer=HBM).write(random(4, 12))
+
+
 def test_what_a_kernel_may_only_name() -> None:
     for name in ("float8_e4m3", "float4_e2m1fn_x4"):
         with pytest.raises(NotImplementedError, match=name):

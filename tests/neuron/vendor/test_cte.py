@@ -5,6 +5,7 @@ XATTN_NKILIB_PATH=<a checkout of nki-library> python -m pytest tests/neuron/vend
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -153,6 +154,42 @@ def test_sections_of_the_keys(causal: bool, tp_out: bool) -> None:
     out = cte(q, k, v, scale=HEADDIM**-0.5, causal_mask=causal, tp_out=tp_out)
     wanted, _ = attention(q.double(), k.double(), v.double(), HEADDIM**-0.5, causal=causal)
     assert apart(out.mT if tp_out else out, wanted[0]) < OUT
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    return (q.double() @ k.double().mT).masked_fill(hidden, -torch.inf).softmax(-1) @ v.double()
+
+
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 50), (False, None)])
+def test_packed_sequences(causal: bool, window: int | None) -> None:
+    q, k, v = tensors(384, 384)
+    q = (q * HEADDIM**-0.5).to(q.dtype)
+    starts = torch.tensor([0, 100, 250, 384])
+    low, high = (ends.repeat_interleave(starts.diff())[:, None] for ends in (starts[:-1], starts[1:]))
+    out = cte(q, k, v, causal_mask=causal, sliding_window=window, bound_min=low.float(), bound_max=high.float())
+    i, j = torch.arange(384)[:, None], torch.arange(384)
+    hidden = (j < low) | (j >= high) | (causal & (j > i)) | (i - j >= (window or 384))
+    assert apart(out, masked(q, k, v, hidden)[0]) < OUT
+
+
+@pytest.mark.parametrize("window", [None, 100, 600])
+@pytest.mark.parametrize("strided", [True, False])
+def test_one_rank_of_three(window: int | None, strided: bool) -> None:
+    q, k, v = tensors(256, 768)
+    q = (q * HEADDIM**-0.5).to(q.dtype)
+    offset = 1 if strided else 256
+    place = (torch.arange(256) * 3 + offset if strided else torch.arange(256) + offset)[:, None]
+    options = {"global_cp_deg": 3, "cp_strided_q_slicing": strided, "sliding_window": window}
+    out = cte(q, k, v, causal_mask=True, cp_offset=torch.tensor([[offset]], dtype=torch.int32), **options)
+    j = torch.arange(768)
+    assert apart(out, masked(q, k, v, (j > place) | (place - j >= (window or 768)))[0]) < OUT
+
+
+def test_a_large_call_takes_seconds() -> None:
+    q, k, v = tensors(1024, 1024, 8, 2, 128)
+    started = time.process_time()
+    cte(q, k, v, scale=128**-0.5, causal_mask=True)
+    assert time.process_time() - started < 20
 
 
 def test_the_scale_defaults_to_1() -> None:
