@@ -66,27 +66,29 @@ class AttentionModule(torch.nn.Module):
         q = self._bsnh("q", q, self.nheads)
         k, v = (self._bsnh(name, x, self.nheads_k) for name, x in (("k", k), ("v", v)))
         returned = _attend(q, k, v, sinks=sinks, **self.options)
-        out, lse = returned if isinstance(returned, AttentionOutput) else (returned, None)
-        out = out.flatten(2) if flat else out
+        bsnh, lse = returned if isinstance(returned, AttentionOutput) else (returned, None)
+        out = bsnh.flatten(2) if flat else bsnh
         return out if lse is None else (out, lse)
 
     def _bsnh(self, name: str, x: Tensor, nheads: int) -> Tensor:
         width = nheads * self.headdim
         if x.dim() == 3 and x.shape[2] == width:
-            return x.unflatten(2, (nheads, self.headdim))
-        if x.dim() == 4 and tuple(x.shape[2:]) == (nheads, self.headdim):
-            return x
-        want = f"(batch, seqlen, {nheads}, {self.headdim}) or (batch, seqlen, {width})"
-        raise InvalidArgumentError(name, f"shape {tuple(x.shape)}", want)
+            x = x.unflatten(2, (nheads, self.headdim))
+        elif x.dim() != 4 or tuple(x.shape[2:]) != (nheads, self.headdim):
+            want = f"(batch, seqlen, {nheads}, {self.headdim}) or (batch, seqlen, {width})"
+            raise InvalidArgumentError(name, f"shape {tuple(x.shape)}", want)
+        return x
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor | AttentionOutput:
     """`xattn.attention`, which under NxDI's tracer takes the tensors for those of a Neuron device."""
     if q.device.type != _TRACED:
-        return xattn.attention(q, k, v, **arguments)
+        found: Tensor | AttentionOutput = xattn.attention(q, k, v, **arguments)
+        return found
     options, tensors, backend = split(**arguments)
     request = replace(plans.described(q, k, v, options, tensors), device="neuron")
-    return select(request, as_choice(backend)).backend.plan(request)(q, k, v, **tensors)
+    traced: Tensor | AttentionOutput = select(request, as_choice(backend)).backend.plan(request)(q, k, v, **tensors)
+    return traced
 
 
 class Executor:

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from xattn_conformance.ops.call import execute
+from xattn_conformance.standins import nki as standin
 from xattn_conformance.standins.nki import flash_neuronxcc as neuronxcc
 from xattn_conformance.standins.nki import flash_nxdi as nxdi
 from xattn_conformance.standins.nki.cases import Row, failures
 
-from xattn import AttentionOutput
+from xattn import AttentionOutput, UnsupportedError
 
 Given = Mapping[str, Any]
 Arguments = dict[str, Any]
@@ -228,3 +230,13 @@ def test_the_trap_is_sprung(trap: Trap) -> None:
 @pytest.mark.parametrize("trap", [trap for trap in TRAPS if trap.served], ids=lambda trap: trap.name)
 def test_without_the_trap_the_adapter_is_right(trap: Trap) -> None:
     assert failures(trap.row, type(trap.adapter)()) == []
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.name)
+def test_the_backend_is_right_or_declines(trap: Trap) -> None:
+    standin.install("nxdi" if isinstance(trap.adapter, Nxdi) else "legacy")
+    if trap.served:
+        assert failures(trap.row, execute, "nki-legacy") == []
+    else:
+        with pytest.raises(UnsupportedError):
+            failures(trap.row, execute, "nki-legacy")

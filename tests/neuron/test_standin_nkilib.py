@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from xattn_conformance.ops.call import execute
+from xattn_conformance.standins import nki as standin
 from xattn_conformance.standins.nki.cases import Row, failures
 from xattn_conformance.standins.nki.nkilib_bwd import attention_bwd
 from xattn_conformance.standins.nki.nkilib_cte import attention_cte
 
-from xattn import AttentionOutput
+from xattn import AttentionOutput, UnsupportedError
 
 Given = Mapping[str, Any]
 Arguments = dict[str, Any]
@@ -261,3 +263,13 @@ def test_the_trap_is_sprung(trap: Trap) -> None:
 @pytest.mark.parametrize("trap", [trap for trap in TRAPS if trap.served], ids=lambda trap: trap.name)
 def test_without_the_trap_the_adapter_is_right(trap: Trap) -> None:
     assert failures(trap.row, Adapter()) == []
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.name)
+def test_the_backend_is_right_or_declines(trap: Trap) -> None:
+    standin.install("cte")
+    if trap.served:
+        assert failures(trap.row, execute, "nki") == []
+    else:
+        with pytest.raises(UnsupportedError):
+            failures(trap.row, execute, "nki")

@@ -72,7 +72,7 @@ RULES = (
         "both",
         "nki",
         "",
-        line("aws-neuron-sdk", _NKI_NOTES, 191),
+        line("aws-neuron-sdk", _NKI_NOTES, 185),
         "A kernel's grid has to agree with NEURON_LOGICAL_NC_CONFIG.",
         "Reads it, and launches the NKI library's kernels with it.",
     ),
