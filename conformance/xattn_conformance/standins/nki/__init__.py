@@ -5,7 +5,8 @@ neuronx-distributed-inference's flash_fwd and of neuronxcc's flash_fwd and flash
 and what these compute, where that is wrong as well. What a kernel leaves unwritten is NaN.
 
 `xattn_conformance.standins.nki:cte` is an executor for the kernels of the NKI library, `legacy` for neuronxcc's and
-`nxdi` for neuronx-distributed-inference's. To name one is to install the stand-in, in place of AWS's packages on a trn2, for the rest of the process.
+`nxdi` for neuronx-distributed-inference's. To name one is to install the stand-in for the rest of the process, in place
+of AWS's packages on a trn2.
 """
 
 from __future__ import annotations

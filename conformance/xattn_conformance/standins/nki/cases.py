@@ -56,11 +56,11 @@ def _problem(row: Row) -> Any:
 
 
 @cache
-def _expected(row: Row) -> Mapping[str, Expected]:
-    return OPS["attention"].expected(make(row), _problem(row), ARITHMETIC)
+def golden(row: Row, arithmetic: Arithmetic = ARITHMETIC) -> Mapping[str, Expected]:
+    return OPS["attention"].expected(make(row), _problem(row), arithmetic)
 
 
-def failures(row: Row, execute: Execute, backend: str = "") -> list[str]:
+def failures(row: Row, execute: Execute, backend: str = "", arithmetic: Arithmetic = ARITHMETIC) -> list[str]:
     """What is wrong with what `execute` returns for the case; empty where nothing is. What it raises comes through."""
     op = OPS["attention"]
     call = op.call(make(row), _problem(row), "cpu")
@@ -69,5 +69,5 @@ def failures(row: Row, execute: Execute, backend: str = "") -> list[str]:
     if not rules.look(results, op.results(call), "cpu", found):
         return found.sentences
     got = {name: op.layout(name, tensor) for name, tensor in results.items()}
-    failed = compare(_expected(row), got).failed
+    failed = compare(golden(row, arithmetic), got).failed
     return [*found.sentences, *(f"{check.name} is {check.value}, limit {check.limit}" for check in failed)]
