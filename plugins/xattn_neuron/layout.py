@@ -40,26 +40,35 @@ def dense(x: Tensor) -> Tensor:
     return x
 
 
-def heads_first(x: Tensor, length: int, scale: float | None = None) -> Tensor:
-    """(batch, seqlen, nheads, headdim) to (batch * nheads, length, headdim), zeros behind seqlen, times scale."""
+def heads_first(x: Tensor) -> Tensor:
+    """(batch, seqlen, nheads, headdim) to (batch * nheads, seqlen, headdim)."""
+    return dense(x.transpose(1, 2)).flatten(0, 1)
+
+
+def padded(x: Tensor, length: int) -> Tensor:
+    """(batch, seqlen, nheads, headdim) to (batch, nheads, length, headdim), zeros behind seqlen."""
     x = x.transpose(1, 2)
     if x.shape[2] == length:
-        if scale is None:
-            return dense(x).flatten(0, 1)
-        made = _times(x, scale)
-    else:
-        made = x.new_zeros(*x.shape[:2], length, x.shape[3])
-        made[:, :, : x.shape[2]] = x if scale is None else x * scale
+        return dense(x)
+    made = x.new_zeros(*x.shape[:2], length, x.shape[3])
+    made[:, :, : x.shape[2]] = x
     _count(made)
-    return made.flatten(0, 1)
+    return made
 
 
-def _times(x: Tensor, scale: float) -> Tensor:
-    """x * scale, contiguous: in one pass, but for torch.compile, which has out= take over the strides of x and fuses
-    the two itself."""
-    if is_dynamo_compiling():
-        return (x * scale).contiguous()
-    return torch.mul(x, scale, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
+def scaled(x: Tensor, length: int, scale: float) -> Tensor:
+    """As padded, times scale, rounded once."""
+    x = x.transpose(1, 2)
+    if x.shape[2] != length:
+        made = x.new_zeros(*x.shape[:2], length, x.shape[3])
+        made[:, :, : x.shape[2]] = x * scale
+    elif is_dynamo_compiling():
+        # Functionalized, out= would take over the strides of x; the compiler fuses the two itself.
+        made = (x * scale).contiguous()
+    else:
+        made = torch.mul(x, scale, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    _count(made)
+    return made
 
 
 def dims_first(x: Tensor, length: int) -> Tensor:
@@ -73,12 +82,16 @@ def dims_first(x: Tensor, length: int) -> Tensor:
     return made
 
 
-def heads_last(x: Tensor, seqlen: int, first: int = 0, total: int | None = None) -> Tensor:
-    """The first seqlen rows of (batch, nheads, length, headdim) as BSNH; with `total`, as rows from `first` on among
-    so many, the others 0."""
+def heads_last(x: Tensor, seqlen: int) -> Tensor:
+    """The first seqlen rows of (batch, nheads, length, headdim) as BSNH."""
+    if x.shape[2] != seqlen:
+        x = x[:, :, :seqlen]
+    return dense(x.transpose(1, 2))
+
+
+def among(x: Tensor, seqlen: int, first: int, total: int) -> Tensor:
+    """As heads_last, as rows from `first` on among `total`, the others 0."""
     x = x[:, :, :seqlen].transpose(1, 2)
-    if total is None or total == seqlen:
-        return dense(x)
     made = x.new_zeros(x.shape[0], total, *x.shape[2:])
     made[:, first : first + seqlen] = x
     _count(made)
@@ -92,7 +105,8 @@ def from_dims_first(x: Tensor, seqlen: int) -> Tensor:
 
 def rows_of_tiles(tiles: Tensor, seqlen: int) -> Tensor:
     """(batch, nheads, 128, length // 128), where row i is at [i % 128, i // 128], to (batch, nheads, seqlen)."""
-    return dense(dense(tiles.transpose(2, 3)).flatten(2)[..., :seqlen])
+    rows = dense(tiles.transpose(2, 3)).flatten(2)
+    return rows if rows.shape[2] == seqlen else dense(rows[..., :seqlen])
 
 
 def buried(lse: Tensor, first: int, total: int, sinks: Tensor | None) -> Tensor:

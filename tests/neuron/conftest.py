@@ -28,8 +28,8 @@ SDK_2_29 = Installation(
 )
 
 
-@pytest.fixture(autouse=True)
-def _clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Both backends known by name alone to this test, and nothing left of it."""
     for backend in xattn_neuron.xattn_backends():
         monkeypatch.setitem(registry().entries, backend.name, Entry(backend, "neuron"))
@@ -133,7 +133,7 @@ Install = Callable[..., Recorder]
 
 
 @pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch) -> Install:
+def aws(clean: None, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Put the recording kernels in place: of SDK 2.29 on a trn2 with one core to a logical one, or as it is said."""
 
     def install(**changes: Any) -> Recorder:
@@ -151,7 +151,7 @@ Reasons = Callable[..., dict[str, Reason]]
 
 
 @pytest.fixture
-def reasons() -> Reasons:
+def reasons(clean: None) -> Reasons:
     """Why a backend declines a call, by code."""
 
     def ask(backend: str, *tensors: Tensor, **options: Any) -> dict[str, Reason]:

@@ -35,7 +35,7 @@ NEVER = ["torch_neuronx", "nki", "nkilib", "neuronxcc", "neuronx_distributed_inf
 
 
 @pytest.fixture(autouse=True)
-def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _fresh(clean: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine without a device, and nothing remembered, before and after."""
     monkeypatch.setattr(module, "DEVICES", tmp_path)
     monkeypatch.setattr(module, "PRODUCT", tmp_path / "product_name")

@@ -42,8 +42,8 @@ def test_neuronxccs_other_arguments(aws: Any, qkv: Any) -> None:
     made, (q, k, v) = aws(), qkv(512)
     call(q, k, v)
     assert made.last.kernel == "flash_fwd_legacy"
-    assert made.last.arguments[3] is None
     named = made.last.named
+    assert named["seed"] is None
     assert (named["logit_bias"], named["dropout_p"], named["sliding_window"]) == (None, 0.0, -1)
     assert named["use_causal_mask"] is False
     assert named["config"].training is False
@@ -66,7 +66,9 @@ def test_out_comes_back_by_row_and_head(aws: Any, qkv: Any, monkeypatch: pytest.
     ("window", "causal", "passed"),
     [(None, True, (-2, -1)), ((0, 0), False, (0, -1)), ((0, None), True, (0, -1)), ((16, 0), False, (16, -1))],
 )
-def test_nxdis_window_in_its_safe_domain(aws: Any, qkv: Any, window: Any, causal: bool, passed: tuple[int, int]) -> None:
+def test_nxdis_window_in_its_safe_domain(
+    aws: Any, qkv: Any, window: Any, causal: bool, passed: tuple[int, int]
+) -> None:
     """nxdi-casual-mask, nxdi-window-0-is-not-causal: never a left side of -1, and causal is always said."""
     made, (q, k, v) = aws(**NXDI), qkv(512)
     call(q, k, v, window=window, causal=causal)

@@ -3,9 +3,31 @@
 Annotated as torch reads a schema from it: `ops` registers these functions as they are.
 """
 
+from functools import partial
+from typing import Any
+
 from torch import Tensor
 
 from xattn_neuron import vendor
+from xattn_neuron.vendor import Kernel
+
+
+def bound(
+    grid: tuple[int, int], scale: float, causal: bool, window: int, mixed: bool, tile: int, training: bool
+) -> Kernel:
+    """neuronx-cc's flash_fwd for (q, k, v); returns what it returns."""
+    config = vendor.flash_config_legacy()(seq_tile_size=tile, training=training)
+    named: dict[str, Any] = {"softmax_scale": scale, "use_causal_mask": causal, "sliding_window": window}
+    named |= {"seed": None, "logit_bias": None, "dropout_p": 0.0, "mixed_precision": mixed, "config": config}
+    return partial(vendor.flash_fwd_legacy()[grid], **named)  # type: ignore[index]
+
+
+def bound_nxdi(grid: tuple[int, int], scale: float, left: int, mixed: bool, tile: int) -> Kernel:
+    """neuronx-distributed-inference's flash_fwd for (q, k, v)."""
+    config = vendor.flash_config_nxdi()(seq_tile_size=tile)
+    # nxdi-casual-mask: -1, the default, crashes. nxdi-window-0-is-not-causal: so causal is said beside every window.
+    named = {"use_causal_mask": True, "window_size": (left, -1), "mixed_precision": mixed, "config": config}
+    return partial(vendor.flash_fwd_nxdi()[grid], softmax_scale=scale, **named)  # type: ignore[index]
 
 
 def flash_fwd(
@@ -17,24 +39,13 @@ def flash_fwd(
     v: (batch, nheads_k, seqlen_k, headdim). out: (batch, nheads, seqlen_q, headdim).
     lse: (batch, nheads, 128, seqlen_q // 128) float32.
     """
-    config = vendor.flash_config_legacy()(seq_tile_size=tile, training=training)
-    returned = vendor.flash_fwd_legacy()[k.shape[0], k.shape[1]](  # type: ignore[index]
-        q, k, v, None, logit_bias=None, softmax_scale=scale, use_causal_mask=causal, sliding_window=window,
-        mixed_precision=mixed, dropout_p=0.0, config=config,
-    )  # fmt: skip
+    returned = bound((k.shape[0], k.shape[1]), scale, causal, window, mixed, tile, training)(q, k, v)
     return returned if training else (returned, q.new_empty(0))
 
 
-def flash_fwd_nxdi(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, left: int, mixed: bool, tile: int
-) -> Tensor:  # fmt: skip
+def flash_fwd_nxdi(q: Tensor, k: Tensor, v: Tensor, scale: float, left: int, mixed: bool, tile: int) -> Tensor:
     """neuronx-distributed-inference's, layouts as above. left: of the window, -2 for causal alone."""
-    config = vendor.flash_config_nxdi()(seq_tile_size=tile)
-    # nxdi-casual-mask: -1, the default, crashes. nxdi-window-0-is-not-causal: so causal is said beside every window.
-    return vendor.flash_fwd_nxdi()[k.shape[0], k.shape[1]](  # type: ignore[index, no-any-return]
-        q, k, v, softmax_scale=scale, use_causal_mask=True, window_size=(left, -1), mixed_precision=mixed,
-        config=config,
-    )  # fmt: skip
+    return bound_nxdi((k.shape[0], k.shape[1]), scale, left, mixed, tile)(q, k, v)  # type: ignore[no-any-return]
 
 
 def flash_attn_bwd(

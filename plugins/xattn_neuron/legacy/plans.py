@@ -34,37 +34,58 @@ class Options:
     tile: int
     compiled: bool
 
+    @property
+    def forward(self) -> tuple[float, bool, int, bool, int]:
+        """As flash_fwd takes them."""
+        return self.scale, self.causal, self.window, self.mixed, self.tile
+
 
 def plan(request: Request, installed: Installation) -> Plan:
     kept = cut(request)
     options = _options(request, kept)
     if request.any_grad:
         return _with_gradients(request, kept, options)
-    nxdi = variant(installed) == "nxdi"
-    batch, total, return_lse = request.batch, request.seqlen_q, request.return_lse
+    total, return_lse = request.seqlen_q, request.return_lse
     seqlen_q, length_q, length_k = kept.seqlen_q, options.length_q, options.length_k
     first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
     cuts_q, cuts_k = seqlen_q != total, kept.seqlen_k != request.seqlen_k
-    nheads_k = request.nheads_k
-    call = _nxdi_call(kept, options) if nxdi else _neuronxcc_call(options, return_lse)
+    call = _call(request, installed, kept, options)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor | AttentionOutput:
         if cuts_q:
             q = q[:, first_q:end_q]
         if cuts_k:
             k, v = k[:, first_k:end_k], v[:, first_k:end_k]
-        out, tiles = call(
-            layout.dims_first(q, length_q),
-            layout.dims_first(k, length_k),
-            layout.heads_first(v, length_k).unflatten(0, (batch, nheads_k)),
-        )
-        out = layout.heads_last(out, seqlen_q, first_q, total)
+        q, k = layout.dims_first(q, length_q), layout.dims_first(k, length_k)
+        returned = call(q, k, layout.padded(v, length_k))
+        heads = returned[0] if return_lse else returned
+        out = layout.among(heads, seqlen_q, first_q, total) if cuts_q else layout.heads_last(heads, seqlen_q)
         if not return_lse:
             return out
-        lse = layout.rows_of_tiles(tiles, seqlen_q)
+        lse = layout.rows_of_tiles(returned[1], seqlen_q)
         return AttentionOutput(out, layout.buried(lse, first_q, total, None) if cuts_q else lse)
 
     return run
+
+
+def _call(request: Request, installed: Installation, kept: Cut, options: Options) -> Callable[..., Any]:
+    """A flash_fwd for (q, k, v), which returns what AWS's returns."""
+    grid = (request.batch, request.nheads_k)
+    if variant(installed) == "nxdi":
+        rest = (options.scale, -2 if kept.left is None else kept.left, options.mixed, options.tile)
+        if not options.compiled:
+            return kernels.bound_nxdi(grid, *rest)
+        nxdi = ops.kernel(kernels.flash_fwd_nxdi)
+        return lambda q, k, v: nxdi(q, k, v, *rest)
+    if not options.compiled:
+        return kernels.bound(grid, *options.forward, request.return_lse)
+    neuronxcc, return_lse = ops.kernel(kernels.flash_fwd), request.return_lse
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        returned = neuronxcc(q, k, v, *options.forward, return_lse)
+        return returned if return_lse else returned[0]
+
+    return call
 
 
 def _options(request: Request, kept: Cut) -> Options:
@@ -83,32 +104,6 @@ def _options(request: Request, kept: Cut) -> Options:
         tile=next(tile for tile in (2048, 1024, 512) if length_k % tile == 0),
         compiled=is_compiling(),
     )
-
-
-# Padded q, k and v in the kernels' layouts -> out, and lse in tiles.
-Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def _neuronxcc_call(options: Options, training: bool) -> Call:
-    kernel = ops.kernel(kernels.flash_fwd) if options.compiled else kernels.flash_fwd
-    rest = (options.scale, options.causal, options.window, options.mixed, options.tile, training)
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = kernel(q, k, v, *rest)
-        return found
-
-    return call
-
-
-def _nxdi_call(kept: Cut, options: Options) -> Call:
-    kernel = ops.kernel(kernels.flash_fwd_nxdi) if options.compiled else kernels.flash_fwd_nxdi
-    rest = (options.scale, -2 if kept.left is None else kept.left, options.mixed, options.tile)
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        out: Tensor = kernel(q, k, v, *rest)
-        return out, out  # nxdi-has-no-lse: limits let no call through that reads the second
-
-    return call
 
 
 def _with_gradients(request: Request, kept: Cut, options: Options) -> Plan:
@@ -132,9 +127,10 @@ class Attend(Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
-        heads_v = layout.heads_first(v, options.length_k).unflatten(0, (v.shape[0], v.shape[2]))
-        call = _neuronxcc_call(options, training=True)
-        heads, lse = call(layout.dims_first(q, options.length_q), layout.dims_first(k, options.length_k), heads_v)
+        call: Callable[..., Any] = ops.kernel(kernels.flash_fwd) if options.compiled else kernels.flash_fwd
+        length_q, length_k = options.length_q, options.length_k
+        given = layout.dims_first(q, length_q), layout.dims_first(k, length_k), layout.padded(v, length_k)
+        heads, lse = call(*given, *options.forward, True)
         out = layout.heads_last(heads, q.shape[1])
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.options = options

@@ -71,10 +71,12 @@ class Attend(Function):
         batch, seqlen_q, nheads, _ = q.shape
         call = ops.kernel(kernels.attention_cte) if options.compiled else kernels.attention_cte
         each = None if sinks is None else layout.for_each_row(sinks, batch)
+        length_q = options.length_q
+        rows = layout.scaled(q, length_q, options.scale) if options.scaled else layout.padded(q, length_q)
         heads, neg_max, sum_recip = call(
-            layout.heads_first(q, options.length_q, options.scale if options.scaled else None),
-            layout.heads_first(k, k.shape[1]),
-            layout.heads_first(v, k.shape[1]),
+            rows.flatten(0, 1),
+            layout.heads_first(k),
+            layout.heads_first(v),
             None, None, None, None if each is None else each.view(batch * nheads, 1),
             1.0 if options.scaled else options.scale, options.causal, options.window, True, options.lnc,
         )  # fmt: skip

@@ -3,7 +3,8 @@
 Annotated as torch reads a schema from it: `ops` registers these functions as they are.
 """
 
-from typing import Optional
+from functools import partial
+from typing import Any, Optional
 
 from torch import Tensor
 
@@ -14,6 +15,14 @@ from xattn_neuron.vendor import Kernel
 def launched(kernel: Kernel, lnc: int) -> Kernel:
     """The kernel over the physical cores of a logical one (lnc-comes-from-the-environment)."""
     return kernel[lnc] if lnc > 1 else kernel  # type: ignore[index]
+
+
+def bound(scale: float, causal: bool, window: Optional[int], statistics: bool, lnc: int) -> Kernel:  # noqa: UP045
+    """attention_cte for (q, k, v), with sink, k_prior, v_prior and prior_used_len by name where there are any; returns
+    what AWS's returns."""
+    named: dict[str, Any] = {"k_prior": None, "v_prior": None, "prior_used_len": None, "sink": None}
+    named |= {"scale": scale, "causal_mask": causal, "sliding_window": window, "cache_softmax": statistics}
+    return partial(launched(vendor.attention_cte(), lnc), **named, tp_q=True, tp_k=True, tp_out=False)
 
 
 def attention_cte(
@@ -36,10 +45,8 @@ def attention_cte(
     prior_used_len: (1,) int32. sink: (batch * nheads, 1) float32. out: as q.
     neg_max, sum_recip: (batch * nheads, 128, seqlen_q // 128) float32.
     """
-    returned = launched(vendor.attention_cte(), lnc)(
-        q, k, v, scale=scale, causal_mask=causal, k_prior=k_prior, v_prior=v_prior, prior_used_len=prior_used_len,
-        sink=sink, sliding_window=window, tp_q=True, tp_k=True, tp_out=False, cache_softmax=statistics,
-    )  # fmt: skip
+    tensors = {"k_prior": k_prior, "v_prior": v_prior, "prior_used_len": prior_used_len, "sink": sink}
+    returned = bound(scale, causal, window, statistics, lnc)(q, k, v, **tensors)
     if statistics:
         return returned  # type: ignore[no-any-return]
     return returned, q.new_empty(0), q.new_empty(0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from xattn import AttentionOutput, Request
 from xattn.backend import Plan
@@ -37,20 +40,14 @@ def prior(kept: Cut) -> int:
 
 def _forward(request: Request, installed: Installation) -> Plan:
     kept = cut(request)
-    call = ops.kernel(kernels.attention_cte) if is_compiling() else kernels.attention_cte
-    batch, nheads, seqlen_q = request.batch, request.nheads, kept.seqlen_q
+    batch, nheads, seqlen_q, total = request.batch, request.nheads, kept.seqlen_q, request.seqlen_q
     first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
-    prefix = prior(kept)
-    scaled, return_lse, lnc = scales_q(request, installed), request.return_lse, installed.lnc
+    cuts_q, cuts_k = seqlen_q != total, kept.seqlen_k != request.seqlen_k
+    start, return_lse = prior(kept), request.return_lse
     # cte-statistics-of-whole-tiles
     length = layout.up(seqlen_q, 128) if return_lse else seqlen_q
-    scale = 1.0 if scaled else request.softmax_scale
-    times = request.softmax_scale if scaled else None
-    # cte-window-is-causal
-    causal, window = kept.causal, None if kept.left is None else kept.left + 1
-    cuts_q, cuts_k = seqlen_q != request.seqlen_q, kept.seqlen_k != request.seqlen_k
-    total = request.seqlen_q
-    start, seqlen_k = prefix, kept.seqlen_k - prefix
+    shape = (batch, nheads, length, request.headdim)
+    lay_q, call = _query_layout(request, installed, length), _call(request, installed, kept)
     # By device: a request names none.
     used: dict[torch.device, Tensor] = {}
 
@@ -59,30 +56,55 @@ def _forward(request: Request, installed: Installation) -> Plan:
             q = q[:, first_q:end_q]
         if cuts_k:
             k, v = k[:, first_k:end_k], v[:, first_k:end_k]
-        k_prior = v_prior = prior_used_len = sink = None
-        if prefix:
-            k_prior, v_prior = (layout.heads_first(x[:, :start], start) for x in (k, v))
+        named = {}
+        if start:
+            named = {"k_prior": layout.heads_first(k[:, :start]), "v_prior": layout.heads_first(v[:, :start])}
             k, v = k[:, start:], v[:, start:]
             prior_used_len = used.get(q.device)
             if prior_used_len is None:
                 prior_used_len = torch.full((1,), start, dtype=torch.int32, device=q.device)
-                if not torch.compiler.is_dynamo_compiling():
+                if not is_dynamo_compiling():
                     used[q.device] = prior_used_len
+            named["prior_used_len"] = prior_used_len
         if sinks is not None:
-            sink = layout.for_each_row(sinks, batch).view(batch * nheads, 1)
-        out, neg_max, sum_recip = call(
-            layout.heads_first(q, length, times),
-            layout.heads_first(k, seqlen_k),
-            layout.heads_first(v, seqlen_k),
-            k_prior, v_prior, prior_used_len, sink, scale, causal, window, return_lse, lnc,
-        )  # fmt: skip
-        out = layout.heads_last(out.unflatten(0, (batch, nheads)), seqlen_q, first_q, total)
+            named["sink"] = layout.for_each_row(sinks, batch).view(batch * nheads, 1)
+        returned = call(lay_q(q), layout.heads_first(k), layout.heads_first(v), **named)
+        heads = (returned[0] if return_lse else returned).view(shape)
+        out = layout.among(heads, seqlen_q, first_q, total) if cuts_q else layout.heads_last(heads, seqlen_q)
         if not return_lse:
             return out
-        lse = layout.rows_of_tiles(lse_of(neg_max, sum_recip).unflatten(0, (batch, nheads)), seqlen_q)
+        tiles = lse_of(returned[1], returned[2]).view(batch, nheads, 128, -1)
+        lse = layout.rows_of_tiles(tiles, seqlen_q)
         return AttentionOutput(out, layout.buried(lse, first_q, total, sinks) if cuts_q else lse)
 
     return run
+
+
+def _query_layout(request: Request, installed: Installation, length: int) -> Callable[[Tensor], Tensor]:
+    scale = request.softmax_scale
+    if scales_q(request, installed):
+        return lambda q: layout.scaled(q, length, scale).flatten(0, 1)
+    if length != cut(request).seqlen_q:
+        return lambda q: layout.padded(q, length).flatten(0, 1)
+    return layout.heads_first
+
+
+def _call(request: Request, installed: Installation, kept: Cut) -> Callable[..., Any]:
+    """As `kernels.bound`."""
+    scale = 1.0 if scales_q(request, installed) else request.softmax_scale
+    # cte-window-is-causal
+    window = None if kept.left is None else kept.left + 1
+    options = (scale, kept.causal, window, request.return_lse, installed.lnc)
+    if not is_compiling():
+        return kernels.bound(*options)
+    operator, return_lse = ops.kernel(kernels.attention_cte), request.return_lse
+
+    def call(q: Tensor, k: Tensor, v: Tensor, **named: Tensor) -> Any:
+        tensors = (named.get(name) for name in ("k_prior", "v_prior", "prior_used_len", "sink"))
+        returned = operator(q, k, v, *tensors, *options)
+        return returned if return_lse else returned[0]
+
+    return call
 
 
 def lse_of(neg_max: Tensor, sum_recip: Tensor) -> Tensor:
