@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -172,8 +173,6 @@ def test_what_a_kernel_may_only_name() -> None:
 
 
 def test_fields_of_a_kernels_class_need_no_annotation() -> None:
-    import dataclasses
-
     @dataclasses.dataclass
     class Buffers(language.NKIObject):
         first = None
