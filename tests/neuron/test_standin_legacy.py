@@ -234,6 +234,7 @@ def test_without_the_trap_the_adapter_is_right(trap: Trap) -> None:
     assert failures(trap.row, type(trap.adapter)()) == []
 
 
+@pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.name)
 def test_the_backend_is_right_or_declines(trap: Trap) -> None:
     standin.install("nxdi" if isinstance(trap.adapter, Nxdi) else "legacy")

@@ -126,11 +126,13 @@ def test_no_tolerance_helps_the_default_window() -> None:
         failures(row("positive"), Bidirectional(-1))
 
 
+@pytest.mark.usefixtures("clean")
 def test_the_backend_takes_neuronx_ccs_kernel_for_it() -> None:
     standin.install("legacy")
     assert failures(row("positive"), execute, "nki-legacy") == []
 
 
+@pytest.mark.usefixtures("clean")
 def test_the_backend_declines_it_where_there_is_no_other() -> None:
     standin.install("nxdi")
     with pytest.raises(UnsupportedError, match="causal"):
