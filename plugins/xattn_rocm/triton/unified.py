@@ -70,18 +70,9 @@ def plan(request: Request, installed: Installation) -> Plan:
     # split the keys, which it does in tiles of a page.
     most = seqlen_q if freely else max(2, seqlen_q)
     window = (-1, -1) if left is None and freely else (seqlen_k if left is None else left, 0)
-    kernel = functools.partial(
-        vendor.module(_MODULES[installed.layout]).unified_attention,
-        max_seqlen_q=most,
-        max_seqlen_k=seqlen_k,
-        softmax_scale=request.softmax_scale,
-        causal=True,
-        window_size=window,
-        softcap=request.softcap or 0.0,
-        q_descale=None,
-        k_descale=None,
-        v_descale=None,
-    )
+    scale, softcap, dtype = request.softmax_scale, request.softcap or 0.0, request.dtype
+    shape = (request.batch, seqlen_q, request.nheads, request.headdim)
+    kernel = vendor.module(_MODULES[installed.layout]).unified_attention
     ragged = request.seqlens_k is not None
     layouts: dict[object, _Layout] = {}
 
@@ -96,7 +87,7 @@ def plan(request: Request, installed: Installation) -> Plan:
             layout = layouts[key] = _layout(k, v, page, seqlen_q)
         if layout.copies:
             k, v = k.contiguous(), v.contiguous()
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = torch.empty(shape, dtype=dtype, device=q.device)
         lengths = layout.lengths if seqlens_k is None else seqlens_k.to(torch.int32)
         kernel(
             q=q.flatten(0, 1),
@@ -104,8 +95,17 @@ def plan(request: Request, installed: Installation) -> Plan:
             v=v.as_strided(*layout.v),
             out=out.flatten(0, 1),
             cu_seqlens_q=layout.starts,
+            max_seqlen_q=most,
             seqused_k=lengths,
+            max_seqlen_k=seqlen_k,
+            softmax_scale=scale,
+            causal=True,
+            window_size=window,
             block_table=layout.table,
+            softcap=softcap,
+            q_descale=None,
+            k_descale=None,
+            v_descale=None,
             **given,
         )
         if dead:
