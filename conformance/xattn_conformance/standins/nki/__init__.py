@@ -20,8 +20,7 @@ from xattn_neuron.installation import Installation
 
 from xattn.devices import emulated
 from xattn_conformance.emulation.executor import Elsewhere
-from xattn_conformance.standins.nki import flash_neuronxcc as neuronxcc
-from xattn_conformance.standins.nki import flash_nxdi as nxdi
+from xattn_conformance.standins.nki import flash_neuronxcc, flash_nxdi
 from xattn_conformance.standins.nki.nkilib_bwd import attention_bwd
 from xattn_conformance.standins.nki.nkilib_cte import attention_cte
 
@@ -34,11 +33,11 @@ _INSTALLED = {
 _KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
     "cte": {"attention_cte": attention_cte, "attention_bwd": attention_bwd},
     "legacy": {
-        "flash_fwd_legacy": neuronxcc.flash_fwd,
-        "flash_config_legacy": neuronxcc.FlashConfig,
-        "flash_attn_bwd_legacy": neuronxcc.flash_attn_bwd,
+        "flash_fwd_legacy": flash_neuronxcc.flash_fwd,
+        "flash_config_legacy": flash_neuronxcc.FlashConfig,
+        "flash_attn_bwd_legacy": flash_neuronxcc.flash_attn_bwd,
     },
-    "nxdi": {"flash_fwd_nxdi": nxdi.flash_fwd, "flash_config_nxdi": nxdi.FlashConfig},
+    "nxdi": {"flash_fwd_nxdi": flash_nxdi.flash_fwd, "flash_config_nxdi": flash_nxdi.FlashConfig},
 }
 
 
