@@ -15,7 +15,7 @@ from xattn_rocm import installation, vendor
 from xattn_rocm.installation import Installation
 
 import xattn
-from xattn import plans
+from xattn import Request, plans
 from xattn.devices import emulated
 from xattn.registry import registry
 
@@ -190,6 +190,19 @@ def test_what_mha_is_given(
     call(*qkv(**sizes), return_lse=True, **options)
     given = {name: value for name, value in aiter.last.items() if name in ("causal", "window_size", "softmax_scale")}
     assert given == {"causal": False, "softmax_scale": 0.125, **wanted}
+
+
+@pytest.mark.parametrize(
+    ("arch", "own"),
+    [("gfx942", "float8_e4m3fnuz"), ("gfx950", "float8_e4m3fn"), ("gfx1201", "float8_e4m3fn"), ("gfx90a", "none")],
+)
+@pytest.mark.parametrize("backend", ["aiter", "aiter-triton"])
+def test_fp8_is_declined_and_named_by_arch(monkeypatch: pytest.MonkeyPatch, backend: str, arch: str, own: str) -> None:
+    monkeypatch.setattr(installation, "overridden", NEWEST)
+    asked = Request("rocm", torch.float8_e4m3fn, 1, 64, 64, 4, 4, 64, 64, arch=arch)
+    found = {reason.code: reason for reason in registry().entries[backend].backend.reasons(asked)}
+    assert {"dtype", "fp8"} <= set(found)
+    assert found["fp8"].hint.endswith(f"aiter's fp8 on {arch}: {own}.")
 
 
 def test_dead_rows_have_no_lse_and_no_out(aiter: Given) -> None:

@@ -6,6 +6,7 @@ import os
 
 from xattn import Reason, Request
 from xattn.request import dtype_name
+from xattn_rocm.archs import fp8_reasons
 from xattn_rocm.ck.calls import call
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import holds
@@ -13,7 +14,7 @@ from xattn_rocm.rules import holds
 
 def limits(request: Request, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
-    found = [*_environment(request, installed), *_scale(request)]
+    found = [*fp8_reasons(request), *_environment(request, installed), *_scale(request)]
     for name, look in (("sinks", _sinks), ("softcap", _softcap), ("bias", _bias), ("alibi_slopes", _alibi)):
         if getattr(request, name) is not None:
             found += look(request, installed)

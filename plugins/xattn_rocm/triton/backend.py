@@ -6,6 +6,7 @@ import torch
 
 from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
+from xattn_rocm.archs import fp8_reasons
 from xattn_rocm.installation import Installation, describe, installation
 from xattn_rocm.ops import opaque
 from xattn_rocm.triton import mha, unified
@@ -44,6 +45,8 @@ class AiterTritonBackend(Backend):
         installed = installation()
         if isinstance(installed, Reason):
             return [installed]
+        if fp8 := fp8_reasons(request):
+            return fp8
         by_mha, by_unified = mha.reasons(request, installed), unified.reasons(request, installed)
         if not by_mha or not by_unified:
             return []
