@@ -323,6 +323,20 @@ def test_lengths_of_rows_are_passed_on_and_dead_queries_come_out_as_0(aiter: Giv
     assert (out[1] == 1).all()
 
 
+def test_tables_made_while_a_graph_is_recorded_are_not_kept(aiter: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = qkv(8, 64)
+    with monkeypatch.context() as recording:
+        recording.setattr(torch.cuda, "is_available", lambda: True)
+        recording.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        call(*tensors, causal=True, softcap=5.0)
+    recorded = aiter.last["block_table"]
+    call(*tensors, causal=True, softcap=5.0)
+    kept = aiter.last["block_table"]
+    call(*tensors, causal=True, softcap=5.0)
+    assert kept is not recorded
+    assert aiter.last["block_table"] is kept
+
+
 def test_keys_and_values_in_layouts_of_their_own_are_copied_once(aiter: Given) -> None:
     q, k, v = qkv(8, 64)
     call(q, LAYOUTS["heads first"](k), LAYOUTS["sequence first"](v), causal=True, softcap=5.0)

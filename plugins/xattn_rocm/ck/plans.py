@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xattn import AttentionOutput, Request
 from xattn.backend import Plan
-from xattn_rocm import vendor
+from xattn_rocm import graphs, vendor
 from xattn_rocm.bands import bury, dead_rows, first_seen
 from xattn_rocm.ck.calls import cut_rows
 from xattn_rocm.ck.routing import Call
@@ -93,7 +93,7 @@ def _varlen(request: Request, call: Call) -> Plan:
         found = starts.get(q.device)
         if found is None:
             found = _starts(batch, seqlen_q, q.device), _starts(batch, seqlen_k, q.device)
-            if not torch.compiler.is_compiling() and not _capturing():
+            if graphs.keeps():
                 starts[q.device] = found
         returned = kernel(
             q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), *found, seqlen_q, seqlen_k, 0, dropout_p, scale,
@@ -110,11 +110,6 @@ def _varlen(request: Request, call: Call) -> Plan:
         return out if lse is None else AttentionOutput(out, lse)
 
     return varlen
-
-
-def _capturing() -> bool:
-    """Whether a graph is being recorded: what it makes is written only when it is replayed."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _starts(batch: int, seqlen: int, device: torch.device) -> Tensor:

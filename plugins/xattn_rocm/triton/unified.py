@@ -16,7 +16,7 @@ from torch import Tensor
 
 from xattn import Reason, Request
 from xattn.backend import Plan
-from xattn_rocm import vendor
+from xattn_rocm import graphs, vendor
 from xattn_rocm.archs import ARCHS
 from xattn_rocm.bands import band, dead_rows, first_seen
 from xattn_rocm.installation import Installation
@@ -84,7 +84,9 @@ def plan(request: Request, installed: Installation) -> Plan:
         key = (k.stride(), v.stride(), q.device)
         layout = layouts.get(key)
         if layout is None:
-            layout = layouts[key] = _layout(k, v, page, seqlen_q)
+            layout = _layout(k, v, page, seqlen_q)
+            if graphs.keeps():
+                layouts[key] = layout
         if layout.copies:
             k, v = k.contiguous(), v.contiguous()
         out = torch.empty(shape, dtype=dtype, device=q.device)
