@@ -96,6 +96,13 @@ RULES = (
         "Passes mixed_precision=False for float32, True for bfloat16, and does not declare float16.",
     ),
     _rule(
+        "legacy-divides-by-exp-of-lse",
+        "neuronx_cc",
+        _neuronxcc(502),
+        "Out is multiplied by exp(max - lse), with lse rounded to float32: each row is off by up to |lse| * 2^-24.",
+        "Shows in float32 alone, at logits beyond about 50, where it is the caller's risk.",
+    ),
+    _rule(
         "legacy-bias-beside-window",
         "neuronx_cc",
         _neuronxcc(171),
