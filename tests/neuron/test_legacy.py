@@ -86,15 +86,25 @@ def test_neuronxccs_window(aws: Any, qkv: Any, window: Any, passed: int) -> None
     assert made.last.named["use_causal_mask"] is True
 
 
-@pytest.mark.parametrize(("dtype", "mixed"), [(torch.float32, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize("changes", BOTH)
-def test_float32_is_multiplied_as_float32(
-    aws: Any, qkv: Any, changes: dict[str, Any], dtype: torch.dtype, mixed: bool
-) -> None:
-    """legacy-mixed-precision-is-bfloat16"""
-    made, (q, k, v) = aws(**changes), qkv(512, dtype=dtype)
+def test_bfloat16_is_multiplied_as_such(aws: Any, qkv: Any, changes: dict[str, Any]) -> None:
+    made, (q, k, v) = aws(**changes), qkv(512)
     call(q, k, v, causal=True)
-    assert made.last.named["mixed_precision"] is mixed
+    assert made.last.named["mixed_precision"] is True
+
+
+def test_float32_is_multiplied_as_float32_by_nxdi(aws: Any, qkv: Any) -> None:
+    """legacy-mixed-precision-is-bfloat16"""
+    made = aws(**NXDI)
+    call(*qkv(512, dtype=torch.float32), causal=True)
+    assert made.last.named["mixed_precision"] is False
+
+
+def test_float32_is_declined_for_neuronxcc(aws: Any, qkv: Any) -> None:
+    """legacy-divides-by-exp-of-lse"""
+    aws()
+    with pytest.raises(xattn.UnsupportedError, match=r"exp\(max - lse\)"):
+        call(*qkv(512, dtype=torch.float32), causal=True)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ class NkiLegacyBackend(Backend):
     capabilities = (
         Capabilities(
             device="neuron",
-            # float32 as far as the kernel keeps it: legacy-divides-by-exp-of-lse.
+            # float32 of neuronx-distributed-inference's kernel alone.
             dtypes=frozenset({torch.float32, torch.bfloat16}),
             features=frozenset({"causal", "window", "top_left", "bottom_right", "gqa", "return_lse"}),
             grads=frozenset({"qkv"}),

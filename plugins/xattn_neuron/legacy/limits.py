@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from xattn import Reason, Request
 from xattn_neuron.cut import Cut, cut, window_reasons
 from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
@@ -29,6 +31,10 @@ def limits(request: Request, installed: Installation) -> list[Reason]:
         # legacy-scale-0-is-replaced
         hint = "The kernel takes 0 for none given."
         found.append(Reason("scale", request.scale, "another than 0", hint))
+    if variant(installed) == "neuronxcc" and request.dtype == torch.float32:
+        # legacy-divides-by-exp-of-lse
+        hint = "It multiplies out by exp(max - lse), with lse rounded: a row is off by up to |lse| * 2^-24."
+        found.append(Reason("dtype", "float32", "bfloat16 in neuronx-cc's flash_fwd", hint))
     if variant(installed) == "nxdi":
         found += _nxdi(request, kept)
     return found

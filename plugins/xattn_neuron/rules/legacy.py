@@ -100,7 +100,7 @@ RULES = (
         "neuronx_cc",
         _neuronxcc(502),
         "Out is multiplied by exp(max - lse), with lse rounded to float32: each row is off by up to |lse| * 2^-24.",
-        "Shows in float32 alone, at logits beyond about 50, where it is the caller's risk.",
+        "A Reason in float32, where it shows.",
     ),
     _rule(
         "legacy-bias-beside-window",
