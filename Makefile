@@ -30,12 +30,16 @@ test: $(READY)  ## the tests
 conformance: $(READY)  ## hold every backend present to the golden outputs: build/conformance/<backend>.json, .xml and .html
 	$(BIN)/python -m xattn_conformance run --backend all --level full --out build/conformance $(CONFORMANCE)
 
-STANDINS := $(addprefix standin-,gfx90a gfx942 gfx950 gfx1201 gfx1250)
+AITERS := $(addprefix aiter-standin-,gfx90a gfx942 gfx950 gfx1201 gfx1250)
 
-standins: $(STANDINS)  ## the aiter backend over a stand-in for aiter, on each arch: build/conformance/standin-<arch>/
+standins: $(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin  ## vendors' backends over stand-ins for their kernels: build/conformance/<profile>/
 
-$(STANDINS): $(READY)
-	$(BIN)/python -m xattn_conformance run --backend aiter --device cpu --profile aiter-$@ --level extended \
+$(AITERS): BACKEND = aiter
+neuron-standin: BACKEND = nki
+neuron-legacy-standin neuron-nxdi-standin: BACKEND = nki-legacy
+
+$(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin: $(READY)
+	$(BIN)/python -m xattn_conformance run --backend $(BACKEND) --device cpu --profile $@ --level extended \
 	--out build/conformance/$@ $(CONFORMANCE)
 
 test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compiled for AMD's GPUs. XATTN_AITER_PATH: another source tree

@@ -15,6 +15,7 @@ from support import ROOT
 from xattn_neuron import rules, xattn_backends
 from xattn_neuron.installation import Installation
 from xattn_neuron.rules import CHECKED, RULES, Rule, holds, installing, legacy, nki, out_of_reach, within
+from xattn_neuron.rules.page import page
 
 PLUGIN = Path(rules.__file__).parents[1]
 
@@ -131,3 +132,7 @@ def test_every_guard_is_somewhere() -> None:
     named = set(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)+", sources()))
     missing = [f"{rule.backend}: {rule.name}" for rule in RULES.values() if rule.reachable and rule.name not in named]
     assert not missing, "\n".join(["not named outside the rules:", *missing])
+
+
+def test_the_page_of_the_rules_is_theirs() -> None:
+    assert (ROOT / "docs/neuron-rules.md").read_text() == page(), "python -m xattn_neuron.rules.page"
