@@ -169,8 +169,7 @@ FULL = row("b1 q128 k512 h2 d64", return_lse=False)
 WINDOW = row("b1 q200 k200 h2 d64", causal=True, window="15:0", return_lse=False)
 SELF = row("b1 q512 k512 h2 d32", "needle", window="0:0", return_lse=False)
 LSE = row("b1 q200 k200 h4 g2 d64", causal=True)
-GRADS = row("b1 q128 k512 h2 d32", dtype="float32", grads="qkv")
-SCALED = row("b1 q128 k512 h2 d32", dtype="float32", grads="qkv", scale=0.3)
+SCALED = row("b1 q128 k512 h2 d32", grads="qkv", scale=0.3)
 
 TRAPS = [
     Trap("NxDI's default window", CAUSAL, Nxdi(without("window_size")), UnboundLocalError),
@@ -204,16 +203,18 @@ TRAPS = [
     Trap("a grid of all heads", LSE, Neuronxcc(of_q_heads), IndexError),
     Trap("the scale 0 is none", row("b1 q128 k128 h2 d64", causal=True, scale=0.0), Neuronxcc(), None, False),
     Trap("float32 in bfloat16 by default", row("b1 q128 k128 h2 d64", dtype="float32", causal=True),
-         Neuronxcc(without("mixed_precision"))),
+         Neuronxcc(without("mixed_precision")), None, False),
+    Trap("float32 is divided by a rounded lse", row("b1 q128 k128 h3 d64", "huge", dtype="float32", causal=True),
+         Neuronxcc(), None, False),
     Trap("keys that no tile divides", row("b1 q128 k200 h2 d64"), Neuronxcc(), AssertionError, False),
     Trap("the backward is not causal by default",
-         row("b1 q512 k512 h2 d32", dtype="float32", grads="qkv", causal=True),
+         row("b1 q512 k512 h2 d32", grads="qkv", causal=True),
          Neuronxcc(backward=without("use_causal_mask"))),
     Trap("the backward's scale by default", SCALED, Neuronxcc(backward=without("softmax_scale"))),
-    Trap("the backward wants (d, seqlen)", row("b1 q512 k512 h2 d128", dtype="float32", grads="qkv"),
+    Trap("the backward wants (d, seqlen)", row("b1 q512 k512 h2 d128", grads="qkv"),
          Neuronxcc(backward=lambda arguments, given: arguments.update(v_ref=arguments["v_ref"].mT.contiguous())),
          AssertionError),
-    Trap("the backward's grid", row("b1 q128 k512 h4 g2 d32", dtype="float32", grads="qkv"),
+    Trap("the backward's grid", row("b1 q128 k512 h4 g2 d32", grads="qkv"),
          Neuronxcc(backward=of_q_heads), IndexError),
     Trap("the backward sums in bfloat16 by default", row("b1 q128 k512 h2 d32", grads="qkv"),
          Neuronxcc(backward=without("mixed_precision"))),
