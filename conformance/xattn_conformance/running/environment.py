@@ -78,7 +78,7 @@ def _matters(name: str) -> bool:
 
 
 def _without_folders(value: str) -> str:
-    return re.sub(r"(^|[:;,=(\s])/[^:;,)\s]*", r"\1(a folder)", value)
+    return re.sub(r"(^|[:;,=(\s])/[^:;,)\s]*", r"\1(a folder)", value).replace("((a folder))", "(a folder)")
 
 
 def _device(device: str) -> dict[str, str | None]:

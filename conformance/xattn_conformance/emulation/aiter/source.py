@@ -47,7 +47,8 @@ def prepare(arch: str) -> installation.Installation:
 
 def about(found: installation.Installation, arch: str, where: str) -> dict[str, str]:
     """What a report says of the code that ran."""
-    checkout = commit(found.root)
+    # Of a source tree alone: an environment may lie within some other checkout.
+    checkout = commit(found.root) if (found.root.parent / ".git").exists() else {}
     changed = " and changes of its own" if checkout.get("dirty") else ""
     source = {"aiter's commit": f"{checkout['commit']}{changed}"} if checkout else {}
     return {"runs on": where, "triton": version("triton"), "arch told to aiter": arch, **source}
