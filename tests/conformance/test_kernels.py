@@ -132,7 +132,11 @@ def test_each_declared_rounding_of_the_forward_happens(declared: dict[str, Any])
     assert (np.abs(coarser["lse"] - finer["lse"]).max() > 1e-4) == sees_lse
 
 
-@pytest.mark.parametrize("declared", [{"score_gradients": "input"}, {"head_gradients": "input"}], ids=str)
+@pytest.mark.parametrize(
+    "declared",
+    [{name: "input"} for name in ("score_gradients", "probability_gradients", "recomputed_scores", "head_gradients")],
+    ids=str,
+)
 def test_each_declared_rounding_of_the_backward_happens(declared: dict[str, Any]) -> None:
     given = problem("plain", "bfloat16", grads=True)
     forward = attend(given, EXACT)

@@ -89,6 +89,8 @@ def test_a_declaration_admits_its_own_rounding_and_is_needed(declaration: dict[s
     [
         ({"probabilities": "input"}, ("out", "dv")),
         ({"score_gradients": "input"}, ("dq", "dk", "dbias")),
+        ({"probability_gradients": "input"}, ("dq", "dk", "dbias")),
+        ({"recomputed_scores": "input"}, ("dq", "dk", "dv", "dbias")),
         ({"head_gradients": "input"}, ("dk", "dv")),
     ],
 )

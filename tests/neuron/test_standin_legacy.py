@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from xattn_conformance.ops.call import execute
+from xattn_conformance.profiles.load import find
+from xattn_conformance.profiles.schema import parse
 from xattn_conformance.standins import nki as standin
 from xattn_conformance.standins.nki import flash_neuronxcc as neuronxcc
 from xattn_conformance.standins.nki import flash_nxdi as nxdi
 from xattn_conformance.standins.nki.cases import Row, failures
+from xattn_conformance.tolerance.arithmetic import Arithmetic
 
 from xattn import AttentionOutput, UnsupportedError
 
@@ -245,3 +248,25 @@ def test_the_backend_is_right_or_declines(trap: Trap) -> None:
         assert not trap.served
     else:
         assert found == []
+
+
+LARGER = [
+    Row("b1 q512 k512 h2 d32", (("causal", True), ("return_lse", False)), "normal", "bfloat16", "qkv"),
+    Row("b1 q512 k512 h2 d128", (("return_lse", False),), "normal", "bfloat16", "qkv"),
+    Row("b1 q512 k512 h2 d128", (("return_lse", False),), "positive", "bfloat16", "qkv"),
+    Row("b1 q512 k512 h4 g2 d64", (("window", "100:0"), ("return_lse", False)), "normal", "bfloat16", "qkv"),
+]
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("row", LARGER, ids=str)
+def test_gradients_are_right_with_what_the_profile_declares(row: Row) -> None:
+    """legacy-bwd-rounds-scores-and-dp: without the declarations some of these fail."""
+    standin.install("legacy")
+    text, _ = find("nki-legacy")
+    assert failures(row, execute, "nki-legacy", parse(text).arithmetic) == []
+
+
+def test_the_declarations_are_needed(clean: None) -> None:
+    standin.install("legacy")
+    assert any(failures(row, execute, "nki-legacy", Arithmetic(scaled_q=True)) for row in LARGER)

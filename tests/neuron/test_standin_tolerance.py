@@ -33,8 +33,10 @@ LOOSEST = Arithmetic(
     products="tf32",
     sums="truncated",
     scores="input",
+    recomputed_scores="input",
     probabilities="input",
     partial_outputs="input",
+    probability_gradients="input",
     score_gradients="input",
     head_gradients="input",
     exp_bits=10,
@@ -115,7 +117,7 @@ def test_nor_does_it_for_anything_that_a_profile_declares(left: int) -> None:
 )
 def test_a_profile_with_such_tolerances_is_refused(more: tuple[str, str]) -> None:
     text, _ = find("nki-legacy")
-    assert text.rstrip().endswith("scaled_q = true")  # within [arithmetic]
+    assert text.rstrip().endswith('probability_gradients = "input"')  # within [arithmetic]
     parse(text)
     with pytest.raises(ProfileError, match="Tolerances are not declared"):
         parse(more[0] + text + more[1])

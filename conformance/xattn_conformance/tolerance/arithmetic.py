@@ -22,8 +22,10 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sums:            how sums of products are rounded: "truncated" toward zero, as NVIDIA's matrix units do, so that
                      long sums come out too small.
     scores:          what Q K^T is rounded to before the softmax.
+    recomputed_scores: the same where a backward pass computes it again.
     probabilities:   what the probabilities are rounded to before they meet V.
     partial_outputs: what partial outputs are rounded to where a split over the keys is merged.
+    probability_gradients: what dP = dO V^T is rounded to before delta is taken off it.
     score_gradients: what dS is rounded to before it meets Q and K.
     head_gradients:  what each query head's share of dK and dV is rounded to before a group is added up.
     exp_bits:        the exponential is right to a relative 2^-exp_bits, always.
@@ -35,8 +37,10 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     products: Literal["float32", "tf32"] = "float32"
     sums: Literal["rounded", "truncated"] = "rounded"
     scores: Place = "float32"
+    recomputed_scores: Place = "float32"
     probabilities: Place = "input"
     partial_outputs: Place = "float32"
+    probability_gradients: Place = "float32"
     score_gradients: Place = "input"
     head_gradients: Place = "float32"
     exp_bits: Annotated[int, msgspec.Meta(ge=10, le=24)] = 21

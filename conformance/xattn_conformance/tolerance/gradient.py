@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from xattn_conformance.golden.oracle import Head, heads, scale
@@ -84,6 +85,8 @@ def expected(problem: Problem, arithmetic: Arithmetic) -> dict[str, Expected]:
     dq = _Sum(batch, nheads, seqlen_q, headdim)
     dk, dv = _Sum(batch, nheads_k, seqlen_k, headdim), _Sum(batch, nheads_k, seqlen_k, headdim_v)
     dsinks = _Sum(1, nheads, 1, 1)
+    if arithmetic.recomputed_scores == "input":
+        arithmetic = msgspec.structs.replace(arithmetic, scores="input")
     bias_shape = () if problem.bias is None else problem.bias.shape
     dbias = _Sum(*(1,) * (4 - len(bias_shape)), *bias_shape)
     for head in heads(problem):
@@ -116,6 +119,7 @@ def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> 
     dp_variance = products(g.shape[1], square(g) @ square(head.v).T, square(dp))
     dp_variance = dp_variance + coarse(problem, arithmetic) * (square(g) @ square(head.v).T)
     dp_variance = dp_variance + square(truncation(g.shape[1], arithmetic) * (np.abs(g) @ np.abs(head.v).T))
+    dp_variance = dp_variance + rounding(unit(arithmetic.probability_gradients, problem.dtype), square(dp))
     # delta from the out of the forward: rounded, and made of rounded probabilities.
     probabilities = unit(arithmetic.probabilities, problem.dtype)
     terms = square(g * head.out).sum(axis=1)

@@ -131,6 +131,14 @@ RULES = (
         "Training with scores below -9000 is the caller's risk.",
     ),
     _rule(
+        "legacy-bwd-rounds-scores-and-dp",
+        "neuronx_cc",
+        _neuronxcc(1017),
+        "The backward rounds the scores, and dP before delta is taken off it: a dq that should be 0 is not, where a row "
+        "has few keys.",
+        "The profile declares both, and the conformance suite allows for no more.",
+    ),
+    _rule(
         "legacy-lse-in-tiles",
         "neuronx_cc",
         _neuronxcc(380),
