@@ -134,8 +134,8 @@ RULES = (
         "legacy-bwd-rounds-scores-and-dp",
         "neuronx_cc",
         _neuronxcc(1017),
-        "The backward rounds the scores, and dP before delta is taken off it: a dq that should be 0 is not, where a row "
-        "has few keys.",
+        "The backward rounds the scores, and dP before delta is taken off it: where a row has few keys, a dq that "
+        "should be 0 is not.",
         "The profile declares both, and the conformance suite allows for no more.",
     ),
     _rule(
