@@ -55,6 +55,9 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     console.print(_versions(document))
     console.print(_plugins(document))
     console.print(_backends(document))
+    for line in _says(document):
+        console.print(line, soft_wrap=True)
+    console.print()
     console.print(_features(document))
     for problem in document["problems"]:
         console.print(Text.assemble(("Problem: ", "bold red"), (problem, "red")), soft_wrap=True)
@@ -93,25 +96,38 @@ def _plugins(document: Mapping[str, Any]) -> Table:
 
 
 def _backends(document: Mapping[str, Any]) -> Table:
+    """One row a block, numbered as the columns of the features are."""
     table = Table(title="Backends", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", justify="right")
     table.add_column("Backend", no_wrap=True)
-    for column in ("Device", "Dtypes", "Headdim", "Checked", "Says"):
+    for column in ("Device", "Dtypes", "Headdim", "Checked"):
         table.add_column(column)
-    for backend in document["backends"]:
-        says = Text("\n".join(f"{key}: {value}" for key, value in backend["info"].items()))
-        if backend["disabled_by"]:
-            says.append(("\n" if says else "") + f"disabled by {backend['disabled_by']}", style="yellow")
-        for block in backend["capabilities"]:
-            archs = "" if block["archs"] is None else "\n" + "\n".join(block["archs"])
-            table.add_row(
-                Text(backend["name"]),
-                Text(block["device"] + archs),
-                Text("\n".join(block["dtypes"])),
-                Text(_headdim(*block["headdim"])),
-                Text(block["checked"]),
-                says,
-            )
+    for number, (backend, block) in enumerate(_blocks(document), start=1):
+        archs = "" if block["archs"] is None else "\n" + "\n".join(block["archs"])
+        table.add_row(
+            str(number),
+            Text(backend["name"], style="yellow" if backend["disabled_by"] else ""),
+            Text(block["device"] + archs),
+            Text("\n".join(block["dtypes"])),
+            Text(_headdim(*block["headdim"])),
+            Text(block["checked"]),
+        )
     return table
+
+
+def _blocks(document: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return [(backend, block) for backend in document["backends"] for block in backend["capabilities"]]
+
+
+def _says(document: Mapping[str, Any]) -> list[Text]:
+    """Each backend's own account, a line each; what several say alike, once."""
+    said: dict[str, list[str]] = {}
+    for backend in document["backends"]:
+        lines = [f"{key}: {value}" for key, value in backend["info"].items()]
+        lines += [f"disabled by {backend['disabled_by']}"] if backend["disabled_by"] else []
+        for line in lines:
+            said.setdefault(line, []).append(backend["name"])
+    return [Text.assemble((", ".join(names), "bold"), "  ", line) for line, names in said.items()]
 
 
 def _headdim(smallest: int, largest: int | None, multiple: int) -> str:
@@ -120,16 +136,14 @@ def _headdim(smallest: int, largest: int | None, multiple: int) -> str:
 
 
 def _features(document: Mapping[str, Any]) -> Table:
-    """One row a feature, one column a backend and device."""
-    blocks = [(backend, block) for backend in document["backends"] for block in backend["capabilities"]]
+    """One row a feature, one column a backend and device, by number."""
+    blocks = [block for _, block in _blocks(document)]
     table = Table(title="Features", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for backend, block in blocks:
-        table.add_column(Text(f"{backend['name']}\n{block['device']}"), justify="center")
+    for number in range(1, len(blocks) + 1):
+        table.add_column(str(number), justify="center")
     rows = [(name, "features", name) for name in FEATURES]
     rows += [("gradients of q, k, v" if name == "qkv" else f"gradients of {name}", "grads", name) for name in GRADS]
     for label, kind, name in rows:
-        table.add_row(
-            label, *(Text("yes", "green") if name in block[kind] else Text("-", "dim") for _, block in blocks)
-        )
+        table.add_row(label, *(Text("yes", "green") if name in block[kind] else Text("-", "dim") for block in blocks))
     return table
