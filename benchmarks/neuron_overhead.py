@@ -10,9 +10,7 @@ views in most rows, as far as a kernel's layout lets them.
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 import xattn_neuron
 import xattn_neuron.installation
+from alternating import median_difference
 from torch import Tensor
 from xattn_neuron import vendor
 from xattn_neuron.installation import Installation
@@ -29,7 +28,6 @@ from xattn.devices import emulated
 from xattn.registry import Entry, registry
 
 LIMIT = 3.0
-ROUNDS, CALLS = 301, 100
 
 
 class NoKernel:
@@ -64,18 +62,6 @@ def install(returned: Any) -> NoKernel:
     for backend in xattn_neuron.xattn_backends():
         registry().entries.setdefault(backend.name, Entry(backend, "neuron"))
     return kernel
-
-
-def median_difference(adapter: Callable[[], Any], direct: Callable[[], Any]) -> float:
-    """Microseconds a call, of medians of rounds that take turns."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for times, run in zip(taken, (adapter, direct), strict=True):
-            started = time.perf_counter()
-            for _ in range(CALLS):
-                run()
-            times.append((time.perf_counter() - started) / CALLS * 1e6)
-    return statistics.median(taken[0]) - statistics.median(taken[1])
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ and direct call, which makes the same views by hand, alternate; medians over rou
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import torch
 import xattn_rocm.installation
+from alternating import median_difference
 from torch import Tensor
 
 import xattn
@@ -26,7 +25,6 @@ from xattn.devices import emulated
 from xattn.registry import registry
 
 LIMIT = 2.0
-ROUNDS, CALLS = 301, 200
 ARCH = "gfx942"
 
 
@@ -52,18 +50,6 @@ def install(returned: Any) -> NoKernel:
     xattn_rocm.installation.overridden = xattn_rocm.installation.Installation(Path(), "0.1.21", "attention")
     emulated["cpu"] = ("rocm", ARCH)
     return kernel
-
-
-def median_difference(adapter: Callable[[], Any], direct: Callable[[], Any]) -> float:
-    """Microseconds a call, of medians of rounds that take turns."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for times, run in zip(taken, (adapter, direct), strict=True):
-            started = time.perf_counter()
-            for _ in range(CALLS):
-                run()
-            times.append((time.perf_counter() - started) / CALLS * 1e6)
-    return statistics.median(taken[0]) - statistics.median(taken[1])
 
 
 @dataclass(frozen=True)
