@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
 
 import pytest
 import torch
+from support import Load
 
 from xattn import plans, registry, selection
-
-Load = Callable[..., registry.Registry]
 
 # The problems here are small: with more threads each call waits for them longer than it computes.
 torch.set_num_threads(1)

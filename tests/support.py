@@ -6,15 +6,20 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 
 import torch
 
+from xattn.registry import Registry
+
 ROOT = Path(__file__).resolve().parents[1]
 
 Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+# The fixture `load`.
+Load = Callable[..., Registry]
 
 
 def qkv(

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Load
-from support import ROOT, backend_source, qkv, stranger
+from support import ROOT, Load, backend_source, qkv, stranger
 from typer.testing import CliRunner, Result
 from xattn_conformance.golden import rowwise
 from xattn_conformance.problem import Problem

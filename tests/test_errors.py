@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Load
-from support import backend_source, qkv, stranger
+from support import Load, backend_source, qkv, stranger
 
 import xattn
 from xattn import guard, plans

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Load
-from support import ROOT, backend_source, build, install, qkv, run_python, stranger
+from support import ROOT, Load, backend_source, build, install, qkv, run_python, stranger
 from xattn_conformance.golden import rowwise
 from xattn_conformance.problem import Problem
 

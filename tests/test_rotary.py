@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Load
-from support import backend_source, run_python, stranger
+from support import Load, backend_source, run_python, stranger
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

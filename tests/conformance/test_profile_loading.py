@@ -7,8 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import Load
-from support import backend_source, stranger
+from support import Load, backend_source, stranger
 from xattn_conformance.profiles import known
 from xattn_conformance.profiles import load as loading
 from xattn_conformance.profiles.load import find
