@@ -21,7 +21,7 @@ from xattn.registry import registry
 
 WHEEL = Installation(Path("/aiter"), "0.1.7.post2.dev18", "flat")
 NEWEST = Installation(Path("/aiter"), "0.1.20.post1", "attention")
-BEFORE_WINDOWS = Installation(Path("/aiter"), "0.1.11", "attention")
+BEFORE_WINDOWS = Installation(Path("/aiter"), "0.1.11.post1", "attention")
 BEFORE_SINKS_GRADIENT = Installation(Path("/aiter"), "0.1.13", "attention")
 
 
@@ -299,7 +299,7 @@ def test_pages_lead_to_every_key_without_a_copy(
 def test_the_kernel_never_loads_a_page_past_the_last_key(aiter: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile as large as a page is loaded whole. A tile is 64 keys, 32 for wide heads, 16 elsewhere, and a page, of 64
     keys at most, where it decodes."""
-    for installed in (WHEEL, NEWEST):
+    for installed in (WHEEL, BEFORE_WINDOWS, NEWEST):
         monkeypatch.setattr(installation, "overridden", installed)
         for seqlen_q in (1, 2, 300):
             for seqlen_k in (*range(1, 140), 256, 1000, 1024):
@@ -308,9 +308,11 @@ def test_the_kernel_never_loads_a_page_past_the_last_key(aiter: Given, monkeypat
                 given = aiter.last
                 page = given["k"].shape[1]
                 decodes, splits = given["max_seqlen_q"] == 1, given["window_size"][0] < 0
-                tile = page if installed is WHEEL else min(64, 2 ** math.ceil(math.log2(page)))
+                # unified-tile-is-page
+                tile = page if installed is not NEWEST else min(64, 2 ** math.ceil(math.log2(page)))
                 tiles = {16, 32, 64} if not decodes else {tile}
                 tiles |= {tile} if splits else set()
+                assert not splits or seqlen_q == 1  # unified-hidden-tile-is-0
                 assert seqlen_k % page == 0 or page not in tiles
 
 
@@ -323,18 +325,72 @@ def test_lengths_of_rows_are_passed_on_and_dead_queries_come_out_as_0(aiter: Giv
     assert (out[1] == 1).all()
 
 
-def test_tables_made_while_a_graph_is_recorded_are_not_kept(aiter: Given, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = qkv(8, 64)
-    with monkeypatch.context() as recording:
-        recording.setattr(torch.cuda, "is_available", lambda: True)
-        recording.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+def test_a_graph_reads_tables_of_its_own(aiter: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan's may be gone when it is replayed, and those made while it is recorded are written by the replay."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    tensors, seen = qkv(8, 64), []
+    for recording in (False, True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", [bool, lambda: True][recording])
         call(*tensors, causal=True, softcap=5.0)
-    recorded = aiter.last["block_table"]
-    call(*tensors, causal=True, softcap=5.0)
-    kept = aiter.last["block_table"]
-    call(*tensors, causal=True, softcap=5.0)
-    assert kept is not recorded
-    assert aiter.last["block_table"] is kept
+        seen.append(aiter.last["block_table"])
+    assert seen[0] is seen[2]
+    assert seen[1] is not seen[0]
+
+
+def test_what_the_kernel_reads_without_strides_is_contiguous(aiter: Given) -> None:
+    """unified-reads-without-strides"""
+    tensors = qkv(8, 64)
+    sinks, lengths = torch.arange(8.0)[::2], torch.tensor([[20, 7], [64, 7]], dtype=torch.int32)[:, 0]
+    call(*tensors, causal=True, softcap=5.0, sinks=sinks, seqlens_k=lengths)
+    assert aiter.last["sinks"].is_contiguous()
+    assert aiter.last["seqused_k"].is_contiguous()
+    assert torch.equal(aiter.last["sinks"], sinks)
+    assert torch.equal(aiter.last["seqused_k"], lengths)
+    slopes = torch.arange(1.0, 9.0)[::2]
+    call(*tensors, causal=True, softcap=5.0, alibi_slopes=slopes)
+    assert aiter.last["alibi_slopes"].is_contiguous()
+    assert torch.equal(aiter.last["alibi_slopes"], slopes)
+
+
+@pytest.mark.parametrize("seqlen_k", [64, 576])
+@pytest.mark.parametrize("installed", [WHEEL, BEFORE_WINDOWS])
+def test_heads_that_are_no_power_of_2_are_not_split(
+    aiter: Given, monkeypatch: pytest.MonkeyPatch, installed: Installation, seqlen_k: int
+) -> None:
+    """unified-split-of-odd-heads"""
+    monkeypatch.setattr(installation, "overridden", installed)
+    call(*qkv(1, seqlen_k, headdim=80))
+    assert aiter.last["window_size"][0] >= 0
+    call(*qkv(1, seqlen_k, headdim=64))
+    assert (aiter.last["window_size"][0] < 0) is (seqlen_k % 16 == 0)
+
+
+def test_every_call_runs_on_the_device_of_its_tensors(aiter: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    """triton-launches-on-the-current-device"""
+    entered = []
+
+    class Current:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            entered.append(self.device)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    call(*qkv(8, 64), causal=True, softcap=5.0)
+    call(*qkv(8, 64), return_lse=True)
+    assert entered == [torch.device("cpu")] * 2
+
+
+def test_the_gradient_of_sinks_is_not_deterministic() -> None:
+    """triton-sinks-gradient-atomics"""
+    sinks = sinks_with_gradient()
+    assert reasons(NEWEST, "gfx942", {"grad": True}, {"sinks": sinks, "deterministic": True}) == {"deterministic"}
+    assert reasons(NEWEST, "gfx942", {"grad": True}, {"sinks": SINKS, "deterministic": True}) == set()
 
 
 def test_keys_and_values_in_layouts_of_their_own_are_copied_once(aiter: Given) -> None:

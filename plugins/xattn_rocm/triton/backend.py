@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
+from xattn.output import Output
 from xattn_rocm.archs import fp8_reasons
 from xattn_rocm.installation import Installation, describe, installation
 from xattn_rocm.ops import opaque
@@ -56,8 +58,11 @@ class AiterTritonBackend(Backend):
     def plan(self, request: Request) -> Plan:
         if torch.compiler.is_compiling() and not request.any_grad:
             return opaque(request, self.name)
-        kernel = _kernel(request)
-        return unified.plan(request, _installed()) if kernel == "unified" else mha.plan(request, _installed())
+        module = unified if _kernel(request) == "unified" else mha
+        run = module.plan(request, _installed())
+        if torch.compiler.is_compiling() or torch.cuda.device_count() < 2:
+            return run  # type: ignore[no-any-return]
+        return _on_its_device(run)
 
     def kernel(self, request: Request) -> str:
         module, function = ("unified_attention",) * 2 if _kernel(request) == "unified" else ("mha", "flash_attn_func")
@@ -65,6 +70,16 @@ class AiterTritonBackend(Backend):
 
     def info(self) -> dict[str, str]:
         return {"aiter": describe()}
+
+
+def _on_its_device(run: Plan) -> Plan:
+    """Triton launches on the current device, wherever the tensors are."""
+
+    def guarded(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Output:
+        with torch.cuda.device(q.device):
+            return run(q, k, v, **given)
+
+    return guarded
 
 
 def _installed() -> Installation:

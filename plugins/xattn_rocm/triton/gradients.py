@@ -7,6 +7,7 @@ multiple of 8, and hands on the gradient of out in any layout, while releases be
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ _forward = torch.ops.xattn_rocm_triton.forward.default
 _backward = torch.ops.xattn_rocm_triton.backward.default
 
 
+def check_switch(module: ModuleType) -> None:
+    """aiter's mha_set_impl changes the kernel of the whole process, to one that drops sinks."""
+    if module.__dict__.get("_MHA_IMPL", "default") != "default":
+        raise RuntimeError(f"aiter's mha_set_impl({module._MHA_IMPL!r}) is on; xattn knows its default kernels alone")
+
+
 def _forward_impl(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None,
     scale: float, causal: bool, left: int | None, layout: str,
@@ -37,8 +44,9 @@ def _forward_impl(
     given: dict[str, Any] = {} if left is None else {"window_size": (left, -1)}
     if sinks is not None:
         given["sink"] = sinks
-    kernel = vendor.module(_FORWARD[layout]).flash_attn_func
-    out, lse = kernel(
+    module = vendor.module(_FORWARD[layout])
+    check_switch(module)
+    out, lse = module.flash_attn_func(
         q, k, v, softmax_scale=scale, causal=causal, alibi_slopes=alibi_slopes, return_lse=True, **given
     )  # fmt: skip
     return out.contiguous(), lse

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from xattn_rocm.archs import ARCHS
 from xattn_rocm.bands import band, bury, dead_rows, first_seen
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import RULES, holds
-from xattn_rocm.triton.gradients import Attend
+from xattn_rocm.triton.gradients import Attend, check_switch
 
 MODULES = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.attention.mha"}
 
@@ -42,6 +41,10 @@ def reasons(request: Request, installed: Installation) -> list[Reason]:
     ):
         hint = "Releases before 0.1.14 compute it from the rounded output."
         found.append(Reason("grad_sinks", "required", "forward only", hint))
+    if request.deterministic and request.sinks is not None and request.sinks.requires_grad:
+        # triton-sinks-gradient-atomics
+        hint = "aiter adds up the gradient of sinks in no fixed order."
+        found.append(Reason("deterministic", True, "False where the gradient of sinks is wanted", hint))
     found += _headdim_reasons(request, installed)
     found += _lds_reasons(request, installed)
     return found
@@ -116,7 +119,7 @@ def _forward(request: Request, installed: Installation) -> Plan:
     cut = request.headdim % 8 != 0
 
     def run(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Tensor | AttentionOutput:
-        _check_switch(module)
+        check_switch(module)
         if first:
             k, v = k[:, first:], v[:, first:]
         returned = kernel(q, k, v, **_as_aiter_names(request, given)) if given else kernel(q, k, v)
@@ -154,9 +157,3 @@ def _with_gradients(request: Request, installed: Installation) -> Plan:
         return Attend.apply(*tensors, *options)  # type: ignore[no-any-return, no-untyped-call]
 
     return run
-
-
-def _check_switch(module: ModuleType) -> None:
-    """aiter's mha_set_impl changes the kernel of the whole process, to one that drops sinks."""
-    if module.__dict__.get("_MHA_IMPL", "default") != "default":
-        raise RuntimeError(f"aiter's mha_set_impl({module._MHA_IMPL!r}) is on; xattn knows its default kernels alone")

@@ -16,15 +16,17 @@ from torch import Tensor
 
 from xattn import Reason, Request
 from xattn.backend import Plan
-from xattn_rocm import graphs, vendor
+from xattn_rocm import vendor
 from xattn_rocm.archs import ARCHS
 from xattn_rocm.bands import band, dead_rows, first_seen
 from xattn_rocm.installation import Installation
+from xattn_rocm.rules import holds
 
 _MODULES = {"flat": "aiter.ops.triton.unified_attention", "attention": "aiter.ops.triton.attention.unified_attention"}
 _HALF = (torch.float16, torch.bfloat16)
 # Pages that are no tile of the kernel's (16, 32 or 64 keys): a page of a tile's size it loads whole, without a mask.
 _PAGES = (128, 24, 8, 1)
+_TILE_MAX = 64
 
 
 def reasons(request: Request, installed: Installation) -> list[Reason]:
@@ -67,30 +69,43 @@ def plan(request: Request, installed: Installation) -> Plan:
     left, _ = band(request)
     page, freely = _page(request, seqlen_k, installed)
     # Both are upper bounds to the kernel. From 2 queries on its tiles are 64 keys, and beside a window it does not
-    # split the keys, which it does in tiles of a page.
+    # split the keys, which it does in tiles of a page, and wrongly where a part hides all keys from a query.
     most = seqlen_q if freely else max(2, seqlen_q)
-    window = (-1, -1) if left is None and freely else (seqlen_k if left is None else left, 0)
+    split = left is None and freely and seqlen_q == 1
+    window = (-1, -1) if split else (seqlen_k if left is None else left, 0)
     scale, softcap, dtype = request.softmax_scale, request.softcap or 0.0, request.dtype
     shape = (request.batch, seqlen_q, request.nheads, request.headdim)
     kernel = vendor.module(_MODULES[installed.layout]).unified_attention
-    ragged = request.seqlens_k is not None
+    ragged, on_gpu = request.seqlens_k is not None, torch.cuda.is_available()
     layouts: dict[object, _Layout] = {}
 
     def run(
-        q: Tensor, k: Tensor, v: Tensor, *, seqlens_k: Tensor | None = None, **given: Tensor
-    ) -> Tensor:  # sinks and alibi_slopes, by aiter's names
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        sinks: Tensor | None = None,
+        alibi_slopes: Tensor | None = None,
+        seqlens_k: Tensor | None = None,
+    ) -> Tensor:
         if first:
             k, v = k[:, first:], v[:, first:]
-        key = (k.stride(), v.stride(), q.device)
-        layout = layouts.get(key)
-        if layout is None:
-            layout = _layout(k, v, page, seqlen_q)
-            if graphs.keeps():
-                layouts[key] = layout
+        if on_gpu and torch.cuda.is_current_stream_capturing():
+            # What a graph reads belongs to it: it may outlive the plan.
+            layout = _layout(q, k, v, page)
+        else:
+            key = (k.stride(), v.stride(), q.device)
+            found = layouts.get(key)
+            layout = layouts[key] = _layout(q, k, v, page) if found is None else found
         if layout.copies:
             k, v = k.contiguous(), v.contiguous()
         out = torch.empty(shape, dtype=dtype, device=q.device)
-        lengths = layout.lengths if seqlens_k is None else seqlens_k.to(torch.int32)
+        # The kernel reads these three without a stride.
+        lengths = layout.lengths if seqlens_k is None else seqlens_k.to(torch.int32).contiguous()
+        if sinks is not None:
+            sinks = sinks.contiguous()
+        elif not split:
+            sinks = layout.low
         kernel(
             q=q.flatten(0, 1),
             k=k.as_strided(*layout.k),
@@ -108,11 +123,12 @@ def plan(request: Request, installed: Installation) -> Plan:
             q_descale=None,
             k_descale=None,
             v_descale=None,
-            **given,
+            alibi_slopes=None if alibi_slopes is None else alibi_slopes.contiguous(),
+            sinks=sinks,
         )
         if dead:
             out[:, :dead] = 0
-        if ragged and seqlen_q > 1:
+        if ragged:
             unseeing = torch.arange(seqlen_q, device=q.device) < seqlen_q - lengths.unsqueeze(1)
             out.masked_fill_(unseeing[:, :, None, None], 0)
         return out
@@ -122,7 +138,9 @@ def plan(request: Request, installed: Installation) -> Plan:
 
 def _page(request: Request, seqlen_k: int, installed: Installation) -> tuple[int, bool]:
     """The size of a page, and whether the kernel may choose its tiles freely: it never reads past the last key."""
-    if installed.layout == "attention" and seqlen_k >= _PAGES[0]:
+    if holds("unified-split-of-odd-heads", installed) and not _is_power(request.headdim):
+        return next(page for page in _PAGES if page <= seqlen_k), False
+    if not holds("unified-tile-is-page", installed) and seqlen_k >= _PAGES[0]:
         return _PAGES[0], True  # its tiles are 64 keys at most
     if request.seqlen_q == 1 and request.seqlens_k is None:
         for page in (64, 32, 16):
@@ -131,13 +149,20 @@ def _page(request: Request, seqlen_k: int, installed: Installation) -> tuple[int
     return next(page for page in _PAGES if page <= seqlen_k), False
 
 
+def _is_power(size: int) -> bool:
+    return size & (size - 1) == 0
+
+
 @dataclass(frozen=True)
 class _Layout:
     """How the kernel finds its way in k and v as they lie.
 
     copies: k and v differ too much for one table.
     k, v:   shape and strides of the first page, and the distance of two: all that the kernel asks of a cache.
-    table:  block_table (batch, pages). starts: cu_seqlens_q (batch + 1,). lengths: seqused_k (batch,). All int32.
+    table:  block_table (batch, pages and a tile more, which the kernel reads and does not follow).
+    starts: cu_seqlens_q (batch + 1,). lengths: seqused_k (batch,). Both int32.
+    low:    sinks (nheads,) that weigh nothing. Without any, the kernel takes 0 for the maximum of a tile that is
+            hidden altogether, and scores below -104 vanish beside it.
     """
 
     copies: bool
@@ -146,22 +171,27 @@ class _Layout:
     table: Tensor
     starts: Tensor
     lengths: Tensor
+    low: Tensor
 
 
-def _layout(k: Tensor, v: Tensor, page: int, seqlen_q: int) -> _Layout:
+def _layout(q: Tensor, k: Tensor, v: Tensor, page: int) -> _Layout:
     copies = _places(k, page) != _places(v, page)
     if copies:
         k, v = k.contiguous(), v.contiguous()
     batch, seqlen_k = k.shape[:2]
     row, step = _places(k, page)
+    pages = -(-seqlen_k // page) + _TILE_MAX // page + 1
     count = functools.partial(torch.arange, dtype=torch.int32, device=k.device)
+    # The kernel goes on in 64 bits.
+    wide = torch.int32 if batch * row + pages * step < 2**31 else torch.int64
     return _Layout(
         copies=copies,
         k=_first_page(k, page),
         v=_first_page(v, page),
-        table=count(batch).unsqueeze(1) * row + count(-(-seqlen_k // page)) * step,
-        starts=count(batch + 1) * seqlen_q,
+        table=count(batch, dtype=wide).unsqueeze(1) * row + count(pages, dtype=wide) * step,
+        starts=count(batch + 1) * q.shape[1],
         lengths=torch.full((batch,), seqlen_k, dtype=torch.int32, device=k.device),
+        low=torch.full((q.shape[2],), -1e30, device=k.device),
     )
 
 

@@ -70,3 +70,43 @@ def test_softcap_is_right_below_its_overflow(largest: float) -> None:
     got = xattn.attention(q, k, v, backend="aiter-triton", **options)
     want = xattn.attention(q.double(), k.double(), v.double(), backend="reference", **options)
     torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=2e-3)
+
+
+def close(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object) -> None:
+    got = xattn.attention(q, k, v, backend="aiter-triton", **options)  # type: ignore[call-overload]
+    want = xattn.attention(q.double(), k.double(), v.double(), backend="reference", **options)  # type: ignore[call-overload]
+    torch.testing.assert_close(got.double(), want, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("seqlen_q", "seqlen_k", "options"),
+    [(300, 300, {"window": (9, 0)}), (300, 300, {"window": (9, 0), "softcap": 250.0}), (2, 1089, {"softcap": 250.0})],
+    ids=str,
+)
+def test_low_scores_beside_a_hidden_tile(seqlen_q: int, seqlen_k: int, options: dict[str, object]) -> None:
+    """unified-hidden-tile-is-0: all scores near -256."""
+    torch.manual_seed(0)
+    q = torch.full((1, seqlen_q, 1, 16), 8.0, dtype=torch.float16)
+    k = -8 + torch.rand(1, seqlen_k, 1, 16).half() / 8
+    close(q, k, torch.randn(1, seqlen_k, 1, 16).half(), causal=True, **options)
+
+
+@pytest.mark.parametrize("lengths", [[0, 576], [576, 1]])
+def test_a_row_without_keys_is_0_where_keys_are_split(lengths: list[int]) -> None:
+    q, k, v = (torch.randn(2, seqlen, 1, 16).half() for seqlen in (1, 576, 576))
+    close(q, k, v, seqlens_k=torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("headdim", [24, 80, 96])
+def test_decoding_of_heads_that_are_no_power_of_2(headdim: int) -> None:
+    q, k, v = (torch.randn(1, seqlen, 1, headdim).half() for seqlen in (1, 528, 528))
+    close(q, k, v)
+
+
+def test_vectors_that_are_not_contiguous() -> None:
+    q, k, v = (torch.randn(2, seqlen, nheads, 16).half() for seqlen, nheads in ((8, 4), (40, 2), (40, 2)))
+    close(q, k, v, causal=True, softcap=5.0, sinks=torch.linspace(-2, 2, 8)[::2])
+    close(q, k, v, causal=True, softcap=5.0, sinks=torch.tensor(1.0).expand(4))
+    close(q, k, v, causal=True, softcap=5.0, alibi_slopes=torch.linspace(0.1, 2, 8)[::2])
+    close(q, k, v, causal=True, seqlens_k=torch.tensor([[20, 7], [33, 7]], dtype=torch.int32)[:, 0])
+    close(q, k, v, causal=True, seqlens_k=torch.tensor(20, dtype=torch.int32).expand(2))
