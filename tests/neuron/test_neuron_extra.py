@@ -11,7 +11,7 @@ from importlib.metadata import requires
 import pytest
 from packaging.requirements import Requirement
 from support import ROOT
-from test_installation import PLACEHOLDERS
+from test_neuron_installation import PLACEHOLDERS
 
 
 def extra() -> list[Requirement]:
