@@ -382,3 +382,15 @@ def test_make_fx() -> None:
     for mode in ("real", "fake", "symbolic"):
         graph = make_fx(lambda q, k, v: xattn.attention(q, k, v, causal=True), tracing_mode=mode)(*inputs)
         close((graph(*inputs),), (xattn.attention(*inputs, causal=True),))
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "sinks", "lse"])
+def test_a_plan_made_before_can_be_called_within_a_graph(name: str) -> None:
+    inputs = qkv(12, grad=False)
+    options = dict(CALLS[name])
+    tensors = {key: options[key] for key in ("sinks",) if key in options}
+    run = xattn.plan(*inputs, **options)
+    compiled = torch.compile(lambda q, k, v: run(q, k, v, **tensors), backend="aot_eager", fullgraph=True)
+    got, want = compiled(*inputs), run(*inputs, **tensors)
+    for ours, theirs in zip(tuple(got), tuple(want), strict=True):
+        torch.testing.assert_close(ours, theirs)

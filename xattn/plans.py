@@ -107,6 +107,8 @@ def held(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, ch
     run = resolved.run
 
     def planned(q: Tensor, k: Tensor, v: Tensor) -> Output:
+        if is_dynamo_compiling():  # a backend may have another plan for a graph
+            return uncached(q, k, v, options, tensors, choice)
         try:
             return run(q, k, v)
         except Exception as error:
@@ -116,6 +118,8 @@ def held(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors, ch
     def planned_with_tensors(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Output:
         if given.keys() != tensors.keys():
             raise TypeError(f"this plan takes the tensors {sorted(tensors)}, got {sorted(given)}")
+        if is_dynamo_compiling():
+            return uncached(q, k, v, options, given, choice)
         check_values(k, given)
         return _run(resolved, q, k, v, given)
 
@@ -132,7 +136,7 @@ def resolve(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors,
         add_note(error, f"raised by plan() of xattn's backend {entry.name!r}, which had accepted {request}")
         raise
     dtype = autocast_dtype(q)
-    return Resolved(request, entry.name, run if dtype is None else _under_autocast(run, dtype, q.device.type))
+    return Resolved(request, entry.name, run if dtype is None else under_autocast(run, dtype, q.device.type))
 
 
 def described(q: Tensor, k: Tensor, v: Tensor, options: Options, tensors: Tensors) -> Request:
@@ -169,7 +173,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype)
 
 
-def _under_autocast(run: Plan, dtype: torch.dtype, device: str) -> Plan:
+def under_autocast(run: Plan, dtype: torch.dtype, device: str) -> Plan:
     """The plan with the casts done here, once, so that autocast touches nothing inside a backend."""
 
     def cast_and_run(q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> Output:

@@ -111,7 +111,8 @@ def _cached() -> Installation | Reason:
     there = packages.look()
     usable = {name: each.version for name, each in there.items() if each.usable}
     wrong = [each.advice for each in there.values() if each.wrong]
-    nkilib = usable.get("nki-library") or (usable.get("neuronx-cc") if packages.bundled_nkilib() else None)
+    # The distribution nki-library alone brings `nkilib_src`; `import nkilib` is neuronx-cc's, which it stands in for.
+    nkilib = (usable.get("nki-library") or usable.get("neuronx-cc")) if packages.bundled_nkilib() else None
     if not usable:
         device = _device()
         got = "; ".join(each.got for each in there.values() if each.wrong) or "none of its packages is installed"

@@ -87,8 +87,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor | Atten
         return found
     options, tensors, backend = split(**arguments)
     request = replace(plans.described(q, k, v, options, tensors), device="neuron")
-    traced: Tensor | AttentionOutput = select(request, as_choice(backend)).backend.plan(request)(q, k, v, **tensors)
-    return traced
+    run = select(request, as_choice(backend)).backend.plan(request)
+    dtype = plans.autocast_dtype(q)
+    if dtype is not None:
+        run = plans.under_autocast(run, dtype, q.device.type)
+    return run(q, k, v, **tensors)
 
 
 class Executor:

@@ -101,6 +101,17 @@ def test_under_the_tracer_the_device_is_neuron(aws: Any, qkv: Any, monkeypatch: 
         AttentionModule(4, 64, 2, window=(1, 1))(*tensors)
 
 
+def test_under_the_tracer_autocast_casts(aws: Any, qkv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, (q, k, v) = aws(), qkv(128)
+    monkeypatch.setattr(nxdi, "_TRACED", "cpu")
+    module = AttentionModule(nheads=q.shape[2], nheads_k=k.shape[2], headdim=q.shape[3], causal=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(q.float(), k.float(), v.float())
+    assert isinstance(out, Tensor)
+    assert out.dtype == torch.bfloat16
+    assert [x.dtype for x in made.last.arguments[:3]] == [torch.bfloat16] * 3
+
+
 def test_it_builds_as_nxdi_builds_modules(aws: Any, qkv: Any) -> None:
     aws()
     tensors = qkv(100, 300)

@@ -82,6 +82,8 @@ class Attend(Function):
         )  # fmt: skip
         out = layout.heads_last(heads.unflatten(0, (batch, nheads)), seqlen_q)
         lse = -(neg_max + sum_recip.log()).unflatten(0, (batch, nheads))
+        # Rows that were added and see no key: their gradients are cut off, but a NaN in them would reach real keys.
+        lse = lse.masked_fill(lse < -1e38, 0.0)
         ctx.save_for_backward(q, k, v, out, lse, each)
         ctx.options, ctx.dtype = options, None if sinks is None else sinks.dtype
         return out
