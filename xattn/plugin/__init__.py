@@ -1,0 +1,1 @@
+"""What a vendor writes a backend against."""
