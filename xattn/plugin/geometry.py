@@ -46,7 +46,7 @@ class Banded(Protocol):
 
 @dataclass(frozen=True)
 class Geometry:
-    """seqlen_q queries and seqlen_k keys, of which query i sees key j when i + offset - left <= j <= i + offset + right.
+    """Query i of seqlen_q sees key j of seqlen_k when i + offset - left <= j <= i + offset + right.
 
     left, right: None is open. Both are >= 0 in a request; after `recounted` one may be negative, and left + right is
         what it was.

@@ -6,7 +6,7 @@ import torch
 
 from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
-from xattn_neuron.cut import cut
+from xattn.plugin.geometry import Geometry
 from xattn_neuron.installation import Installation, describe, installation
 from xattn_neuron.nki import plans
 from xattn_neuron.nki.limits import availability, limits
@@ -38,7 +38,7 @@ class NkiBackend(Backend):
     def kernel(self, request: Request) -> str:
         installed = _installed()
         grid = f"[{installed.lnc}]" if installed.lnc > 1 else ""
-        prefix = ", prefix form" if plans.prior(cut(request)) else ""
+        prefix = ", prefix form" if plans.prior(Geometry.of(request).trimmed()) else ""
         backward = f"; backward: attention_bwd{grid}" if request.any_grad else ""
         return f"nkilib attention_cte{grid}{prefix}{backward}"
 
