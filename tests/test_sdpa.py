@@ -624,15 +624,16 @@ CHECKED = (
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
+@pytest.mark.parametrize("offset", [None, 0, 3])
 @pytest.mark.parametrize("name", CHECKED)
-def test_operators_are_what_they_register(name: str) -> None:
+def test_operators_are_what_they_register(name: str, offset: int | None) -> None:
     case = CASES[name]
     call = replace(case, seqlen_q=min(case.seqlen_q, 17), seqlen_k=min(case.seqlen_k, 19)).call()
     optional = [call.tensors.get(each) for each in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k")]
     optional[2:4] = [x if x is None else x[(None,) * (4 - x.dim())] for x in optional[2:4]]
     left, right = call.options.get("window", (None, None))
     right = 0 if call.options.get("causal") else right
-    args = (call.q, call.k, call.v, *optional, left, right, False, 0.3, call.options.get("softcap"))
+    args = (call.q, call.k, call.v, *optional, left, right, offset, 0.3, call.options.get("softcap"))
     torch.library.opcheck(torch.ops.xattn_sdpa.forward.default, args, test_utils=CHECKS)
     out, lse = torch.ops.xattn_sdpa.forward(*args)
     for dlse in (None, torch.randn_like(lse)):
