@@ -25,6 +25,8 @@ class Request:
 
     device: torch's device type, but "rocm" where torch was built for HIP ("cuda" is NVIDIA alone).
     arch: "sm_90", "gfx942", ...; None where the device has no such name.
+    align: "offset" where the caller gives `off` itself, which a plan gets with each call, as the keyword `align`.
+    offset_inside: with align "offset": 0 <= off <= seqlen_k - seqlen_q, and no seqlens_k.
     requires_grad: a gradient is wanted for q, k or v; bias and sinks carry their own flag.
     Sizes may be symbolic under torch.compile: compare them, never use them as keys.
     """
@@ -42,6 +44,7 @@ class Request:
     causal: bool = False
     window: tuple[int | None, int | None] | None = None
     align: str = "bottom_right"
+    offset_inside: bool = False
     scale: float | None = None
     softcap: float | None = None
     sinks: TensorSpec | None = None
@@ -83,8 +86,11 @@ class Request:
         return self.has_band or self.alibi_slopes is not None
 
     @property
-    def offset(self) -> int:
-        """`off` of the contract where seqlens_k is None: the key that query 0 is aligned with."""
+    def offset(self) -> int | None:
+        """`off` of the contract, the key that query 0 is aligned with, where seqlens_k is None; None where the call
+        brings it."""
+        if self.align == "offset":
+            return None
         return 0 if self.align == "top_left" else self.seqlen_k - self.seqlen_q
 
     @property

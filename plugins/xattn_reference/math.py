@@ -79,13 +79,10 @@ def _distance(request: Request, seqlens_k: Tensor | None, align: int | None, dev
     """i + off - j: (batch or 1, 1, seqlen_q, seqlen_k)."""
     i = torch.arange(request.seqlen_q, device=device).view(1, 1, -1, 1)
     j = torch.arange(request.seqlen_k, device=device).view(1, 1, 1, -1)
-    off: Tensor | int
-    if align is not None:
-        off = align
-    elif seqlens_k is not None and request.align == "bottom_right":
+    off: Tensor | int | None = request.offset if align is None else align
+    if seqlens_k is not None and request.align == "bottom_right":
         off = seqlens_k.view(-1, 1, 1, 1) - request.seqlen_q
-    else:
-        off = request.offset
+    assert off is not None
     return i + off - j
 
 

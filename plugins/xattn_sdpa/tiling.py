@@ -37,10 +37,11 @@ def tiles(geometry: Geometry, rows: int, causal_tiles: bool) -> Iterator[Tile]:
 
 def _block(geometry: Geometry, start: int, end: int, causal_tiles: bool) -> Iterator[Tile]:
     block = geometry.part(start, end, 0, geometry.seqlen_k)
-    row, row_end, key, key_end = start + block.first_q, start + block.end_q, block.first_k, block.end_k
-    if row == row_end:
+    first_q, end_q, first_k, end_k = block.seen()
+    if first_q == end_q:
         return
-    if block.trimmed().band == (None, None):
+    row, row_end, key, key_end = start + first_q, start + end_q, first_k, end_k
+    if block.part(first_q, end_q, first_k, end_k).full:
         yield Tile(row, row_end, key, key_end, "full")
     elif causal_tiles and geometry.left is None and geometry.right is not None:
         diagonal = row + geometry.offset + geometry.right

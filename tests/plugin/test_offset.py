@@ -59,7 +59,7 @@ def test_which_offsets_are_bottom_right_calls_of_fewer_keys() -> None:
         ({"offset_inside": False}, "an int out of range"),
         ({"bias": "a bias"}, "an int beside bias"),
         ({"mask": "a mask"}, "an int beside mask"),
-        ({"seqlens_k": "lengths"}, "an int beside seqlens_k"),
+        ({"seqlens_k": "lengths", "offset_inside": False}, "an int beside seqlens_k"),
     ],
 )
 def test_reasons(change: dict[str, Any], got: str) -> None:

@@ -41,7 +41,7 @@ class Banded(Protocol):
     @property
     def band(self) -> tuple[int | None, int | None]: ...
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -60,49 +60,56 @@ class Geometry:
 
     @classmethod
     def of(cls, request: Banded) -> Geometry:
-        """Of a whole call. Not for a request whose `align` is "offset": its off is known only when the plan runs.
+        """Of a whole call. Raises ValueError for a request whose align is "offset": there off is known only when the
+        plan runs, as its `align`.
 
         With seqlens_k the offset of "bottom_right" is another one in each batch row, and this is the geometry of a row
         of full length: of a shorter one only the sides that `opened` opens are known.
         """
         left, right = request.band
+        if request.offset is None:
+            raise ValueError('of align="offset" the plan alone knows the offset')
         return cls(request.seqlen_q, request.seqlen_k, left, right, request.offset)
 
     @property
     def band(self) -> tuple[int | None, int | None]:
         return self.left, self.right
 
+    def seen(self) -> tuple[int, int, int, int]:
+        """(first_q, end_q, first_k, end_k): queries [first_q, end_q) see a key, all others see none; keys
+        [first_k, end_k) are seen by some query, all others by none. Each pair is equal where no query sees a key."""
+        seqlen_q, seqlen_k, left, right, offset = self.seqlen_q, self.seqlen_k, self.left, self.right, self.offset
+        if seqlen_q == 0 or seqlen_k == 0:
+            return 0, 0, 0, 0
+        first_q, end_q, first_k, end_k = 0, seqlen_q, 0, seqlen_k
+        if right is not None:
+            first_q = min(seqlen_q, max(0, -offset - right))
+        if left is not None:
+            end_q = max(first_q, min(seqlen_q, seqlen_k - offset + left))
+            first_k = min(seqlen_k, max(0, first_q + offset - left))
+        if right is not None:
+            end_k = max(first_k, min(seqlen_k, end_q + offset + right))
+        return first_q, end_q, first_k, end_k
+
     @property
     def first_q(self) -> int:
-        """Queries [first_q, end_q) see a key, all others see none. The two are equal where no query sees a key."""
-        if self.right is None:
-            return 0
-        return min(self.seqlen_q, max(0, -self.offset - self.right))
+        """The first query that sees a key, as `seen` has it."""
+        return self.seen()[0]
 
     @property
     def end_q(self) -> int:
-        """See `first_q`."""
-        if self.seqlen_k == 0:
-            return self.first_q
-        if self.left is None:
-            return self.seqlen_q
-        return max(self.first_q, min(self.seqlen_q, self.seqlen_k - self.offset + self.left))
+        """One past the last query that sees a key."""
+        return self.seen()[1]
 
     @property
     def first_k(self) -> int:
-        """Keys [first_k, end_k) are seen by some query, all others by none. The two are equal where none is seen."""
-        if self.left is None:
-            return 0
-        return min(self.seqlen_k, max(0, self.first_q + self.offset - self.left))
+        """The first key that some query sees."""
+        return self.seen()[2]
 
     @property
     def end_k(self) -> int:
-        """See `first_k`."""
-        if self.seqlen_q == 0:
-            return self.first_k
-        if self.right is None:
-            return self.seqlen_k
-        return max(self.first_k, min(self.seqlen_k, self.end_q + self.offset + self.right))
+        """One past the last key that some query sees."""
+        return self.seen()[3]
 
     @property
     def causal(self) -> bool:
@@ -137,7 +144,7 @@ class Geometry:
     def trimmed(self) -> Geometry:
         """The smallest equal problem: of the queries that see a key, first_q to end_q, and the keys that are seen,
         first_k to end_k, with the sides opened that hide nothing among these. Both sizes are 0 where no key is seen."""
-        return self.part(self.first_q, self.end_q, self.first_k, self.end_k).opened()
+        return self.part(*self.seen()).opened()
 
     def recounted(self, offset: int) -> Geometry:
         """The same pairs, with the sides counted from another diagonal: for kernels whose windows know one alignment

@@ -66,15 +66,15 @@ def offset_reasons(request: DenseRequest) -> list[Reason]:
     if request.band[1] != 0:
         hint = "Only a causal call with an int equals a call of fewer keys."
         found.append(Reason("align", "an int without causal", "an int with causal=True", hint))
-    if not request.offset_inside:
+    if request.seqlens_k is not None:
+        found.append(Reason("align", "an int beside seqlens_k", "bottom_right"))
+    elif not request.offset_inside:
         hint = "Only there a call with an int equals a call of fewer keys."
         found.append(Reason("align", "an int out of range", "0 to seqlen_k - seqlen_q", hint))
     for name in ("bias", "mask"):
         if getattr(request, name) is not None:
             hint = f"Leave out the keys from align + seqlen_q on, of k, v and {name}, and the align."
             found.append(Reason("align", f"an int beside {name}", "bottom_right", hint))
-    if request.seqlens_k is not None:
-        found.append(Reason("align", "an int beside seqlens_k", "bottom_right"))
     return found
 
 

@@ -30,7 +30,10 @@ class NkiLegacyBackend(Backend):
 
     def limits(self, request: Request) -> list[Reason]:
         installed = installation()
-        return [installed] if isinstance(installed, Reason) else limits(request, installed)
+        if isinstance(installed, Reason):
+            return [installed]
+        # legacy-causal-is-top-left: its block has no "offset", and that says all.
+        return [] if request.align == "offset" else limits(request, installed)
 
     def plan(self, request: Request) -> Plan:
         return plans.plan(request, _installed())

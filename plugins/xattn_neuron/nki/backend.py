@@ -7,9 +7,10 @@ import torch
 from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
 from xattn.plugin.geometry import Geometry
+from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 from xattn_neuron.installation import Installation, describe, installation
 from xattn_neuron.nki import plans
-from xattn_neuron.nki.limits import availability, limits
+from xattn_neuron.nki.limits import availability, limits, limits_at_offset
 
 
 class NkiBackend(Backend):
@@ -30,12 +31,20 @@ class NkiBackend(Backend):
 
     def limits(self, request: Request) -> list[Reason]:
         installed = installation()
-        return [installed] if isinstance(installed, Reason) else limits(request, installed)
+        if isinstance(installed, Reason):
+            return [installed]
+        if request.align == "offset":
+            return offset_reasons(request) or limits_at_offset(request, installed)
+        return limits(request, installed)
 
     def plan(self, request: Request) -> Plan:
+        if request.align == "offset":
+            return plan_at_offset(request, self.plan)
         return plans.plan(request, _installed())
 
     def kernel(self, request: Request) -> str:
+        if request.align == "offset":
+            return self.kernel(as_bottom_right(request, request.seqlen_k))
         installed = _installed()
         grid = f"[{installed.lnc}]" if installed.lnc > 1 else ""
         prefix = ", prefix form" if plans.prior(Geometry.of(request).trimmed()) else ""

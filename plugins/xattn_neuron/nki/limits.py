@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xattn import Reason, Request
 from xattn.plugin.geometry import Geometry
+from xattn.plugin.offset import as_bottom_right
 from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
 from xattn_neuron.layout import up
 from xattn_neuron.rules import holds
@@ -18,6 +19,16 @@ def limits(request: Request, installed: Installation) -> list[Reason]:
     found = [*availability(installed), *_sizes(request), *window_reasons(request, kept)]
     if request.any_grad:
         found += [*gradient_reasons(request, installed), *_training(request, kept)]
+    return found
+
+
+def limits_at_offset(request: Request, installed: Installation) -> list[Reason]:
+    """Of a request that has no `offset_reasons`. Without gradients attention_cte takes fewer keys wherever it takes
+    more; attention_bwd does not."""
+    found = limits(as_bottom_right(request, request.seqlen_k), installed)
+    if request.any_grad:
+        hint = "attention_bwd wants numbers of keys that off may not make. Call it under torch.no_grad()."
+        found.append(Reason("align", "an int with gradients", "forward only", hint))
     return found
 
 

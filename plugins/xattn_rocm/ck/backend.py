@@ -8,6 +8,7 @@ import torch
 
 from xattn import Backend, Capabilities, Reason, Request, RotaryRequest
 from xattn.backend import Plan
+from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 from xattn_rocm import rotary
 from xattn_rocm.ck import plans
 from xattn_rocm.ck.calls import call
@@ -58,12 +59,20 @@ class AiterBackend(Backend):
 
     def limits(self, request: Request) -> list[Reason]:
         installed = installation()
-        return [installed] if isinstance(installed, Reason) else limits(request, installed)
+        if isinstance(installed, Reason):
+            return [installed]
+        if request.align == "offset":
+            return offset_reasons(request) or _limits_at_offset(request, installed)
+        return limits(request, installed)
 
     def plan(self, request: Request) -> Plan:
+        if request.align == "offset":
+            return plan_at_offset(request, self.plan)
         return plans.plan(request, _call(request, _installed()))
 
     def kernel(self, request: Request) -> str:
+        if request.align == "offset":
+            return self.kernel(as_bottom_right(request, request.seqlen_k))
         installed = _installed()
         passed = _call(request, installed)
         name = "flash_attn_varlen_func" if passed.varlen else "flash_attn_func"
@@ -80,6 +89,12 @@ class AiterBackend(Backend):
 
     def info(self) -> dict[str, str]:
         return {"aiter": describe()}
+
+
+def _limits_at_offset(request: Request, installed: Installation) -> list[Reason]:
+    """What aiter picks depends on the number of keys: what it has for the most and the fewest, it has between."""
+    longest = limits(as_bottom_right(request, request.seqlen_k), installed)
+    return longest or limits(as_bottom_right(request, request.seqlen_q), installed)
 
 
 def _installed() -> Installation:

@@ -8,6 +8,7 @@ from torch import Tensor
 from xattn import Backend, Capabilities, Reason, Request
 from xattn.backend import Plan
 from xattn.output import Output
+from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 from xattn_rocm.archs import fp8_reasons
 from xattn_rocm.installation import Installation, describe, installation
 from xattn_rocm.ops import opaque
@@ -49,6 +50,9 @@ class AiterTritonBackend(Backend):
             return [installed]
         if fp8 := fp8_reasons(request):
             return fp8
+        if request.align == "offset":
+            # Fewer keys take nothing away from what either kernel serves.
+            return offset_reasons(request) or self.limits(as_bottom_right(request, request.seqlen_k))
         by_mha, by_unified = mha.reasons(request, installed), unified.reasons(request, installed)
         if not by_mha or not by_unified:
             return []
@@ -56,6 +60,8 @@ class AiterTritonBackend(Backend):
         return min(by_mha, by_unified, key=len)
 
     def plan(self, request: Request) -> Plan:
+        if request.align == "offset":
+            return plan_at_offset(request, self.plan)
         if torch.compiler.is_compiling() and not request.any_grad:
             return opaque(request, self.name)
         module = unified if _kernel(request) == "unified" else mha
@@ -65,6 +71,8 @@ class AiterTritonBackend(Backend):
         return _on_its_device(run)
 
     def kernel(self, request: Request) -> str:
+        if request.align == "offset":
+            return self.kernel(as_bottom_right(request, request.seqlen_k))
         module, function = ("unified_attention",) * 2 if _kernel(request) == "unified" else ("mha", "flash_attn_func")
         return f"aiter.ops.triton.{'attention.' if _installed().layout == 'attention' else ''}{module}.{function}"
 
