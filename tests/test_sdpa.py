@@ -575,7 +575,7 @@ def test_memory_of_a_window_grows_with_the_sequence_alone(right: int) -> None:
         assert forward < tensors + tile
         # dq, dk and dv, lse without infinities, and what the kernel returns for a tile.
         assert backward < tensors + 2 * tile
-        # All in all less than a band of float32 scores of one head.
+        # All in all less than the float32 scores of one head that the window shows.
         assert max(forward, backward) < tensors + 4 * seqlen * (64 + window + right)
         found[seqlen] = forward, backward
     for short, long in zip(found[2048], found[8192], strict=True):

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from xattn.backend import Plan
-from xattn.output import Output
 from xattn.reasons import Reason
 
 # The most plans that `plan_at_offset` keeps, one for each number of keys.
@@ -96,7 +95,7 @@ def plan_at_offset(request: R, plan: Callable[[R], Plan]) -> Plan:
 
     kept = functools.lru_cache(maxsize=_PLANS_MAX)(make)
 
-    def run(q: Tensor, k: Tensor, v: Tensor, *, align: int, **tensors: Tensor) -> Output:
+    def run(q: Tensor, k: Tensor, v: Tensor, *, align: int, **tensors: Tensor) -> Any:
         end = align + seqlen_q
         # A number that torch.compile keeps symbolic cannot be looked up.
         shorter = make(end) if torch.compiler.is_compiling() else kept(end)
