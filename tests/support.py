@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from xattn.registry import Registry
+from xattn.dispatch.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,15 +14,15 @@ import tolerance
 import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
+from xattn.capabilities import FEATURES, GRADS
+from xattn.request import Request, TensorSpec
 from xattn_conformance.golden import rowwise
 from xattn_sdpa import fused
 from xattn_sdpa.backend import SdpaBackend
 
 import xattn
-from xattn.capabilities import FEATURES, GRADS
 from xattn.explain import Candidate, explain_request
 from xattn.measure import memory, operations
-from xattn.request import Request, TensorSpec
 
 
 def attend(call: Call, **more: Any) -> Any:

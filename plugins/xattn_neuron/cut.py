@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xattn import Reason, Request
+from xattn import AttentionRequest, Reason
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Cut:
         return self.causal and self.offset == 0 and self.seqlen_q <= self.seqlen_k
 
 
-def cut(request: Request) -> Cut:
+def cut(request: AttentionRequest) -> Cut:
     """For requests without seqlens_k, mask and empty sizes: then some query always sees a key."""
     (left, right), off = request.band, request.offset
     seqlen_q, seqlen_k = request.seqlen_q, request.seqlen_k
@@ -61,7 +61,7 @@ def cut(request: Request) -> Cut:
     return Cut(first_q, end_q, first_k, end_k, left, right, offset)
 
 
-def window_reasons(request: Request, kept: Cut) -> list[Reason]:
+def window_reasons(request: AttentionRequest, kept: Cut) -> list[Reason]:
     """Windows that no kernel of AWS's has."""
     if kept.right not in (None, 0):
         hint = "AWS's kernels have causal windows alone, (left, 0)."

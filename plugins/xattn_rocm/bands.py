@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from xattn import Request
+from xattn import AttentionRequest
 
 
-def band(request: Request) -> tuple[int | None, int | None]:
+def band(request: AttentionRequest) -> tuple[int | None, int | None]:
     """(left, right) of the request without the sides that hide nothing. With seqlens_k they hide nothing in a shorter
     row either."""
     left, right = request.band
@@ -22,14 +22,14 @@ def band(request: Request) -> tuple[int | None, int | None]:
     return left, right
 
 
-def first_seen(request: Request) -> int:
+def first_seen(request: AttentionRequest) -> int:
     """The keys before this one are behind every query's window. Kernels load tiles that hold some of them, and
     0 * NaN would reach the output: slice them off."""
     left, _ = band(request)
     return 0 if left is None else max(0, request.seqlen_k - request.seqlen_q - left)
 
 
-def dead_rows(request: Request) -> int:
+def dead_rows(request: AttentionRequest) -> int:
     """The number of queries, from the first, that see no key. Without seqlens_k."""
     _, right = band(request)
     return 0 if right is None else min(request.seqlen_q, max(0, request.seqlen_q - request.seqlen_k - right))

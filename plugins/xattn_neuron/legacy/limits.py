@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from xattn import Reason, Request
+from xattn import AttentionRequest, Reason
 from xattn_neuron.cut import Cut, cut, window_reasons
 from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
 from xattn_neuron.rules import holds
@@ -22,7 +22,7 @@ def variant(installed: Installation) -> Variant | None:
     return None if installed.nxdi is None else "nxdi"
 
 
-def limits(request: Request, installed: Installation) -> list[Reason]:
+def limits(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
     kept = cut(request)
     found = [*availability(installed), *window_reasons(request, kept), *_alignment(request, kept), *_keys(kept)]
@@ -57,7 +57,7 @@ def availability(installed: Installation) -> list[Reason]:
     return found
 
 
-def _alignment(request: Request, kept: Cut) -> list[Reason]:
+def _alignment(request: AttentionRequest, kept: Cut) -> list[Reason]:
     if not kept.causal:
         return []
     if kept.offset > 0:
@@ -79,7 +79,7 @@ def _keys(kept: Cut) -> list[Reason]:
     return [Reason("seqlen_k", kept.seqlen_k, "a multiple of 512", hint)]
 
 
-def _nxdi(request: Request, kept: Cut) -> list[Reason]:
+def _nxdi(request: AttentionRequest, kept: Cut) -> list[Reason]:
     found = []
     if not kept.causal:
         # nxdi-casual-mask

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_compiling
 
-from xattn import AttentionOutput, Request
-from xattn.backend import Plan
+from xattn import AttentionOutput, AttentionRequest
+from xattn.plugin import Plan
 from xattn_neuron import layout, ops
 from xattn_neuron.cut import Cut, cut
 from xattn_neuron.installation import Installation
@@ -40,7 +40,7 @@ class Options:
         return self.scale, self.causal, self.window, self.mixed, self.tile
 
 
-def plan(request: Request, installed: Installation) -> Plan:
+def plan(request: AttentionRequest, installed: Installation) -> Plan:
     kept = cut(request)
     options = _options(request, kept)
     if request.any_grad:
@@ -68,7 +68,7 @@ def plan(request: Request, installed: Installation) -> Plan:
     return run
 
 
-def _call(request: Request, installed: Installation, kept: Cut, options: Options) -> Callable[..., Any]:
+def _call(request: AttentionRequest, installed: Installation, kept: Cut, options: Options) -> Callable[..., Any]:
     """A flash_fwd for (q, k, v), which returns what AWS's returns."""
     grid = (request.batch, request.nheads_k)
     if variant(installed) == "nxdi":
@@ -88,7 +88,7 @@ def _call(request: Request, installed: Installation, kept: Cut, options: Options
     return call
 
 
-def _options(request: Request, kept: Cut) -> Options:
+def _options(request: AttentionRequest, kept: Cut) -> Options:
     # legacy-keys-of-whole-tiles: what is added lies behind the diagonal.
     length_k = layout.up(kept.seqlen_k, 512)
     return Options(
@@ -106,7 +106,7 @@ def _options(request: Request, kept: Cut) -> Options:
     )
 
 
-def _with_gradients(request: Request, kept: Cut, options: Options) -> Plan:
+def _with_gradients(request: AttentionRequest, kept: Cut, options: Options) -> Plan:
     first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
     behind = request.seqlen_q - end_q
     cuts_q, cuts_k = kept.seqlen_q != request.seqlen_q, kept.seqlen_k != request.seqlen_k

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_compiling
 
-from xattn import Request
-from xattn.backend import Plan
+from xattn import AttentionRequest
+from xattn.plugin import Plan
 from xattn_neuron import layout, ops
 from xattn_neuron.cut import cut
 from xattn_neuron.installation import Installation
@@ -34,7 +34,7 @@ class Options:
     compiled: bool
 
 
-def plan(request: Request, installed: Installation, scaled: bool) -> Plan:
+def plan(request: AttentionRequest, installed: Installation, scaled: bool) -> Plan:
     kept = cut(request)
     first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
     # bwd-lengths: causal calls are as long in both, and the mask hides what is added.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xattn import Reason, Request
+from xattn import AttentionRequest, Reason
 from xattn_neuron.cut import Cut, cut, window_reasons
 from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
 from xattn_neuron.layout import up
@@ -11,7 +11,7 @@ from xattn_neuron.rules import holds
 MOST_HEADS, LONGEST = 512, 131072
 
 
-def limits(request: Request, installed: Installation) -> list[Reason]:
+def limits(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
     kept = cut(request)
     found = [*availability(installed), *_sizes(request), *window_reasons(request, kept)]
@@ -40,7 +40,7 @@ def availability(installed: Installation) -> list[Reason]:
     return found
 
 
-def _sizes(request: Request) -> list[Reason]:
+def _sizes(request: AttentionRequest) -> list[Reason]:
     # cte-512-heads
     found = []
     heads = request.batch * request.nheads
@@ -53,7 +53,7 @@ def _sizes(request: Request) -> list[Reason]:
     return found
 
 
-def _training(request: Request, kept: Cut) -> list[Reason]:
+def _training(request: AttentionRequest, kept: Cut) -> list[Reason]:
     found = []
     if request.softmax_scale <= 0:
         # bwd-scale-default-differs

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
-from xattn import Backend, Capabilities, Reason, Request, RotaryRequest
-from xattn.backend import Plan
-from xattn_rocm import rotary
+from xattn import AttentionKernel, AttentionRequest, Backend, Capabilities, Reason
+from xattn.plugin import Plan
 from xattn_rocm.ck import plans
 from xattn_rocm.ck.calls import call
 from xattn_rocm.ck.limits import limits
 from xattn_rocm.ck.routing import NAMES, Call, backward, forward
 from xattn_rocm.installation import Installation, describe, installation
+from xattn_rocm.rotary import AiterRotary
 
 _FEATURES = frozenset(
     {
@@ -33,22 +34,20 @@ _FEATURES = frozenset(
 )
 
 
-def _block(archs: set[str], priority: int, checked: str) -> Capabilities:
+def _block(archs: set[str], priority: int, checked: str) -> Capabilities[Any]:
     return Capabilities(
         device="rocm",
         dtypes=frozenset({torch.float16, torch.bfloat16}),
         features=_FEATURES,
         grads=frozenset({"qkv"}),
-        headdim=(1, 256, 1),
+        sizes={"headdim": (1, 256, 1), "headdim_v": (1, 256, 1)},
         archs=frozenset(archs),
         priority={"default": priority},
         checked=f"against a stand-in for aiter written from its sources; never on an AMD GPU{checked}",
     )
 
 
-class AiterBackend(Backend):
-    name = "aiter"
-    api_version = 1
+class AiterAttention(AttentionKernel):
     capabilities = (
         # What aiter's README lists.
         _block({"gfx942", "gfx950"}, 80, ""),
@@ -56,14 +55,14 @@ class AiterBackend(Backend):
         _block({"gfx90a", "gfx1201", "gfx1250"}, 40, ", nor is it known whether aiter's kernels build for these"),
     )
 
-    def limits(self, request: Request) -> list[Reason]:
+    def limits(self, request: AttentionRequest) -> list[Reason]:
         installed = installation()
         return [installed] if isinstance(installed, Reason) else limits(request, installed)
 
-    def plan(self, request: Request) -> Plan:
+    def plan(self, request: AttentionRequest) -> Plan:
         return plans.plan(request, _call(request, _installed()))
 
-    def kernel(self, request: Request) -> str:
+    def kernel_name(self, request: AttentionRequest) -> str:
         installed = _installed()
         passed = _call(request, installed)
         name = "flash_attn_varlen_func" if passed.varlen else "flash_attn_func"
@@ -72,11 +71,11 @@ class AiterBackend(Backend):
             route = f"{route}; backward: {NAMES[backward(passed, request.arch)]}"
         return f"aiter.{name} ({route})"
 
-    def rotary_reasons(self, request: RotaryRequest) -> list[Reason]:
-        return rotary.reasons(request)
 
-    def rotary_plan(self, request: RotaryRequest) -> rotary.Rotate:
-        return rotary.plan(request)
+class AiterBackend(Backend):
+    name = "aiter"
+    api_version = 1
+    kernels = (AiterAttention(), AiterRotary())
 
     def info(self) -> dict[str, str]:
         return {"aiter": describe()}
@@ -88,7 +87,7 @@ def _installed() -> Installation:
     return found
 
 
-def _call(request: Request, installed: Installation) -> Call:
+def _call(request: AttentionRequest, installed: Installation) -> Call:
     passed = call(request, installed)
     assert isinstance(passed, Call)
     return passed

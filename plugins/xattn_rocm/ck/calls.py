@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from xattn import Reason, Request
+from xattn import AttentionRequest, Reason
 from xattn_rocm.bands import band, dead_rows, first_seen
 from xattn_rocm.ck.routing import NAMES, Call, backward, forward
 from xattn_rocm.installation import Installation
@@ -20,13 +20,13 @@ from xattn_rocm.rules import holds
 _GFX9 = ("gfx942", "gfx950")
 
 
-def cut_rows(request: Request) -> int:
+def cut_rows(request: AttentionRequest) -> int:
     """The leading queries that are kept from aiter: in training the ones that see no key. Without gradients they are
     computed and written over, which saves a copy of the output."""
     return dead_rows(request) if request.any_grad else 0
 
 
-def call(request: Request, installed: Installation) -> Call | Reason:
+def call(request: AttentionRequest, installed: Installation) -> Call | Reason:
     """What is passed to aiter, or the reason why no way to pass it comes out right."""
     left, right = band(request)
     seqlen_q, seqlen_k = request.seqlen_q - cut_rows(request), request.seqlen_k - first_seen(request)
