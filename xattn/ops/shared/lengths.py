@@ -45,10 +45,8 @@ def bound(name: str, given: int | None, cu_seqlens: Tensor) -> int:
     if cu_seqlens.numel() < 2:
         return 0
     if cu_seqlens.device.type != "cpu" and (is_compiling() or _is_capturing(cu_seqlens)):
-        where = "under torch.compile" if is_compiling() else "while a CUDA graph is captured"
-        raise InvalidArgumentError(
-            name, f"None {where}", "an int", "Reading it from the lengths would stop the stream."
-        )
+        got = "None under torch.compile" if is_compiling() else "None while a CUDA graph is captured"
+        raise InvalidArgumentError(name, got, "an int", "Reading it from the lengths would stop the stream.")
     return int(cu_seqlens.diff().max())
 
 

@@ -177,11 +177,11 @@ def check_values(
     On the CPU, and on a device where `check` asks for it, which stops the stream. May run before a call is described,
     so it passes over what that rejects.
     """
-    for letter, tensor, cu_seqlens, given in (
+    for side, tensor, cu_seqlens, bound in (
         ("q", q, cu_seqlens_q, max_seqlen_q),
         ("k", k, cu_seqlens_k, max_seqlen_k),
     ):
-        legal = isinstance(tensor, Tensor) and tensor.dim() == 3 and lengths.readable(cu_seqlens, check)
-        if legal and cu_seqlens.dtype == torch.int32 and cu_seqlens.dim() == 1:
-            lengths.check_lengths(f"cu_seqlens_{letter}", cu_seqlens, tensor.shape[0], f"max_seqlen_{letter}", given)
+        packed = isinstance(tensor, Tensor) and tensor.dim() == 3 and lengths.are_cu_seqlens(cu_seqlens)
+        if packed and lengths.readable(cu_seqlens, check):
+            lengths.check_lengths(f"cu_seqlens_{side}", cu_seqlens, tensor.shape[0], f"max_seqlen_{side}", bound)
     checks.check_slopes(alibi_slopes)
