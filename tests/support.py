@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from xattn.dispatch.registry import Registry
 from xattn.plugin.geometry import Geometry
-from xattn.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,15 +14,15 @@ import tolerance
 import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
+from xattn.capabilities import FEATURES, GRADS
+from xattn.request import Request, TensorSpec
 from xattn_conformance.golden import rowwise
 from xattn_sdpa import fused
 from xattn_sdpa.backend import SdpaBackend
 
 import xattn
-from xattn.capabilities import FEATURES, GRADS
 from xattn.explain import Candidate, explain_request
 from xattn.measure import memory, operations
-from xattn.request import Request, TensorSpec
 
 
 def attend(call: Call, **more: Any) -> Any:
@@ -853,15 +853,13 @@ AT_OFFSET = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside"
     ids=str,
 )
 def test_what_stops_an_int_align(changes: dict[str, Any], codes: list[str]) -> None:
-    backend, asked = SdpaBackend(), request(**{**AT_OFFSET, **changes})
-    assert [reason.code for reason in backend.limits(asked)] == codes
+    assert_reasons(request(**{**AT_OFFSET, **changes}), codes)
 
 
 def test_the_kernel_of_an_int_align() -> None:
-    backend = SdpaBackend()
-    assert backend.kernel(request(**AT_OFFSET)).endswith("or blocks of matmuls, as align falls")
-    assert backend.kernel(request(**AT_OFFSET, softcap=2.0)).startswith(BLOCKS)
-    assert "tile by tile" in backend.kernel(request(**{**AT_OFFSET, **CPU}))
+    assert declared(request(**AT_OFFSET)).kernel.endswith("or blocks of matmuls, as align falls")
+    assert declared(request(**AT_OFFSET, softcap=2.0)).kernel.startswith(BLOCKS)
+    assert "tile by tile" in declared(request(**{**AT_OFFSET, **CPU})).kernel
 
 
 def test_everything_but_dropout_is_declared_for_the_cpu() -> None:

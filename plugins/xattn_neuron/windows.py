@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from xattn import Reason, Request
+from xattn import AttentionRequest, Reason
 from xattn.plugin.geometry import Geometry
 
 
-def window_reasons(request: Request, kept: Geometry) -> list[Reason]:
+def window_reasons(request: AttentionRequest, kept: Geometry) -> list[Reason]:
     """Why no kernel of AWS's has the window of `kept`, the request's trimmed geometry."""
     if kept.right not in (None, 0):
         hint = "AWS's kernels have causal windows alone, (left, 0)."

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn import Request
-from xattn.backend import Plan
-from xattn.guard import is_plain
+from xattn import AttentionRequest
+from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
+from xattn.plugin.tensors import is_plain
 from xattn_sdpa.masks import seen_keys, with_four
 
 _sdpa = F.scaled_dot_product_attention
@@ -38,7 +38,7 @@ class Direct:
     fold: bool
 
 
-def direct(request: Request) -> Direct | None:
+def direct(request: AttentionRequest) -> Direct | None:
     """How one call can serve the request's band, if it can."""
     left, right = request.band
     seqlen_q, seqlen_k = request.seqlen_q, request.seqlen_k
@@ -60,7 +60,7 @@ def direct(request: Request) -> Direct | None:
     return None
 
 
-def plan(request: Request, how: Direct) -> Plan:
+def plan(request: AttentionRequest, how: Direct) -> Plan:
     """The request must have no other features than scale, mask and bias."""
     options: dict[str, Any] = {}
     if how.causal:
@@ -138,7 +138,7 @@ def _folded(options: dict[str, Any], how: Direct, group: int, cut: bool) -> Plan
     return folded
 
 
-def _masked(request: Request, options: dict[str, Any], how: Direct) -> Plan:
+def _masked(request: AttentionRequest, options: dict[str, Any], how: Direct) -> Plan:
     nheads, nheads_k, group = request.nheads, request.nheads_k, request.group
     keys = slice(how.first, how.last)
     # A finite output tells that no NaN came in from a hidden key, and spares writing k and v anew. Not so with

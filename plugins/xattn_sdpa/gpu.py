@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn import Request
-from xattn.backend import Plan
+from xattn import AttentionRequest
+from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
 from xattn_sdpa import cudnn
 from xattn_sdpa.masks import seen_keys, with_four
@@ -18,7 +18,7 @@ from xattn_sdpa.masks import seen_keys, with_four
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def direct(request: Request) -> str | None:
+def direct(request: AttentionRequest) -> str | None:
     """The kernel of F.scaled_dot_product_attention that serves the request, or None if it would be the unfused one."""
     geometry = Geometry.of(request).opened()
     causal = geometry.band != (None, None)
@@ -48,13 +48,13 @@ def direct(request: Request) -> str | None:
     return None
 
 
-def _fits_flash(request: Request) -> bool:
+def _fits_flash(request: AttentionRequest) -> bool:
     """Whether torch's flash kernel takes the tensors as they are."""
     masked = request.mask is not None or request.bias is not None
     return not masked and request.headdim == request.headdim_v and request.headdim % 8 == 0
 
 
-def _exact_bias(request: Request) -> bool:
+def _exact_bias(request: AttentionRequest) -> bool:
     """Whether torch's kernels give the right answer for the mask and the bias. For a bias of another dtype than q's, or
     one that broadcasts over the keys, cuDNN gives garbage without a word and the efficient kernel raises."""
     if request.bias is not None and request.bias.dtype != request.dtype:
@@ -63,7 +63,7 @@ def _exact_bias(request: Request) -> bool:
     return all(spec is None or (len(spec.shape) > 0 and spec.shape[-1] == request.seqlen_k) for spec in specs)
 
 
-def plan(request: Request, kernel: str) -> Plan:
+def plan(request: AttentionRequest, kernel: str) -> Plan:
     """The plan for what `direct` returned."""
     causal = not Geometry.of(request).full
     if kernel == "flash":
@@ -96,7 +96,7 @@ def _bsnh(out: Tensor) -> Tensor:
     return out.transpose(1, 2).contiguous()
 
 
-def _whole(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _whole(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     gqa = request.nheads_k != request.nheads
     scale, dropout_p = request.scale, request.dropout_p or 0.0
 
@@ -110,7 +110,7 @@ def _whole(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor],
     return whole
 
 
-def _flash(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _flash(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     scale, dropout_p = request.scale, request.dropout_p or 0.0
 
     def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def _flash(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor],
     return flash
 
 
-def _recurring(request: Request, causal: bool) -> Plan:
+def _recurring(request: AttentionRequest, causal: bool) -> Plan:
     scale, grad = request.scale, request.requires_grad
     compiled, first = _whole(request, causal), _flash(request, causal)
     # The layout that cuDNN has a plan for; counting calls costs 10 us, and this spares it.
@@ -142,7 +142,7 @@ def _recurring(request: Request, causal: bool) -> Plan:
     return recurring
 
 
-def _by_group(request: Request, causal: bool) -> Plan:
+def _by_group(request: AttentionRequest, causal: bool) -> Plan:
     group, scale = request.group, request.scale
 
     def by_group(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def _by_group(request: Request, causal: bool) -> Plan:
     return by_group
 
 
-def _masked(request: Request, causal: bool) -> Plan:
+def _masked(request: AttentionRequest, causal: bool) -> Plan:
     gqa, scale, grad = request.nheads_k != request.nheads, request.scale, request.requires_grad
 
     def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import xattn
-from xattn import Request
+from xattn import AttentionRequest
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 
 SIZES = range(6)
@@ -108,8 +108,8 @@ def test_causal_and_square() -> None:
     assert not Geometry(3, 9, 2, None, 6).causal
 
 
-def request_for(seqlen_q: int, seqlen_k: int, **options: Any) -> Request:
-    return Request(
+def request_for(seqlen_q: int, seqlen_k: int, **options: Any) -> AttentionRequest:
+    return AttentionRequest(
         device="cpu", dtype=torch.float64, batch=2, seqlen_q=seqlen_q, seqlen_k=seqlen_k, nheads=1, nheads_k=1,
         headdim=8, headdim_v=8, **options,
     )  # fmt: skip

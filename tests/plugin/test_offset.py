@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from xattn import Reason
-from xattn.backend import Plan
+from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
 from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 

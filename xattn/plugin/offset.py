@@ -26,8 +26,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from xattn.backend import Plan
-from xattn.reasons import Reason
+from xattn.plugin.backend import Plan
+from xattn.plugin.reasons import Reason
 
 # The most plans that `plan_at_offset` keeps, one for each number of keys.
 _PLANS_MAX = 1024

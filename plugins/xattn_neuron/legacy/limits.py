@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from xattn import Reason, Request
+from xattn import AttentionRequest, Reason
 from xattn.plugin.geometry import Geometry
 from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
 from xattn_neuron.rules import holds
@@ -23,7 +23,7 @@ def variant(installed: Installation) -> Variant | None:
     return None if installed.nxdi is None else "nxdi"
 
 
-def limits(request: Request, installed: Installation) -> list[Reason]:
+def limits(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
     kept = Geometry.of(request).trimmed()
     found = [*availability(installed), *window_reasons(request, kept), *_alignment(request, kept), *_keys(kept)]
@@ -58,7 +58,7 @@ def availability(installed: Installation) -> list[Reason]:
     return found
 
 
-def _alignment(request: Request, kept: Geometry) -> list[Reason]:
+def _alignment(request: AttentionRequest, kept: Geometry) -> list[Reason]:
     if not kept.causal:
         return []
     if kept.offset > 0:
@@ -80,7 +80,7 @@ def _keys(kept: Geometry) -> list[Reason]:
     return [Reason("seqlen_k", kept.seqlen_k, "a multiple of 512", hint)]
 
 
-def _nxdi(request: Request, kept: Geometry) -> list[Reason]:
+def _nxdi(request: AttentionRequest, kept: Geometry) -> list[Reason]:
     found = []
     if not kept.causal:
         # nxdi-casual-mask

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_compiling
 
-from xattn import AttentionOutput, Request
-from xattn.backend import Plan
+from xattn import AttentionOutput, AttentionRequest
+from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_neuron import layout, ops
 from xattn_neuron.installation import Installation
@@ -40,7 +40,7 @@ class Options:
         return self.scale, self.causal, self.window, self.mixed, self.tile
 
 
-def plan(request: Request, installed: Installation) -> Plan:
+def plan(request: AttentionRequest, installed: Installation) -> Plan:
     whole = Geometry.of(request)
     kept = whole.trimmed()
     options = _options(request, kept)
@@ -70,7 +70,7 @@ def plan(request: Request, installed: Installation) -> Plan:
     return run
 
 
-def _call(request: Request, installed: Installation, kept: Geometry, options: Options) -> Callable[..., Any]:
+def _call(request: AttentionRequest, installed: Installation, kept: Geometry, options: Options) -> Callable[..., Any]:
     """A flash_fwd for (q, k, v), which returns what AWS's returns."""
     grid = (request.batch, request.nheads_k)
     if variant(installed) == "nxdi":
@@ -90,7 +90,7 @@ def _call(request: Request, installed: Installation, kept: Geometry, options: Op
     return call
 
 
-def _options(request: Request, kept: Geometry) -> Options:
+def _options(request: AttentionRequest, kept: Geometry) -> Options:
     # legacy-keys-of-whole-tiles: what is added lies behind the diagonal.
     length_k = layout.up(kept.seqlen_k, 512)
     return Options(
@@ -108,7 +108,7 @@ def _options(request: Request, kept: Geometry) -> Options:
     )
 
 
-def _with_gradients(request: Request, whole: Geometry, options: Options) -> Plan:
+def _with_gradients(request: AttentionRequest, whole: Geometry, options: Options) -> Plan:
     first_q, end_q, first_k, end_k = whole.first_q, whole.end_q, whole.first_k, whole.end_k
     behind = request.seqlen_q - end_q
     cuts_q, cuts_k = end_q - first_q != request.seqlen_q, end_k - first_k != request.seqlen_k

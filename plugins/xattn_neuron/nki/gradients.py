@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_compiling
 
-from xattn import Request
-from xattn.backend import Plan
+from xattn import AttentionRequest
+from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
 from xattn_neuron import layout, ops
 from xattn_neuron.installation import Installation
@@ -34,7 +34,7 @@ class Options:
     compiled: bool
 
 
-def plan(request: Request, installed: Installation, scaled: bool) -> Plan:
+def plan(request: AttentionRequest, installed: Installation, scaled: bool) -> Plan:
     whole = Geometry.of(request)
     kept = whole.trimmed()
     first_q, end_q, first_k, end_k = whole.first_q, whole.end_q, whole.first_k, whole.end_k

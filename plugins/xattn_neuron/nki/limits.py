@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xattn import Reason, Request
+from xattn import AttentionRequest, Reason
 from xattn.plugin.geometry import Geometry
 from xattn.plugin.offset import as_bottom_right
 from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
@@ -13,7 +13,7 @@ from xattn_neuron.windows import window_reasons
 MOST_HEADS, LONGEST = 512, 131072
 
 
-def limits(request: Request, installed: Installation) -> list[Reason]:
+def limits(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
     kept = Geometry.of(request).trimmed()
     found = [*availability(installed), *_sizes(request), *window_reasons(request, kept)]
@@ -22,7 +22,7 @@ def limits(request: Request, installed: Installation) -> list[Reason]:
     return found
 
 
-def limits_at_offset(request: Request, installed: Installation) -> list[Reason]:
+def limits_at_offset(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """Of a request that has no `offset_reasons`. Without gradients attention_cte takes fewer keys wherever it takes
     more; attention_bwd does not."""
     found = limits(as_bottom_right(request, request.seqlen_k), installed)
@@ -52,7 +52,7 @@ def availability(installed: Installation) -> list[Reason]:
     return found
 
 
-def _sizes(request: Request) -> list[Reason]:
+def _sizes(request: AttentionRequest) -> list[Reason]:
     # cte-512-heads
     found = []
     heads = request.batch * request.nheads
@@ -65,7 +65,7 @@ def _sizes(request: Request) -> list[Reason]:
     return found
 
 
-def _training(request: Request, kept: Geometry) -> list[Reason]:
+def _training(request: AttentionRequest, kept: Geometry) -> list[Reason]:
     found = []
     if request.softmax_scale <= 0:
         # bwd-scale-default-differs

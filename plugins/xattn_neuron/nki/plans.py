@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling, is_dynamo_compiling
 
-from xattn import AttentionOutput, Request
-from xattn.backend import Plan
+from xattn import AttentionOutput, AttentionRequest
+from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_neuron import layout, ops
 from xattn_neuron.installation import Installation
@@ -18,13 +18,13 @@ from xattn_neuron.nki import gradients, kernels
 from xattn_neuron.rules import holds
 
 
-def plan(request: Request, installed: Installation) -> Plan:
+def plan(request: AttentionRequest, installed: Installation) -> Plan:
     if request.any_grad:
         return gradients.plan(request, installed, scales_q(request, installed))
     return _forward(request, installed)
 
 
-def scales_q(request: Request, installed: Installation) -> bool:
+def scales_q(request: AttentionRequest, installed: Installation) -> bool:
     """Whether q is multiplied by the scale in its copy, and the kernel told 1.0."""
     kept = Geometry.of(request).trimmed()
     if kept.left is not None or prior(kept) or request.softmax_scale <= 0:
@@ -38,7 +38,7 @@ def prior(kept: Geometry) -> int:
     return kept.offset if kept.causal else 0
 
 
-def _forward(request: Request, installed: Installation) -> Plan:
+def _forward(request: AttentionRequest, installed: Installation) -> Plan:
     whole = Geometry.of(request)
     kept = whole.trimmed()
     batch, nheads, seqlen_q, total = request.batch, request.nheads, kept.seqlen_q, request.seqlen_q
@@ -84,7 +84,7 @@ def _forward(request: Request, installed: Installation) -> Plan:
     return run
 
 
-def _query_layout(request: Request, installed: Installation, length: int) -> Callable[[Tensor], Tensor]:
+def _query_layout(request: AttentionRequest, installed: Installation, length: int) -> Callable[[Tensor], Tensor]:
     scale = request.softmax_scale
     if scales_q(request, installed):
         return lambda q: layout.scaled(q, length, scale).flatten(0, 1)
@@ -93,7 +93,7 @@ def _query_layout(request: Request, installed: Installation, length: int) -> Cal
     return layout.heads_first
 
 
-def _call(request: Request, installed: Installation, kept: Geometry) -> Callable[..., Any]:
+def _call(request: AttentionRequest, installed: Installation, kept: Geometry) -> Callable[..., Any]:
     """As `kernels.bound`."""
     scale = 1.0 if scales_q(request, installed) else request.softmax_scale
     # cte-window-is-causal

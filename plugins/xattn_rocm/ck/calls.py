@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from xattn import Reason, Request
+from xattn import AttentionRequest, Reason
 from xattn.plugin.geometry import Geometry
 from xattn_rocm.ck.routing import NAMES, Call, backward, forward
 from xattn_rocm.installation import Installation
@@ -20,7 +20,7 @@ from xattn_rocm.rules import holds
 _GFX9 = ("gfx942", "gfx950")
 
 
-def _passed(request: Request) -> Geometry:
+def _passed(request: AttentionRequest) -> Geometry:
     """Of the queries and keys that reach aiter. Keys that no query sees do not, nor in training queries that see no
     key; without gradients these are computed and written over, which saves a copy of the output."""
     whole = Geometry.of(request)
@@ -28,7 +28,7 @@ def _passed(request: Request) -> Geometry:
     return whole.part(first_q, request.seqlen_q, whole.first_k, request.seqlen_k).opened()
 
 
-def call(request: Request, installed: Installation) -> Call | Reason:
+def call(request: AttentionRequest, installed: Installation) -> Call | Reason:
     """What is passed to aiter, or the reason why no way to pass it comes out right."""
     geometry = _passed(request)
     seqlen_q, seqlen_k, left, right = geometry.seqlen_q, geometry.seqlen_k, geometry.left, geometry.right

@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn import AttentionOutput, Request
-from xattn.backend import Plan
+from xattn import AttentionOutput, AttentionRequest
+from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import graphs, vendor
 from xattn_rocm.ck.routing import Call
 
 
-def plan(request: Request, call: Call) -> Plan:
+def plan(request: AttentionRequest, call: Call) -> Plan:
     return _varlen(request, call) if call.varlen else _dense(request, call)
 
 
-def _dense(request: Request, call: Call) -> Plan:
+def _dense(request: AttentionRequest, call: Call) -> Plan:
     kernel = vendor.module("aiter").flash_attn_func
     whole = Geometry.of(request)
     first, dead, seqlen_q = whole.first_k, whole.first_q, request.seqlen_q
@@ -76,7 +76,7 @@ def _with_bias(bias: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, 
     return bias, k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
 
 
-def _varlen(request: Request, call: Call) -> Plan:
+def _varlen(request: AttentionRequest, call: Call) -> Plan:
     """By way of the varlen function, the only one with a softcap (dense-without-softcap): the batch rows are sequences
     of one length. Views, where a row follows the one before without a gap, as in a contiguous tensor. Forward only."""
     kernel = vendor.module("aiter").flash_attn_varlen_func

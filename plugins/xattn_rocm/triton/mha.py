@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn import AttentionOutput, Reason, Request
-from xattn.backend import Plan
+from xattn import AttentionOutput, AttentionRequest, Reason
+from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import vendor
 from xattn_rocm.archs import ARCHS
@@ -21,7 +21,7 @@ from xattn_rocm.triton.gradients import Attend, check_switch
 MODULES = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.attention.mha"}
 
 
-def reasons(request: Request, installed: Installation) -> list[Reason]:
+def reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """What stops this kernel. Pure."""
     found = []
     if not _configured(request.arch, installed):
@@ -58,7 +58,7 @@ def _configured(arch: str | None, installed: Installation) -> bool:
     return missing not in RULES or not holds(missing, installed)
 
 
-def _window_reasons(request: Request, installed: Installation) -> list[Reason]:
+def _window_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     left, right = Geometry.of(request).opened().band
     if left is None and right in (None, 0):
         return []
@@ -72,7 +72,7 @@ def _window_reasons(request: Request, installed: Installation) -> list[Reason]:
     return []
 
 
-def _headdim_reasons(request: Request, installed: Installation) -> list[Reason]:
+def _headdim_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     headdim, headdim_v = request.headdim, request.headdim_v
     if request.any_grad and not _is_width(headdim_v) and holds("triton-backward-odd-headdim", installed):
         want = "a power of 2 from 16 on where gradients are wanted"
@@ -83,7 +83,7 @@ def _headdim_reasons(request: Request, installed: Installation) -> list[Reason]:
     return []
 
 
-def _lds_reasons(request: Request, installed: Installation) -> list[Reason]:
+def _lds_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """What does not fit: found by compiling aiter's kernels for the arch."""
     if request.arch != "gfx942" or request.dtype != torch.float32 or not holds("triton-float32-lds", installed):
         return []
@@ -99,11 +99,11 @@ def _is_width(size: int) -> bool:
     return size >= 16 and size & (size - 1) == 0
 
 
-def plan(request: Request, installed: Installation) -> Plan:
+def plan(request: AttentionRequest, installed: Installation) -> Plan:
     return _with_gradients(request, installed) if request.any_grad else _forward(request, installed)
 
 
-def _forward(request: Request, installed: Installation) -> Plan:
+def _forward(request: AttentionRequest, installed: Installation) -> Plan:
     whole = Geometry.of(request)
     left, right = whole.opened().band
     first, dead, seqlen_q = whole.first_k, whole.first_q, request.seqlen_q
@@ -135,7 +135,7 @@ def _forward(request: Request, installed: Installation) -> Plan:
     return run
 
 
-def _as_aiter_names(request: Request, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _as_aiter_names(request: AttentionRequest, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {}
     if "sinks" in given:
         named["sink"] = given["sinks"].contiguous()
@@ -145,7 +145,7 @@ def _as_aiter_names(request: Request, given: Mapping[str, Tensor]) -> dict[str, 
     return named
 
 
-def _with_gradients(request: Request, installed: Installation) -> Plan:
+def _with_gradients(request: AttentionRequest, installed: Installation) -> Plan:
     whole = Geometry.of(request)
     left, right = whole.opened().band
     first = whole.first_k

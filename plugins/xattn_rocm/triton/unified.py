@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xattn import Reason, Request
-from xattn.backend import Plan
+from xattn import AttentionRequest, Reason
+from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import vendor
 from xattn_rocm.archs import ARCHS
@@ -29,7 +29,7 @@ _PAGES = (128, 24, 8, 1)
 _TILE_MAX = 64
 
 
-def reasons(request: Request, installed: Installation) -> list[Reason]:
+def reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """What stops this kernel. Pure."""
     found = []
     if request.arch not in ARCHS:
@@ -62,7 +62,7 @@ def reasons(request: Request, installed: Installation) -> list[Reason]:
     return found
 
 
-def plan(request: Request, installed: Installation) -> Plan:
+def plan(request: AttentionRequest, installed: Installation) -> Plan:
     seqlen_q = request.seqlen_q
     whole = Geometry.of(request)
     first, dead, left = whole.first_k, whole.first_q, whole.opened().left
@@ -136,7 +136,7 @@ def plan(request: Request, installed: Installation) -> Plan:
     return run
 
 
-def _page(request: Request, seqlen_k: int, installed: Installation) -> tuple[int, bool]:
+def _page(request: AttentionRequest, seqlen_k: int, installed: Installation) -> tuple[int, bool]:
     """The size of a page, and whether the kernel may choose its tiles freely: it never reads past the last key."""
     if holds("unified-split-of-odd-heads", installed) and not _is_power(request.headdim):
         return next(page for page in _PAGES if page <= seqlen_k), False

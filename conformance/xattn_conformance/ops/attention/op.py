@@ -110,7 +110,7 @@ class AttentionOp(Op[Problem]):
         return problems.digest(problem)
 
     def explain(self, call: Call, backend: str) -> Answer:
-        explanation = xattn.explain(**call.arguments, backend=backend)
+        explanation = xattn.explain(xattn.attention, **call.arguments, backend=backend)
         (candidate,) = [each for each in explanation.candidates if each.name == backend]
         return Answer(explanation.request, candidate.reasons, candidate.kernel)
 

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import xattn
 from xattn import Backend
-from xattn.registry import registry
-from xattn.rotary import selection
-from xattn.rotary.arguments import describe
 from xattn_conformance.case import Case
 from xattn_conformance.ops.base import Answer, Layout, Op, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
@@ -67,8 +65,9 @@ class RotaryOp(Op[Rotary]):
 
     def explain(self, call: Call, backend: str) -> Answer:
         given = {"k": None, **call.arguments}
-        reasons = selection.entry_reasons(registry().entries[backend], describe(**given))
-        return Answer(None, tuple(reasons), "" if reasons else backend)
+        explanation = xattn.explain(xattn.apply_rotary, **given, backend=backend)
+        (candidate,) = [each for each in explanation.candidates if each.name == backend]
+        return Answer(explanation.request, candidate.reasons, candidate.kernel)
 
     def results(self, call: Call) -> Mapping[str, Layout]:
         q = call.tensors["q"]
@@ -85,7 +84,7 @@ class RotaryOp(Op[Rotary]):
         return Wanted(columns=dict.fromkeys(names, case.shape["headdim"]), contiguous=returned, per_row=names)
 
     def served_by(self, backend: Backend) -> bool:
-        return selection.serves(backend)
+        return any(kernel.op == self.name for kernel in backend.kernels)
 
     def vary(self, name: str, case: Case, problem: Rotary, call: Call, device: str) -> Variation:
         return VARIATIONS[name](call)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 
 class AttentionOutput(NamedTuple):
-    """out: (batch, seqlen_q, nheads, headdim_v), dtype of q. lse: (batch, nheads, seqlen_q) float32, natural log of
-    the softmax's denominator, sink included; -inf for a query that sees no key and has no sink."""
+    """out: as the op returns it without lse. lse: (batch, nheads, seqlen_q), of packed tensors (nheads, total_q),
+    float32: natural log of the softmax's denominator, sink included; -inf for a query that sees no key, without sink.
+    """
 
     out: Tensor
     lse: Tensor

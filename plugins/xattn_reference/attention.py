@@ -1,16 +1,30 @@
-"""Attention as the contract words it, one line of the contract after the other."""
+"""`attention` as the contract words it, one line of the contract after the other."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn import AttentionOutput, Request
+from xattn import AttentionKernel, AttentionOutput, AttentionRequest
+from xattn.plugin import Plan
+from xattn_reference.block import everything
+
+
+class ReferenceAttention(AttentionKernel):
+    capabilities = (everything(AttentionRequest, fallback=True),)
+
+    def plan(self, request: AttentionRequest) -> Plan:
+        return functools.partial(attention, request)
+
+    def kernel_name(self, request: AttentionRequest) -> str:
+        return "PyTorch matmul and exp over the whole score matrix"
 
 
 def attention(
-    request: Request,
+    request: AttentionRequest,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -75,7 +89,7 @@ def attention(
     return AttentionOutput(out, lse.squeeze(-1).float())
 
 
-def _distance(request: Request, seqlens_k: Tensor | None, align: int | None, device: torch.device) -> Tensor:
+def _distance(request: AttentionRequest, seqlens_k: Tensor | None, align: int | None, device: torch.device) -> Tensor:
     """i + off - j: (batch or 1, 1, seqlen_q, seqlen_k)."""
     i = torch.arange(request.seqlen_q, device=device).view(1, 1, -1, 1)
     j = torch.arange(request.seqlen_k, device=device).view(1, 1, 1, -1)
@@ -87,7 +101,7 @@ def _distance(request: Request, seqlens_k: Tensor | None, align: int | None, dev
 
 
 def _visible(
-    request: Request, distance: Tensor, mask: Tensor | None, bias: Tensor | None, seqlens_k: Tensor | None
+    request: AttentionRequest, distance: Tensor, mask: Tensor | None, bias: Tensor | None, seqlens_k: Tensor | None
 ) -> Tensor:
     """Which keys each query sees: bool, broadcastable to (batch, nheads, seqlen_q, seqlen_k)."""
     visible = torch.ones_like(distance, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What `apply_rotary` means, in plain PyTorch, on any device.
+"""`apply_rotary` in plain PyTorch, on any device.
 
 Each operation is one that autograd differentiates without a saved activation: of q and k it keeps nothing, of cos and
 sin the tensors themselves. So the gradient is the inverse rotation, in the same precision as the rotation, and double
@@ -7,13 +7,29 @@ backward, functorch and torch.compile come with it.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-Rotated = tuple[Tensor, Tensor | None]
+from xattn import RotaryKernel, RotaryRequest
+from xattn.plugin import Plan
+from xattn_reference.block import everything
 
 
-def apply(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool) -> Rotated:
+class ReferenceRotary(RotaryKernel):
+    capabilities = (everything(RotaryRequest),)
+
+    def plan(self, request: RotaryRequest) -> Plan:
+        return functools.partial(apply_rotary, interleaved=request.interleaved)
+
+    def kernel_name(self, request: RotaryRequest) -> str:
+        return "PyTorch products and sums"
+
+
+def apply_rotary(
+    q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool
+) -> tuple[Tensor, Tensor | None]:
     """Shapes as in `xattn.apply_rotary`. Computes in float32, or in float64 for float64 tensors."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     # One row serves all heads: (batch or none, seqlen, 1, rotary_dim / 2).

@@ -1,25 +1,33 @@
-"""From the arguments of `apply_rotary` to a validated `RotaryRequest`."""
+"""From the arguments of `apply_rotary` to a described call."""
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xattn.devices import hardware
+from xattn.dispatch.autocast import autocast_dtype
+from xattn.dispatch.op import Prepared
 from xattn.errors import InvalidArgumentError
-from xattn.request import dtype_name
-from xattn.rotary.request import RotaryRequest
+from xattn.ops.apply_rotary.request import RotaryRequest
+from xattn.ops.shared import checks
+from xattn.ops.shared.checks import BNSH
+from xattn.plugin.devices import device_and_arch
+from xattn.plugin.request import dtype_name
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-_BNSH = "Of a (batch, nheads, seqlen, headdim) tensor pass x.transpose(1, 2), which copies nothing."
 
-
-def describe(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool) -> RotaryRequest:
+def prepare(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Prepared:
     """Check a call against the contract and describe it. Raises InvalidArgumentError."""
+    request = _described(q, k, cos, sin, interleaved)
+    # A rotation is no matrix product: autocast casts nothing, and is off inside, where it would refuse to put float16
+    # parts together where it stands at bfloat16.
+    return Prepared(request, (q, k, cos, sin), {}, {"interleaved": interleaved}, autocast_dtype(q), cast=0)
+
+
+def _described(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool) -> RotaryRequest:
     _check_rotated("q", q)
     if k is not None:
         _check_rotated("k", k)
@@ -30,10 +38,8 @@ def describe(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved:
         raise InvalidArgumentError("sin", f"shape {tuple(sin.shape)}", f"{tuple(cos.shape)}, the shape of cos")
     if sin.dtype != cos.dtype:
         raise InvalidArgumentError("sin", dtype_name(sin.dtype), f"{dtype_name(cos.dtype)}, the dtype of cos")
-    # To Python True == 1 == 1.0, and a remembered plan is found by the value.
-    if not isinstance(interleaved, numbers.Real) or interleaved not in (0, 1):
-        raise InvalidArgumentError("interleaved", type(interleaved).__name__, "True or False")
-    device, arch = hardware(q.device)
+    checks.check_flag("interleaved", interleaved)
+    device, arch = device_and_arch(q.device)
     batch, seqlen, nheads, headdim = q.shape
     return RotaryRequest(
         device=device,
@@ -52,62 +58,39 @@ def describe(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved:
     )
 
 
-def _check_tensor(name: str, tensor: Any) -> None:
-    if not isinstance(tensor, Tensor):
-        raise InvalidArgumentError(name, type(tensor).__name__, "a torch.Tensor")
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        raise InvalidArgumentError(name, f"a tensor of layout {tensor.layout}", "a dense, strided torch.Tensor")
-
-
-def _check_dense(name: str, tensor: Tensor) -> None:
-    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1 and tensor.numel() > 0:
-        hint = f"Call {name}.contiguous() first."
-        raise InvalidArgumentError(name, f"strides {tensor.stride()}", "a dense last dimension", hint)
-
-
 def _check_rotated(name: str, x: Any) -> None:
-    _check_tensor(name, x)
+    checks.check_tensor(name, x)
     if x.dim() != 4:
         hint = f"Of packed tokens pass {name}[None], and cos and sin of each token." if x.dim() == 3 else ""
         want = "4 dimensions (batch, seqlen, nheads, headdim)"
         raise InvalidArgumentError(name, f"shape {tuple(x.shape)}", want, hint)
     if x.dtype not in DTYPES:
         raise InvalidArgumentError(name, dtype_name(x.dtype), ", ".join(map(dtype_name, DTYPES)))
-    if x.shape[2] == 0 or x.shape[3] == 0:
-        raise InvalidArgumentError(name, f"shape {tuple(x.shape)}", "at least one head and one dimension")
-    _check_dense(name, x)
+    checks.check_heads(name, x)
+    checks.check_dense(name, x)
 
 
 def _check_like_q(k: Tensor, q: Tensor, cos: Any) -> None:
-    for what, got, want in (
-        ("dtype", dtype_name(k.dtype), dtype_name(q.dtype)),
-        ("device", k.device, q.device),
-        ("batch", k.shape[0], q.shape[0]),
-    ):
-        if got != want:
-            raise InvalidArgumentError("k", f"{what} {got}", f"{want}, the {what} of q")
+    checks.check_like("k", k, "q", q)
+    checks.check_size("k", "batch", k.shape[0], q.shape[0], "q")
     if k.shape[1] != q.shape[1]:
         hint = "Keys at positions of their own take a call of their own: apply_rotary(k, None, cos_k, sin_k)."
         if k.shape[2] == q.shape[2] and isinstance(cos, Tensor) and cos.dim() > 1 and cos.shape[-2] == q.shape[2]:
-            hint = f"q and k look like (batch, nheads, seqlen, headdim). {_BNSH}"
+            hint = f"q and k look like (batch, nheads, seqlen, headdim). {BNSH}"
         raise InvalidArgumentError("k", f"seqlen {k.shape[1]}", f"{q.shape[1]}, the seqlen of q", hint)
-    if k.shape[3] != q.shape[3]:
-        raise InvalidArgumentError("k", f"headdim {k.shape[3]}", f"{q.shape[3]}, the headdim of q")
+    checks.check_size("k", "headdim", k.shape[3], q.shape[3], "q")
 
 
 def _check_table(name: str, table: Any, q: Tensor) -> None:
-    _check_tensor(name, table)
-    if table.device != q.device:
-        raise InvalidArgumentError(name, f"device {table.device}", f"{q.device}, the device of q")
+    checks.check_tensor(name, table)
+    checks.check_device(name, table, "q", q)
     if table.dtype not in (torch.float32, q.dtype):
         want = "float32" if q.dtype == torch.float32 else f"float32 or {dtype_name(q.dtype)}, the dtype of q"
         hint = f"A complex table of exp(i * angle) is cos={name}.real, sin={name}.imag." if table.is_complex() else ""
         raise InvalidArgumentError(name, dtype_name(table.dtype), want, hint)
-    if torch.is_grad_enabled() and table.requires_grad:
-        hint = "Detach it: cos and sin have no gradient in xattn."
-        raise InvalidArgumentError(name, "a tensor that requires grad", "one that does not", hint)
+    checks.check_without_grad(name, table, "Detach it: cos and sin have no gradient in xattn.")
     _check_table_shape(name, tuple(table.shape), q)
-    _check_dense(name, table)
+    checks.check_dense(name, table)
 
 
 def _check_table_shape(name: str, shape: tuple[int, ...], q: Tensor) -> None:
@@ -126,7 +109,7 @@ def _check_table_shape(name: str, shape: tuple[int, ...], q: Tensor) -> None:
     elif fits and 2 * shape[-1] > headdim:
         hint = f"A table of the rotary dimension with each value twice is halved: {name}[..., : {name}.shape[-1] // 2]."
     elif len(shape) in (2, 3) and seqlen != nheads and shape[:-1] in [(nheads,), (batch, nheads)]:
-        hint = f"q looks like (batch, nheads, seqlen, headdim). {_BNSH}"
+        hint = f"q looks like (batch, nheads, seqlen, headdim). {BNSH}"
     elif len(shape) == 4 and 1 in shape[1:3]:
         hint = f"Heads share one row: {name} without the dimension of heads."
     elif fits:

@@ -9,16 +9,19 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import pluggy
 
-from xattn import backend as api
-from xattn.backend import API_VERSION, ENTRY_POINT_GROUP, Backend
-from xattn.capabilities import Capabilities
-from xattn.request import Request
+from xattn.plugin import backend as api
+from xattn.plugin.backend import API_VERSION, ENTRY_POINT_GROUP, Backend, Kernel
+from xattn.plugin.capabilities import Capabilities
+from xattn.plugin.constant import traced_as_constant
+from xattn.plugin.features import Vocabulary
+from xattn.plugin.request import Request
 
-# What a stranger's code may raise when xattn calls it; SystemExit because some modules call sys.exit on import.
-STRANGER = (Exception, SystemExit)
+# What a plugin's code may raise when xattn calls it; SystemExit because some modules call sys.exit on import.
+PLUGIN_ERRORS = (Exception, SystemExit)
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _NO_NAME = "is no legal one: lower-case letters, digits, - and _, and not auto"
@@ -48,16 +51,29 @@ class Entry:
     def name(self) -> str:
         return self.backend.name
 
-    def rank(self, request: Request) -> int:
-        """The declared priority; -1 where nothing is declared for the request's device."""
-        block = self.backend.block(request)
-        return -1 if block is None else block.rank(request)
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The ops that the backend has."""
+        return tuple(dict.fromkeys(kernel.op for kernel in self.backend.kernels))
+
+    def kernels(self, op: str) -> list[Kernel[Any]]:
+        return [kernel for kernel in self.backend.kernels if kernel.op == op]
+
+
+def rank(kernel: Kernel[Any], request: Request) -> int:
+    """The declared priority; -1 where nothing is declared for the request's device."""
+    block = kernel.block(request)
+    return -1 if block is None else block.rank(request)
 
 
 class Registry:
-    """The backends of this process, in order of registration, and the plugins they came from."""
+    """The backends of this process, in order of registration, and the plugins they came from.
 
-    def __init__(self, disabled: Iterable[str] = ()) -> None:
+    vocabularies: of the ops that there are; what a backend declares is checked against them.
+    """
+
+    def __init__(self, vocabularies: Iterable[Vocabulary], disabled: Iterable[str] = ()) -> None:
+        self.vocabularies = {vocabulary.op: vocabulary for vocabulary in vocabularies}
         self.plugins: list[Plugin] = []
         self.entries: dict[str, Entry] = {}
         self.disabled = tuple(disabled)
@@ -77,12 +93,12 @@ class Registry:
             # A stranger's code: whatever it raises is reported in info() and explain(), and stops nobody else.
             try:
                 self._manager.register(entry_point.load(), name=plugin.name)
-            except STRANGER as error:
+            except PLUGIN_ERRORS as error:
                 plugin.failures.append(f"failed to load: {raised(error)}")
                 continue
             try:
                 self._collect(plugin)
-            except STRANGER as error:
+            except PLUGIN_ERRORS as error:
                 plugin.failures.append(f"xattn_backends() raised {raised(error)}")
 
     def _collect(self, plugin: Plugin) -> None:
@@ -133,10 +149,21 @@ class Registry:
             return f'the plugin "{self.entries[name].plugin}" already has a backend of this name'
         if any(other.name == name and other is not plugin for other in self.plugins):
             return "another plugin has this name"
-        blocks = getattr(candidate, "capabilities", None)
+        kernels = getattr(candidate, "kernels", None)
+        if not isinstance(kernels, tuple) or not kernels or not all(isinstance(each, Kernel) for each in kernels):
+            return "kernels is no tuple of instances of xattn.Kernel"
+        return next(filter(None, map(self._kernel_problem, kernels)), None)
+
+    def _kernel_problem(self, kernel: Kernel[Any]) -> str | None:
+        name = type(kernel).__name__
+        op = getattr(kernel, "op", None)
+        if op not in self.vocabularies:
+            return f"{name} is of the op {op!r}; there are: {', '.join(self.vocabularies)}"
+        blocks = getattr(kernel, "capabilities", None)
         if not isinstance(blocks, tuple) or not all(isinstance(block, Capabilities) for block in blocks):
-            return "capabilities is no tuple of xattn.Capabilities"
-        return None
+            return f"capabilities of {name} is no tuple of xattn.Capabilities"
+        problems = [problem for block in blocks for problem in block.problems(self.vocabularies[op])]
+        return f"capabilities of {name}: {'; '.join(problems)}" if problems else None
 
     def problems(self) -> list[str]:
         """What is wrong with this installation, a line each: plugins that failed, names that stand for nothing."""
@@ -162,16 +189,25 @@ class Registry:
             return [name]
         return [entry.name for entry in self.entries.values() if entry.plugin == name]
 
-    def ordered(self, request: Request) -> list[Entry]:
-        """Entries in the order in which `auto` tries them: by declared priority, then by registration."""
+    def kernels(self, op: str) -> list[tuple[Entry, Kernel[Any]]]:
+        """Every kernel of an op, in order of registration."""
+        return [(entry, kernel) for entry in self.entries.values() for kernel in entry.kernels(op)]
 
-        def rank(entry: Entry) -> int:
-            try:
-                return entry.rank(request)
-            except STRANGER:
-                return sys.maxsize  # asked first, so that selection.entry_reasons reports the failure
+    def ordered(self, request: Request) -> list[tuple[Entry, Kernel[Any]]]:
+        """Kernels in the order in which `auto` tries them: by declared priority, then by registration."""
+        return by_rank(self.kernels(request.op), request)
 
-        return sorted(self.entries.values(), key=rank, reverse=True)
+
+def by_rank(kernels: list[tuple[Entry, Kernel[Any]]], request: Request) -> list[tuple[Entry, Kernel[Any]]]:
+    """By declared priority, the highest first; of equals the first registered."""
+
+    def declared(of: tuple[Entry, Kernel[Any]]) -> int:
+        try:
+            return rank(of[1], request)
+        except PLUGIN_ERRORS:
+            return sys.maxsize  # asked first, so that selection.kernel_reasons reports the failure
+
+    return sorted(kernels, key=declared, reverse=True)
 
 
 def raised(error: BaseException) -> str:
@@ -200,21 +236,34 @@ def split_names(value: str) -> tuple[str, ...]:
 
 
 _registry: Registry | None = None
+_vocabularies: list[Vocabulary] = []
 
 
+def declare(vocabularies: Iterable[Vocabulary]) -> None:
+    """Say which ops there are: `xattn.ops` does, before the first call."""
+    _vocabularies.extend(vocabularies)
+
+
+@traced_as_constant  # instead of tracing through importlib; `_registry` is then read as any global, with guards
 def _load() -> bool:
     """Load the plugins, once."""
-    global _registry
     if _registry is None:
-        loading = Registry(split_names(os.environ.get("XATTN_DISABLE", "")))
-        loading.load(entry_points(group=ENTRY_POINT_GROUP))
-        _registry = loading
+        swap(loaded(entry_points(group=ENTRY_POINT_GROUP), split_names(os.environ.get("XATTN_DISABLE", ""))))
     return True
 
 
-# What torch.compiler.assume_constant_result does, which would import all of torch._dynamo: torch.compile calls the
-# function while it traces instead of tracing through importlib. It then reads `_registry` as any global, with guards.
-_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def loaded(plugins: Iterable[EntryPoint], disabled: Iterable[str]) -> Registry:
+    """A registry of these plugins."""
+    loading = Registry(_vocabularies, disabled)
+    loading.load(plugins)
+    return loading
+
+
+def swap(other: Registry | None) -> Registry | None:
+    """Make another registry that of this process, None to load anew; returns the one before."""
+    global _registry
+    before, _registry = _registry, other
+    return before
 
 
 def registry() -> Registry:
