@@ -34,14 +34,18 @@ def attention(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     seqlens_k: Tensor | None = None,
+    align: int | None = None,
 ) -> Tensor | AttentionOutput:
-    """Shapes as in `xattn.attention`. Computes in float32, or in float64 for float64 tensors."""
+    """Shapes as in `xattn.attention`. Computes in float32, or in float64 for float64 tensors.
+
+    align: `off` itself, where the request's align is "offset".
+    """
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     batch, seqlen_q, nheads, _ = q.shape
     seqlen_k, nheads_k, headdim_v = v.shape[1:]
     group = nheads // nheads_k
 
-    distance = _distance(request, seqlens_k, q.device)  # (batch or 1, 1, seqlen_q, seqlen_k)
+    distance = _distance(request, seqlens_k, align, q.device)  # (batch or 1, 1, seqlen_q, seqlen_k)
     visible = _visible(request, distance, mask, bias, seqlens_k)  # broadcastable to the scores
 
     # A key that no query sees may hold NaN, and 0 * NaN is NaN: take it out before any arithmetic.
@@ -85,13 +89,14 @@ def attention(
     return AttentionOutput(out, lse.squeeze(-1).float())
 
 
-def _distance(request: AttentionRequest, seqlens_k: Tensor | None, device: torch.device) -> Tensor:
+def _distance(request: AttentionRequest, seqlens_k: Tensor | None, align: int | None, device: torch.device) -> Tensor:
     """i + off - j: (batch or 1, 1, seqlen_q, seqlen_k)."""
     i = torch.arange(request.seqlen_q, device=device).view(1, 1, -1, 1)
     j = torch.arange(request.seqlen_k, device=device).view(1, 1, 1, -1)
-    off: Tensor | int = request.offset
+    off: Tensor | int | None = request.offset if align is None else align
     if seqlens_k is not None and request.align == "bottom_right":
         off = seqlens_k.view(-1, 1, 1, 1) - request.seqlen_q
+    assert off is not None
     return i + off - j
 
 
