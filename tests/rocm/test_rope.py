@@ -17,7 +17,7 @@ from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
 from xattn_conformance.running import target
 from xattn_conformance.running.judge import judge
-from xattn_conformance.standins import aiter as standin
+from xattn_elsewhere.aiter import standin
 from xattn_rocm import rotary
 from xattn_rocm.installation import Installation
 
