@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from xattn_elsewhere.aiter.standin import routes
+from xattn_elsewhere.aiter.standin.kernels import Run
 from xattn_elsewhere.aiter.standin.routes import Given
-from xattn_elsewhere.aiter.standin.runs import Run
 
 # (batch, seqlen, nheads, headdim) tensors to a run for each sequence.
 Make = Callable[[Tensor, Tensor, Tensor], Sequence[Run]]

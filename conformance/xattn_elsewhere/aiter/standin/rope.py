@@ -1,5 +1,5 @@
 """aiter's fused rope: the functions of its ops/rope.py that take cos and sin ready made, with their signatures, and
-what the HIP kernels behind them (csrc/kernels/rope/rope_common.h at commit e4048607) write, in plain PyTorch.
+what the HIP kernels behind them (csrc/kernels/rope/rope_common.h at commit e4048607) write.
 
 Their faults are in it: strides of cos, sin and positions are not looked at, and of the dimensions past the rotated ones
 the last are never written where they fill no vector. What nobody writes is NaN here.
@@ -11,6 +11,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from xattn_conformance.golden.rotary import rotated
+
+from xattn_elsewhere.exact import array
 
 _NEOX = 0
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -123,7 +126,7 @@ def _rope(
         inside = (row >= 0) & (row < cos.shape[0])
         assert inside.all()  # the kernel leaves such rows unwritten
     rows = cos.shape[0]
-    tables = [_as_stored(table, rows * width).view(rows, width)[row][:, :, None].float() for table in (cos, sin)]
+    tables = [_as_stored(table, rows * width).view(rows, width)[row] for table in (cos, sin)]
     for output, x in channels:
         if x.dtype not in _DTYPES or cos.dtype not in _DTYPES:
             raise RuntimeError(f"rope does't support {x.dtype}.")
@@ -134,18 +137,14 @@ def _rope(
 
 
 def _turn(output: Tensor, x: Tensor, cos: Tensor, sin: Tensor, rotate_style: int) -> None:
+    turned = rotated(array(x), array(cos), array(sin), rotate_style != _NEOX)
     half = cos.shape[-1]
-    first = torch.arange(half) if rotate_style == _NEOX else 2 * torch.arange(half)
-    second = first + (half if rotate_style == _NEOX else 1)
-    one, other = x[..., first].float(), x[..., second].float()
-    output[..., first] = (one * cos - other * sin).to(x.dtype)
-    output[..., second] = (other * cos + one * sin).to(x.dtype)
     # What is left is copied in vectors, as wide as the pairs a thread takes where the GPU is busy.
     vector = 2 if rotate_style == _NEOX else 4
     while half % vector:
         vector //= 2
-    rest = (x.shape[3] - 2 * half) // vector * vector
-    output[..., 2 * half : 2 * half + rest] = x[..., 2 * half : 2 * half + rest]
+    written = 2 * half + (x.shape[3] - 2 * half) // vector * vector
+    output[..., :written] = torch.from_numpy(turned[..., :written]).to(x.dtype)
 
 
 def _aligned(x: Tensor) -> None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from xattn_conformance.problem import Problem
 
-from xattn_elsewhere.nki.standin.kernel import PMAX, Grid, rounded
+from xattn_elsewhere import exact
+from xattn_elsewhere.exact import Bools, array, rounded
+from xattn_elsewhere.nki.standin.kernel import PMAX, Grid, dtype_name, tiled, unwritten
 
 F_MAX = 512
 
-# (i, j) -> whether the tile of 128 queries is computed against the large tile of keys.
-Wanted = Callable[[int, int], bool]
-
 
 @dataclass(frozen=True)
-class Head:
-    """What one head is computed by. low: what hides a score, and what all running numbers begin with.
-
-    causal, window: the masks within a tile; a window of 0 or less is none. bias: (seqlen_q, seqlen_k).
+class Flash:
+    """low: the score of a hidden key, and what all running numbers begin with. causal, window: the masks within a tile;
+    a window of 0 or less is none. tile: keys of a large tile. bias: (seqlen_q, seqlen_k).
     kernel: the dtype of operands. kept: of everything else.
     """
 
@@ -33,66 +31,66 @@ class Head:
     tile: int
     kernel: torch.dtype
     kept: torch.dtype
-    wanted: Wanted
     bias: Tensor | None = None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
-        """Writes out (seqlen_q, headdim), but for the rows past the last whole tile; returns lse (128, tiles).
+    def run(self, grid: Grid, q: Tensor, k: Tensor, v: Tensor, lse_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """out (batch, nheads, seqlen_q, headdim) and lse (batch, nheads, 128, tiles), unwritten but for whole tiles of
+        queries and the heads of the grid.
 
-        q, k (headdim, seqlen), v (seqlen_k, headdim)."""
-        q = rounded(rounded(q, self.kernel) * self.scale, self.kernel)
-        k, v = rounded(k, self.kernel), rounded(v, self.kernel)
-        tiles = q.shape[1] // PMAX
-        lse = torch.full((PMAX, tiles), self.low)
-        for i in range(tiles):
-            rows = slice(i * PMAX, (i + 1) * PMAX)
-            found = self._tile(i, q[:, rows], k, v)
-            total, top, lse[:, i] = found
-            out[rows] = rounded(total * torch.exp(top - lse[:, i])[:, None], self.kernel).to(out.dtype)
-        return lse
+        q, k (batch, heads, headdim, seqlen), v (batch, nheads_k, seqlen_k, headdim)."""
+        batch, nheads, nheads_k = programs(grid, q, k)
+        out = unwritten((*q.shape[:2], q.shape[3], q.shape[2]), q.dtype)
+        lse = unwritten((*q.shape[:2], PMAX, q.shape[3] // PMAX), lse_dtype)
+        rows = lse.shape[3] * PMAX
+        computed, seen, broken = self._masks(rows, k.shape[3])
+        problem = Problem(
+            dtype=dtype_name(self.kernel),
+            q=array(q[:batch, :nheads, :, :rows].to(self.kernel)).transpose(0, 3, 1, 2),
+            k=array(k[:batch, :nheads_k].to(self.kernel)).transpose(0, 3, 1, 2),
+            v=array(v[:batch, :nheads_k].to(self.kernel)).transpose(0, 2, 1, 3),
+            scale=self.scale,
+            sinks=np.full(nheads, self.low),
+            bias=None if self.bias is None else array(self.bias[:rows].to(self.kernel)),
+            mask=computed & seen,
+        )
+        found = exact.filled(exact.forward(problem), problem, computed & ~seen, self.low)
+        # out is divided by what is kept of the sum, which is as good as lse is.
+        kept = rounded(found.lse, self.kept)
+        values = found.out * np.exp(found.lse - kept).swapaxes(1, 2)[..., None]
+        values[:, broken], kept[..., broken] = np.nan, np.nan
+        out[:batch, :nheads, :rows] = torch.from_numpy(values.swapaxes(1, 2)).to(self.kernel).to(out.dtype)
+        lse[:batch, :nheads] = tiled(kept).to(lse_dtype)
+        return out, lse
 
-    def _tile(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        total = torch.zeros(PMAX, v.shape[1])
-        top = lse = rounded(torch.full((PMAX,), self.low), self.kept)
-        for j in range(k.shape[1] // self.tile):
-            if not self.wanted(i, j):
-                continue
-            keys = slice(j * self.tile, (j + 1) * self.tile)
-            scores = rounded(self._scores(i, keys, q.T @ k[:, keys]), self.kept)
-            before, top = top, torch.maximum(top, scores.amax(1))
-            weights = torch.exp(scores - top[:, None])
-            total = rounded(total * torch.exp(before - top)[:, None], self.kept)
-            total = rounded(total + rounded(weights, self.kernel) @ v[keys], self.kept)
-            added = rounded(weights.sum(1), self.kept)
-            lse = rounded(top + torch.log(torch.exp(lse - top) + added), self.kept)
-        return total, top, lse
-
-    def _scores(self, i: int, keys: slice, raw: Tensor) -> Tensor:
-        row = torch.arange(i * PMAX, (i + 1) * PMAX)[:, None]
-        key = torch.arange(keys.start, keys.stop)
-        biased = raw
-        if self.bias is not None:
-            biased = raw + rounded(self.bias[row[:, 0], keys], self.kernel)
-        if not self.causal:
-            return biased
-        behind = key <= row
-        if self.bias is None or self.window <= 0:
-            seen = behind & (key > row - self.window) if self.window > 0 else behind
-            return torch.where(seen, biased, self.low)
-        # The window is laid over scores of which only the tiles on the diagonal exist, and there it is not.
-        left = (key // F_MAX + 1) * F_MAX <= row[0]
-        windowed = torch.where(key > row - self.window, math.nan, self.low)
-        return torch.where(left, windowed, torch.where(behind, biased, self.low))
+    def _masks(self, seqlen_q: int, seqlen_k: int) -> tuple[Bools, Bools, Bools]:
+        """What is computed, and what is not hidden there, (seqlen_q, seqlen_k); and rows that come out as NaN."""
+        row, key = np.arange(seqlen_q)[:, None], np.arange(seqlen_k)
+        first, start = row // PMAX * PMAX, key // self.tile * self.tile
+        computed, seen = np.ones((2, seqlen_q, seqlen_k), bool)
+        broken, near = np.zeros(seqlen_q, bool), key > row - self.window
+        if self.window > 0:
+            computed &= (first >= start) & (start + self.tile - 1 > first - self.window)
+        elif self.causal and self.window < 0:
+            computed &= first >= start
+        if self.causal:
+            seen &= key <= row
+        if self.causal and self.window > 0 and self.bias is None:
+            seen &= near
+        elif self.causal and self.window > 0:
+            # The window is laid over scores of which only the tiles on the diagonal exist, and there it is not.
+            left = (key // F_MAX + 1) * F_MAX <= first
+            seen &= ~left
+            broken |= (computed & left & near).any(axis=1)
+        return computed, seen, broken
 
 
-def heads(grid: Grid, q: Tensor, k: Tensor) -> list[tuple[int, int, int]]:
-    """(batch row, query head, key-value head) of each program of a grid [batch, nheads_k]."""
+def programs(grid: Grid, q: Tensor, k: Tensor) -> tuple[int, int, int]:
+    """(batch, nheads, nheads_k) that a grid [batch, nheads_k] has programs for."""
     assert len(grid) == 2, f"Expect spmd grid with 2 dimensions, got {len(grid)} instead!"
     batch, nheads, nheads_k = q.shape[0], q.shape[1], k.shape[1]
     if grid[0] > batch or grid[1] > nheads_k:
         raise IndexError(f"a grid of {list(grid)} for a batch of {batch} and {nheads_k} heads of keys")
-    group = nheads // nheads_k
-    return [(b, h * group + i, h) for b in range(grid[0]) for h in range(grid[1]) for i in range(group)]
+    return grid[0], grid[1] * (nheads // nheads_k), grid[1]
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, config: Any) -> None:

@@ -4,14 +4,17 @@ commit c4b806e of 2026-01-20."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from xattn_conformance.problem import Problem
 
-from xattn_elsewhere.nki.standin.flash import Head, check, check_tiles, heads
-from xattn_elsewhere.nki.standin.kernel import PMAX, Grid, Kernel, rounded, unwritten
+from xattn_elsewhere import exact
+from xattn_elsewhere.exact import array, rounded
+from xattn_elsewhere.nki.standin.flash import Flash, check, check_tiles, programs
+from xattn_elsewhere.nki.standin.kernel import PMAX, Grid, Kernel, dtype_name, untiled, unwritten
 
 _NO_DROPOUT = "the stand-in has not the random numbers of a NeuronCore"
 _LOW = torch.finfo(torch.float32).min
@@ -48,7 +51,6 @@ def flash_fwd(
     config = config or FlashConfig()
     check(q, k, v, config)
     causal = True if sliding_window > 0 else use_causal_mask
-    programs = heads(grid, q, k)
     scale = softmax_scale or (1.0 / q.shape[2] ** 0.5)  # 0.0 is taken for None
     check_tiles(k, config)
     if not config.training:
@@ -59,7 +61,7 @@ def flash_fwd(
     if logit_bias is not None:
         assert logit_bias.shape[:2] == (1, 1), "only support broadcasting logit_bias with batch 1, n_heads 1"
     kept = torch.float32 if mixed_precision else q.dtype
-    head = Head(
+    flash = Flash(
         scale=scale,
         low=_LOW,
         causal=causal,
@@ -67,24 +69,11 @@ def flash_fwd(
         tile=config.seq_tile_size,
         kernel=torch.bfloat16 if mixed_precision else q.dtype,
         kept=kept,
-        wanted=partial(_wanted, causal, sliding_window, config.seq_tile_size),
         bias=None if logit_bias is None else logit_bias[0, 0],
     )
-    out = unwritten((*q.shape[:2], q.shape[3], q.shape[2]), q.dtype)
     lse_dtype: torch.dtype = getattr(torch, config.lse_dtype) if config.lse_dtype else kept
-    lse = unwritten((*q.shape[:2], PMAX, q.shape[3] // PMAX), lse_dtype)
-    v = v.mT if config.should_transpose_v else v
-    for b, h, h_k in programs:
-        lse[b, h] = head.forward(q[b, h], k[b, h_k], v[b, h_k], out[b, h])
+    out, lse = flash.run(grid, q, k, v.mT if config.should_transpose_v else v, lse_dtype)
     return (out, lse) if config.training else out
-
-
-def _wanted(causal: bool, window: int, tile: int, i: int, j: int) -> bool:
-    if causal and window < 0:
-        return i * PMAX >= j * tile
-    if window > 0:
-        return i * PMAX >= j * tile and (j + 1) * tile - 1 > i * PMAX - window
-    return True
 
 
 @Kernel
@@ -109,7 +98,7 @@ def flash_attn_bwd(
     window = min(sliding_window, k_ref.shape[3])
     _check(q_ref, k_ref, v_ref, o_ref, dy_ref, lse_ref, seed_ref, sinks, use_causal_mask, window)
     scale = softmax_scale or 1.0 / headdim**0.5  # 0.0 is taken for None
-    programs = heads(grid, q_ref, k_ref)
+    batch, *_ = programs(grid, q_ref, k_ref)
     assert grid[1] == k_ref.shape[1], f"The grid shape mismatch, got {grid[1]} but should be {k_ref.shape[1]}"
     if logit_bias_ref is not None:
         assert logit_bias_ref.shape[:2] == (1, 1), "Only support broadcasting logit_bias with batch 1, n_heads 1"
@@ -120,72 +109,29 @@ def flash_attn_bwd(
     dtype = q_ref.dtype
     mixed = torch.float32 if mixed_precision else dtype
     dq, dk, dv = (unwritten(x.shape, dtype) for x in (q_ref, k_ref, v_ref))
-    dsinks = None if sinks is None else unwritten(sinks.shape, mixed)
     tile = 512 if k_ref.shape[3] >= 512 else 128
-    bias = None if logit_bias_ref is None else rounded(logit_bias_ref[0, 0], dtype)
-
-    sums: dict[tuple[int, int], list[Tensor]] = {}
-    for b, h, h_k in programs:
-        one = _Head(scale, use_causal_mask, window, bias, dtype, mixed)
-        q, dy = rounded(q_ref[b, h].float() * scale, dtype), dy_ref[b, h].float()
-        k, v = k_ref[b, h_k].float(), v_ref[b, h_k].float()
-        lse = rounded(lse_ref[b, h], mixed).T.flatten()
-        delta = rounded(rounded(dy * o_ref[b, h].float(), mixed).sum(0), mixed)
-        sink = None if sinks is None else float(rounded(sinks[b, h], mixed))
-        total_q, total_sink = torch.zeros_like(q), torch.zeros(())
-        totals = sums.setdefault((b, h_k), [torch.zeros_like(k), torch.zeros_like(v)])
-        # Keys past the last whole tile are left out.
-        for start in range(0, k.shape[1] // tile * tile, tile):
-            keys = slice(start, start + tile)
-            rows, dscores, weights, of_sink = one.tile(keys, q, k, v, dy, lse, delta, sink)
-            share = rounded(k[:, keys] @ dscores.T * scale, dtype)
-            total_q[:, rows] = rounded(total_q[:, rows] + share, mixed)
-            totals[0][:, keys] += q[:, rows] @ dscores
-            totals[1][:, keys] += dy[:, rows] @ weights
-            total_sink = total_sink + of_sink
-            dk[b, h_k, :, keys], dv[b, h_k, :, keys] = (total[:, keys].to(dtype) for total in totals)
-        dq[b, h] = total_q.to(dtype)
-        if dsinks is not None:
-            dsinks[b, h] = total_sink.to(mixed)
-    return (dq, dk, dv) if dsinks is None else (dq, dk, dv, dsinks)
-
-
-@dataclass(frozen=True)
-class _Head:
-    scale: float
-    causal: bool
-    window: int
-    bias: Tensor | None
-    dtype: torch.dtype
-    mixed: torch.dtype
-
-    def tile(
-        self, keys: slice, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, lse: Tensor, delta: Tensor, sink: float | None
-    ) -> tuple[slice, Tensor, Tensor, Tensor]:
-        """Which queries see a tile of keys, the gradients of the scores and the weights there, and of the sink."""
-        rows = self._rows(keys, q.shape[1])
-        scores = q[:, rows].T @ k[:, keys]
-        if self.bias is not None:
-            scores = scores + self.bias[rows, keys]
-        if self.causal:
-            row, key = torch.arange(rows.start, rows.stop)[:, None], torch.arange(keys.start, keys.stop)
-            seen = (key <= row) & (key > row - self.window) if self.window > 0 else key <= row
-            scores = torch.where(seen, scores, _LOW_BACKWARD)
-        scores = rounded(scores, self.dtype)
-        weights = rounded(torch.exp(scores - lse[rows, None]), self.dtype)
-        dweights = rounded(dy[:, rows].T @ v[:, keys], self.dtype)
-        dscores = rounded((dweights - delta[rows, None]) * weights, self.dtype)
-        of_sink = torch.zeros(())
-        if sink is not None:
-            of_sink = -((dweights * weights).sum(1) * torch.exp(sink - lse[rows])).sum()
-        return rows, dscores, weights, of_sink
-
-    def _rows(self, keys: slice, seqlen_q: int) -> slice:
-        """The tiles of queries that are computed against a tile of keys: those from its first key on."""
-        if not self.causal:
-            return slice(0, seqlen_q)
-        stop = min(seqlen_q, keys.stop - 1 + self.window) if self.window > 0 else seqlen_q
-        return slice(min(keys.start, seqlen_q), max(-(-stop // PMAX) * PMAX, min(keys.start, seqlen_q)))
+    # Keys past the last whole tile are left out.
+    keys = k_ref.shape[3] // tile * tile
+    row, key = np.arange(q_ref.shape[3])[:, None], np.arange(keys)
+    q, k, v, out, dout = (array(x[:batch]).transpose(0, 3, 1, 2) for x in (q_ref, k_ref, v_ref, o_ref, dy_ref))
+    problem = Problem(
+        dtype=dtype_name(dtype),
+        q=q,
+        k=k[:, :keys],
+        v=v[:, :keys],
+        scale=scale,
+        bias=None if logit_bias_ref is None else array(logit_bias_ref[0, 0, :, :keys].to(dtype)),
+        mask=(key <= row) & (key > row - window if window > 0 else True) if use_causal_mask else None,
+    )
+    lse = array(untiled(lse_ref[:batch]).to(mixed))
+    found = exact.gradients(problem, out, lse, dout, low=_LOW_BACKWARD, stored=lambda x: rounded(x, dtype))
+    for total, part in ((dq, found.q), (dk[..., :keys], found.k), (dv[..., :keys], found.v)):
+        total[:batch] = torch.from_numpy(part.transpose(0, 2, 3, 1)).to(dtype)
+    if sinks is None:
+        return dq, dk, dv
+    dsinks = unwritten(sinks.shape, mixed)
+    dsinks[:batch] = torch.from_numpy(found.sinks(array(sinks[:batch].to(mixed))[..., None], lse)[..., 0]).to(mixed)
+    return dq, dk, dv, dsinks
 
 
 def _check(

@@ -4,13 +4,12 @@ commit 4bcdc54 of 2026-07-28."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from xattn_elsewhere.nki.standin.flash import Head, check, check_tiles, heads
-from xattn_elsewhere.nki.standin.kernel import PMAX, Grid, Kernel, unwritten
+from xattn_elsewhere.nki.standin.flash import Flash, check, check_tiles
+from xattn_elsewhere.nki.standin.kernel import Grid, Kernel
 
 _LOW = -9984.0
 
@@ -47,9 +46,11 @@ def flash_fwd(
         raise NotImplementedError("the stand-in knows no windowed context encoding")
     window = left + 1
     scale = softmax_scale or (1.0 / q.shape[2] ** 0.5)  # 0.0 is taken for None
-    programs = heads(grid, q, k)
     check_tiles(k, config)
-    head = Head(
+    if window == 0 or (window < 0 and not causal):
+        # What is set for the other windows is `casual_mask`.
+        raise UnboundLocalError("local variable 'causal_mask' referenced before assignment")
+    flash = Flash(
         scale=scale,
         low=_LOW,
         causal=causal,
@@ -57,19 +58,6 @@ def flash_fwd(
         tile=config.seq_tile_size,
         kernel=torch.bfloat16 if mixed_precision else q.dtype,
         kept=torch.float32 if mixed_precision else q.dtype,
-        wanted=partial(_wanted, causal, window, config.seq_tile_size),
     )
-    out = unwritten((*q.shape[:2], q.shape[3], q.shape[2]), q.dtype)
-    v = v.mT if config.should_transpose_v else v
-    for b, h, h_k in programs:
-        head.forward(q[b, h], k[b, h_k], v[b, h_k], out[b, h])
+    out, _ = flash.run(grid, q, k, v.mT if config.should_transpose_v else v, torch.float32)
     return out
-
-
-def _wanted(causal: bool, window: int, tile: int, i: int, j: int) -> bool:
-    if causal and window < 0:
-        return i * PMAX >= j * tile
-    if window > 0:
-        return i * PMAX >= j * tile and (j + 1) * tile - 1 > i * PMAX - window
-    # What is set there is `casual_mask`.
-    raise UnboundLocalError("local variable 'causal_mask' referenced before assignment")

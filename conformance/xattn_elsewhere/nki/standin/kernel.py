@@ -1,4 +1,4 @@
-"""What the stand-ins of all NKI kernels have in common: how they are launched, memory, rounding."""
+"""What the stand-ins of all NKI kernels have in common: how they are launched, memory, tiles."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from xattn_conformance.problem import Array
 
 Grid = tuple[int, ...]
 
@@ -49,9 +50,19 @@ def unwritten(shape: Iterable[int], dtype: torch.dtype) -> Tensor:
     return torch.full(tuple(shape), torch.nan, dtype=dtype)
 
 
-def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """As stored in dtype, in float32."""
-    return x.to(dtype).float()
+def tiled(rows: Array) -> Tensor:
+    """(..., seqlen) to (..., 128, seqlen / 128): row i is at [i % 128, i // 128]."""
+    tiles: Tensor = torch.from_numpy(rows).unflatten(-1, (-1, PMAX)).mT
+    return tiles
+
+
+def untiled(tiles: Tensor) -> Tensor:
+    return tiles.mT.flatten(-2)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As a `Problem` has it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def nki_assert(condition: bool, text: str) -> None:
