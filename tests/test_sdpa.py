@@ -575,7 +575,7 @@ def test_memory_of_a_window_grows_with_the_sequence_alone(right: int) -> None:
         assert forward < tensors + tile
         # dq, dk and dv, lse without infinities, and what the kernel returns for a tile.
         assert backward < tensors + 2 * tile
-        # All in all less than a band of float32 scores of one head.
+        # All in all less than the float32 scores of one head that the window shows.
         assert max(forward, backward) < tensors + 4 * seqlen * (64 + window + right)
         found[seqlen] = forward, backward
     for short, long in zip(found[2048], found[8192], strict=True):
@@ -853,15 +853,13 @@ AT_OFFSET = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside"
     ids=str,
 )
 def test_what_stops_an_int_align(changes: dict[str, Any], codes: list[str]) -> None:
-    backend, asked = SdpaBackend(), request(**{**AT_OFFSET, **changes})
-    assert [reason.code for reason in backend.limits(asked)] == codes
+    assert_reasons(request(**{**AT_OFFSET, **changes}), codes)
 
 
 def test_the_kernel_of_an_int_align() -> None:
-    backend = SdpaBackend()
-    assert backend.kernel(request(**AT_OFFSET)).endswith("or blocks of matmuls, as align falls")
-    assert backend.kernel(request(**AT_OFFSET, softcap=2.0)).startswith(BLOCKS)
-    assert "tile by tile" in backend.kernel(request(**{**AT_OFFSET, **CPU}))
+    assert declared(request(**AT_OFFSET)).kernel.endswith("or blocks of matmuls, as align falls")
+    assert declared(request(**AT_OFFSET, softcap=2.0)).kernel.startswith(BLOCKS)
+    assert "tile by tile" in declared(request(**{**AT_OFFSET, **CPU})).kernel
 
 
 def test_everything_but_dropout_is_declared_for_the_cpu() -> None:
