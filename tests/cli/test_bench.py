@@ -102,6 +102,12 @@ def test_bench_with_nothing_that_works(run: Run, strangers: Path, load: Load, tm
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bench.json"]
 
 
+def request_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, arguments: dict[str, Any]) -> xattn.AttentionRequest:
+    request = xattn.explain(q, k, v, **arguments).request
+    assert isinstance(request, xattn.AttentionRequest)
+    return request
+
+
 @pytest.mark.parametrize(
     ("shape", "arguments"),
     [
@@ -116,18 +122,20 @@ def test_bench_with_nothing_that_works(run: Run, strangers: Path, load: Load, tm
         ({}, {"mask": torch.eye(4).bool()}),
     ],
 )
-def test_torchs_own_call_means_the_same(shape: dict[str, int], arguments: dict[str, Any]) -> None:
+def test_torchs_own_call_means_the_same(shape: dict[str, Any], arguments: dict[str, Any]) -> None:
     q, k, v = qkv(**shape, dtype=torch.float64)
-    request = xattn.explain(q, k, v, **arguments).request
     tensors = {
         name: value.double() if name == "bias" else value
         for name, value in arguments.items()
         if isinstance(value, torch.Tensor)
     }
-    native = torch_arguments(request, tensors)
+    native = torch_arguments(request_of(q, k, v, arguments), tensors)
     assert native is not None
-    out = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), **native)
-    exact = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+    out: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(*heads_first, **native)
+    exact: dict[str, Any] = {
+        name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()
+    }
     expected, _ = rowwise.forward(Problem(dtype="float64", q=q.numpy(), k=k.numpy(), v=v.numpy(), **exact))
     # The bias of the call is float32 here and there; only its value counts.
     np.testing.assert_allclose(out.transpose(1, 2).numpy(), expected, rtol=1e-9, atol=1e-12)
@@ -137,6 +145,7 @@ def test_torchs_own_call_means_the_same(shape: dict[str, int], arguments: dict[s
     ("shape", "arguments"),
     [
         ({"seqlen_k": 6}, {"causal": True}),  # bottom-right
+        ({}, {"causal": True, "align": 1}),
         ({}, {"window": (1, 0)}),
         ({}, {"softcap": 1.0}),
         ({}, {"sinks": torch.zeros(4)}),
@@ -148,10 +157,10 @@ def test_torchs_own_call_means_the_same(shape: dict[str, int], arguments: dict[s
         ({}, {"bias": torch.zeros(4, 4), "mask": torch.ones(4, 4).bool()}),
     ],
 )
-def test_torchs_own_call_is_left_out_where_it_has_no_words(shape: dict[str, int], arguments: dict[str, Any]) -> None:
+def test_torchs_own_call_is_left_out_where_it_has_no_words(shape: dict[str, Any], arguments: dict[str, Any]) -> None:
     q, k, v = qkv(**shape)
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-    assert torch_arguments(xattn.explain(q, k, v, **arguments).request, tensors) is None
+    assert torch_arguments(request_of(q, k, v, arguments), tensors) is None
 
 
 def test_durations() -> None:

@@ -43,12 +43,17 @@ def report() -> dict[str, Any]:
 
 def show(document: Mapping[str, Any], console: Console) -> None:
     blocks = list(_numbered(document))
-    console.print(_versions(document), "", _plugins(document), _backends(blocks), _checked(blocks), "")
+    console.print(_versions(document))
+    tables = {
+        "Plugins": _plugins(document),
+        "Backends": _backends(blocks),
+        "How they were checked": _checked(blocks),
+        **{f"Features of {op.name}": _features(op, blocks) for op in OPS.values()},
+    }
+    for title, table in tables.items():
+        console.print("", Text(title, "bold"), table, sep="\n", end="")
     for line in _says(document):
         console.print(line, soft_wrap=True)
-    console.print()
-    for op in OPS.values():
-        console.print(_features(op, [each for each in blocks if each[2]["op"] == op.name]))
     for problem in document["problems"]:
         console.print(Text.assemble(("Problem: ", "bold red"), (problem, "red")), soft_wrap=True)
 
@@ -59,17 +64,9 @@ def _numbered(document: Mapping[str, Any]) -> Iterator[Numbered]:
         yield number, backend, block
 
 
-def _table(title: str, show_header: bool = True) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_header=show_header,
-        # As narrow as it goes: 80 columns are few for what there is to say.
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+def _table(show_header: bool = True) -> Table:
+    # As narrow as it goes: 80 columns are few for what there is to say.
+    return Table(box=box.SIMPLE_HEAD, show_header=show_header, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _versions(document: Mapping[str, Any]) -> Table:
@@ -86,7 +83,7 @@ def _versions(document: Mapping[str, Any]) -> Table:
 
 
 def _plugins(document: Mapping[str, Any]) -> Table:
-    table = _table("Plugins")
+    table = _table()
     table.add_column("Plugin", no_wrap=True)
     table.add_column("From")
     table.add_column("Module")
@@ -106,7 +103,7 @@ def _plugins(document: Mapping[str, Any]) -> Table:
 
 def _backends(blocks: list[Numbered]) -> Table:
     """One row a backend and op, with a line for each capability block, numbered as in the tables of features."""
-    table = _table("Backends")
+    table = _table()
     table.add_column("Backend", no_wrap=True)
     table.add_column("Op", no_wrap=True)
     table.add_column("", justify="right")
@@ -133,7 +130,7 @@ def _checked(blocks: list[Numbered]) -> Table:
     numbers: dict[str, list[str]] = {}
     for number, _, block in blocks:
         numbers.setdefault(block["checked"], []).append(str(number))
-    table = _table("How they were checked", show_header=False)
+    table = _table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
     for checked, of in numbers.items():
@@ -153,8 +150,9 @@ def _says(document: Mapping[str, Any]) -> list[Text]:
 
 
 def _features(op: Op, blocks: list[Numbered]) -> Table:
-    """One row a feature, one column a capability block, by number."""
-    table = _table(f"Features of {op.name}")
+    """One row a feature, one column a capability block of the op, by number."""
+    blocks = [each for each in blocks if each[2]["op"] == op.name]
+    table = _table()
     table.add_column("", no_wrap=True)
     for number, _, _ in blocks:
         table.add_column(str(number), justify="center")
