@@ -131,8 +131,8 @@ def test_torchs_own_call_means_the_same(shape: dict[str, Any], arguments: dict[s
     }
     native = torch_arguments(request_of(q, k, v, arguments), tensors)
     assert native is not None
-    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
-    out: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(*heads_first, **native)
+    qt, kt, vt = (x.transpose(1, 2) for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(qt, kt, vt, **native)
     exact: dict[str, Any] = {
         name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()
     }

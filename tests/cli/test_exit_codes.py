@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +89,24 @@ def test_help_lists_the_exit_codes(run: Run, command: list[str]) -> None:
     assert "Exit codes" in lines
     for code in ("0  fine", "1  no backend can serve the call", "2  wrong usage"):
         assert any(line.startswith(code) for line in lines), code
+
+
+def shown_commands() -> list[str]:
+    """What the pages show of `xattn info` and `xattn explain`."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [
+        line.partition("  ")[0]  # a comment stands after it
+        for page in pages
+        for block in re.findall(r"^```\n(.*?)^```$", page.read_text(), re.M | re.S)
+        for line in block.splitlines()
+        if re.match(r"xattn (info|explain)\b", line)
+    ]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(shown_commands()))
+def test_the_commands_that_the_pages_show(run: Run, command: str) -> None:
+    result = run(*shlex.split(command)[1:])
+    assert result.exit_code in (0, 1), result.stderr
 
 
 @pytest.mark.parametrize("columns", [20, 40, 80, 250])

@@ -108,6 +108,13 @@ def test_backends_for_other_devices_take_one_line(run: Run) -> None:
     assert "Without" not in shown
 
 
+def test_nobody_is_for_this_device(run: Run, strangers: Path, load: Load) -> None:
+    load(stranger(strangers, "xattn-acme", backend_source("acme", 1.0)))
+    result = run("explain", *SMALL, "--device", "cuda", "--backend", "acme")
+    assert result.exit_code == 1
+    assert "For other devices: acme" in result.stdout
+
+
 def test_explain_asks_for_the_architecture_where_it_decides(run: Run, strangers: Path, load: Load) -> None:
     body = """
     capabilities = (

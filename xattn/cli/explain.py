@@ -77,7 +77,8 @@ def show(explanation: Explanation, console: Console) -> None:
     else:
         console.print(Text.assemble("Backend  ", (explanation.backend, "bold green")))
         console.print(Text.assemble("Kernel   ", (explanation.kernel or "", "bold")))
-    console.print(_candidates(explanation))
+    table = _candidates(explanation)
+    console.print(table if table.row_count else "")
     for code, text in ELSEWHERE.items():
         if stopped := explanation.stopped_by(code):
             names = ", ".join(candidate.name for candidate in stopped)
