@@ -14,13 +14,12 @@ import tolerance
 import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
-from xattn.capabilities import FEATURES, GRADS
-from xattn.request import Request, TensorSpec
 from xattn_conformance.golden import rowwise
 from xattn_sdpa import fused
-from xattn_sdpa.backend import SdpaBackend
+from xattn_sdpa.attention import SdpaAttention
 
 import xattn
+from xattn import AttentionRequest, TensorSpec
 from xattn.explain import Candidate, explain_request
 from xattn.measure import memory, operations
 
@@ -646,14 +645,14 @@ def test_operators_are_what_they_register(name: str, offset: int | None) -> None
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def request(device: str = "cuda", arch: str | None = "sm_90", **changes: Any) -> Request:
+def request(device: str = "cuda", arch: str | None = "sm_90", **changes: Any) -> AttentionRequest:
     """A square call in bfloat16 on a device, and what is changed in it."""
     sizes = {"batch": 2, "seqlen_q": 1024, "seqlen_k": 1024, "nheads": 8, "nheads_k": 8, "headdim": 64, "headdim_v": 64}
     given: dict[str, Any] = {"device": device, "arch": arch, "dtype": torch.bfloat16, **sizes, **changes}
-    return Request(**given)
+    return AttentionRequest(**given)
 
 
-def declared(asked: Request) -> Candidate:
+def declared(asked: AttentionRequest) -> Candidate:
     (found,) = [each for each in explain_request(asked).candidates if each.name == "sdpa"]
     return found
 
@@ -732,7 +731,7 @@ def test_what_other_devices_cannot_serve(changes: dict[str, Any], codes: list[st
     assert_reasons(request(**changes), codes)
 
 
-def assert_reasons(asked: Request, codes: list[str]) -> None:
+def assert_reasons(asked: AttentionRequest, codes: list[str]) -> None:
     found = declared(asked)
     assert [reason.code for reason in found.reasons] == codes
     assert found.kernel == ""
@@ -864,6 +863,6 @@ def test_the_kernel_of_an_int_align() -> None:
 
 def test_everything_but_dropout_is_declared_for_the_cpu() -> None:
     """What the sdpa backend leaves out, `auto` gives to a backend that holds the whole score matrix."""
-    (block,) = [each for each in SdpaBackend.capabilities if each.device == "cpu"]
-    assert set(FEATURES) - block.features == {"dropout_p"}
-    assert block.grads == set(GRADS)
+    (block,) = [each for each in SdpaAttention.capabilities if each.device == "cpu"]
+    assert set(AttentionRequest.vocabulary.feature_names) - block.features == {"dropout_p"}
+    assert block.grads == set(AttentionRequest.vocabulary.grads)

@@ -79,7 +79,7 @@ def offset_reasons(request: DenseRequest) -> list[Reason]:
 
 def as_bottom_right(request: R, seqlen_k: int) -> R:
     """The request of the first seqlen_k keys, aligned "bottom_right"."""
-    return replace(request, align="bottom_right", seqlen_k=seqlen_k)
+    return replace(request, align="bottom_right", offset_inside=False, seqlen_k=seqlen_k)
 
 
 def plan_at_offset(request: R, plan: Callable[[R], Plan]) -> Plan:
