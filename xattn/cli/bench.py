@@ -13,10 +13,8 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from xattn import AttentionRequest
 from xattn.cli.explain import show
 from xattn.cli.flags import Flags, Tensors, takes_flags
 from xattn.cli.plot import plot
-from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
+from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
 from xattn.explain import Explanation, explain_request
 from xattn.measure import Timing, alternate, processor
 from xattn.measure.timing import OnRound
@@ -226,11 +224,11 @@ def show_bench(result: Bench, console: Console) -> None:
     console.print(Text(str(result.explanation.request)))
     if result.explanation.request.phase == "train":
         console.print("Forward and backward together.")
-    table = Table(box=box.SIMPLE_HEAD)
+    table = narrow_table()
     table.add_column("Candidate", no_wrap=True)
     for column in ("p50", "p10 to p90", "Difference", "Ratio"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("Kernel")
+    table.add_column("Kernel", overflow="fold")
     named = kernels(result.explanation)
     if result.timing is not None and result.base is not None:
         for name in sorted(result.timing.samples, key=result.timing.p50):
