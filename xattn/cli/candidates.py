@@ -1,4 +1,4 @@
-"""What `xattn bench` times: a call on every backend that can serve it, and on torch's SDPA where that can express it."""
+"""What `xattn bench` times: the call on every backend that can serve it, and on torch's SDPA if that can express it."""
 
 from __future__ import annotations
 
