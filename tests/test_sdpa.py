@@ -574,7 +574,7 @@ def test_memory_of_a_window_grows_with_the_sequence_alone(right: int) -> None:
         assert forward < tensors + tile
         # dq, dk and dv, lse without infinities, and what the kernel returns for a tile.
         assert backward < tensors + 2 * tile
-        # All in all less than a band of float32 scores of one head.
+        # All in all less than the float32 scores of one head that the window shows.
         assert max(forward, backward) < tensors + 4 * seqlen * (64 + window + right)
         found[seqlen] = forward, backward
     for short, long in zip(found[2048], found[8192], strict=True):
@@ -623,15 +623,16 @@ CHECKED = (
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
+@pytest.mark.parametrize("offset", [None, 0, 3])
 @pytest.mark.parametrize("name", CHECKED)
-def test_operators_are_what_they_register(name: str) -> None:
+def test_operators_are_what_they_register(name: str, offset: int | None) -> None:
     case = CASES[name]
     call = replace(case, seqlen_q=min(case.seqlen_q, 17), seqlen_k=min(case.seqlen_k, 19)).call()
     optional = [call.tensors.get(each) for each in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k")]
     optional[2:4] = [x if x is None else x[(None,) * (4 - x.dim())] for x in optional[2:4]]
     left, right = call.options.get("window", (None, None))
     right = 0 if call.options.get("causal") else right
-    args = (call.q, call.k, call.v, *optional, left, right, False, 0.3, call.options.get("softcap"))
+    args = (call.q, call.k, call.v, *optional, left, right, offset, 0.3, call.options.get("softcap"))
     torch.library.opcheck(torch.ops.xattn_sdpa.forward.default, args, test_utils=CHECKS)
     out, lse = torch.ops.xattn_sdpa.forward(*args)
     for dlse in (None, torch.randn_like(lse)):
@@ -767,6 +768,7 @@ BLOCKS = "blocks of matmuls"
         # A band that hides nothing is none.
         ({"window": (1023, 1023)}, FLASH_OR_CUDNN),
         ({"window": (1022, 1023)}, BELOW),
+        ({"window": (1023, None), "causal": True}, FLASH_OR_CUDNN),
         ({"seqlen_q": 1, "causal": True}, FLASH_OR_CUDNN),
         # torch's causal counts from the top left.
         ({"seqlen_q": 512, "causal": True}, BELOW),
@@ -830,6 +832,33 @@ def test_a_scale_that_is_not_positive_never_meets_torchs_mask(
     found = declared(request(causal=True, scale=scale, dtype=dtype, **place))
     assert found.reasons == ()
     assert DIRECT not in found.kernel or found.kernel == BELOW
+
+
+AT_OFFSET = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes"),
+    [
+        ({}, []),
+        ({"offset_inside": False}, []),
+        ({"window": (3, 4), "causal": False}, []),
+        # Whether flash, which may give way to cuDNN, serves the call is known only when it comes.
+        ({"deterministic": True}, ["deterministic"]),
+        (ragged(), ["align"]),
+        (CPU, []),
+        ({**CPU, **ragged(), "deterministic": True}, []),
+    ],
+    ids=str,
+)
+def test_what_stops_an_int_align(changes: dict[str, Any], codes: list[str]) -> None:
+    assert_reasons(request(**{**AT_OFFSET, **changes}), codes)
+
+
+def test_the_kernel_of_an_int_align() -> None:
+    assert declared(request(**AT_OFFSET)).kernel.endswith("or blocks of matmuls, as align falls")
+    assert declared(request(**AT_OFFSET, softcap=2.0)).kernel.startswith(BLOCKS)
+    assert "tile by tile" in declared(request(**{**AT_OFFSET, **CPU})).kernel
 
 
 def test_everything_but_dropout_is_declared_for_the_cpu() -> None:

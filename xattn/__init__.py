@@ -20,6 +20,7 @@ from xattn.info import backends, info
 from xattn.ops.apply_rotary import RotaryKernel, RotaryRequest, apply_rotary
 from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
 from xattn.ops.shared.output import AttentionOutput
+from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
 from xattn.plan import plan
 from xattn.plugin import Backend, Capabilities, Kernel, Reason, Request, TensorSpec, hookimpl
 
@@ -41,6 +42,8 @@ __all__ = [
     "TensorSpec",
     "UnknownBackendError",
     "UnsupportedError",
+    "VarlenKernel",
+    "VarlenRequest",
     "XattnError",
     "apply_rotary",
     "attention",
@@ -50,4 +53,5 @@ __all__ = [
     "info",
     "plan",
     "use_backend",
+    "varlen_attention",
 ]

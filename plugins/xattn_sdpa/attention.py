@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xattn import AttentionKernel, AttentionOutput, AttentionRequest, Capabilities, Reason
 from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry
 from xattn_sdpa import direct, flash, gpu, ops
 from xattn_sdpa.engine import Settings
 from xattn_sdpa.masks import with_four
@@ -78,13 +79,17 @@ class SdpaAttention(AttentionKernel):
             return "torch's flash kernel"
         if kernel is not None:
             return f"F.scaled_dot_product_attention ({kernel})"
-        if request.seqlens_k is not None or _flash_serves(request):
+        if request.align == "offset" and request.seqlens_k is None and _flash_may_serve(request):
+            return "torch's flash kernel, below F.scaled_dot_product_attention, or blocks of matmuls, as align falls"
+        if request.seqlens_k is not None or _flash_may_serve(request):
             return "torch's flash kernel, below F.scaled_dot_product_attention"
         return "blocks of matmuls (none of torch's fused kernels serves this call)"
 
 
 def _simple(request: AttentionRequest) -> bool:
     """Whether the call has nothing that F.scaled_dot_product_attention lacks, its band aside."""
+    if request.align == "offset":  # what its band hides is known only in the call
+        return False
     beyond = (request.sinks, request.alibi_slopes, request.softcap, request.seqlens_k)
     if any(feature is not None for feature in beyond) or request.return_lse or request.empty:
         return False
@@ -108,21 +113,15 @@ def _gpu_direct(request: AttentionRequest) -> str | None:
     return gpu.direct(request) if _simple(request) else None
 
 
-def _flash_serves(request: AttentionRequest) -> bool:
+def _flash_may_serve(request: AttentionRequest) -> bool:
+    """Whether the call takes torch's flash kernel, or may, where `off` is known only in the call."""
     features = (request.softcap, request.alibi_slopes, request.mask, request.bias)
     if request.device != "cuda" or any(feature is not None for feature in features):
         return False
-    left, right = request.band
-    return flash.serves(
-        dtype=request.dtype,
-        headdim=request.headdim,
-        headdim_v=request.headdim_v,
-        seqlen_q=request.seqlen_q,
-        seqlen_k=request.seqlen_k,
-        offset=request.offset,
-        left=left,
-        right=right,
-    )
+    if request.align == "offset":
+        return flash.takes(dtype=request.dtype, headdim=request.headdim, headdim_v=request.headdim_v)
+    geometry = Geometry.of(request)
+    return flash.serves(dtype=request.dtype, headdim=request.headdim, headdim_v=request.headdim_v, geometry=geometry)
 
 
 def _deterministic_limits(request: AttentionRequest) -> list[Reason]:
@@ -137,8 +136,9 @@ def _deterministic_limits(request: AttentionRequest) -> list[Reason]:
 
 
 def _may_switch(request: AttentionRequest) -> bool:
-    """Whether the call takes flash below F.scaled_dot_product_attention, which gives way to cuDNN as a shape recurs."""
-    return request.seqlens_k is None and _gpu_direct(request) is None and _flash_serves(request)
+    """Whether the call may take flash below F.scaled_dot_product_attention, which gives way to cuDNN as a shape
+    recurs."""
+    return request.seqlens_k is None and _gpu_direct(request) is None and _flash_may_serve(request)
 
 
 def _ragged_limits(request: AttentionRequest) -> list[Reason]:
@@ -150,8 +150,9 @@ def _ragged_limits(request: AttentionRequest) -> list[Reason]:
     if request.any_grad:
         hint = "torch's flash backward ignores seqlens_k. Call it under torch.no_grad(), or pass a mask."
         found.append(Reason("seqlens_k", "with gradients", "forward only on a GPU", hint))
-    if request.has_band and request.align == "top_left":
-        found.append(Reason("align", "top_left", "bottom_right beside seqlens_k on a GPU"))
+    if request.has_band and request.align != "bottom_right":
+        got = "an int" if request.align == "offset" else request.align
+        found.append(Reason("align", got, "bottom_right beside seqlens_k on a GPU"))
     left, right = request.band
     widths = {"headdim": request.headdim, "headdim_v": request.headdim_v}
     if not request.empty and not flash.serves_ragged(dtype=request.dtype, **widths, left=left, right=right):
@@ -171,9 +172,12 @@ def _engine(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     seqlens_k: Tensor | None = None,
+    align: int | None = None,
 ) -> Tensor | AttentionOutput:
+    """align: `off` itself, where the request's align is "offset"."""
     left, right = request.band
-    settings = Settings(left, right, request.align == "top_left", request.softmax_scale, request.softcap)
+    offset = 0 if request.align == "top_left" else align
+    settings = Settings(left, right, offset, request.softmax_scale, request.softcap)
     tensors = (q, k, v, sinks, alibi_slopes, with_four(bias), with_four(mask), seqlens_k)
     out, lse = ops.attend(tensors, settings)
     return AttentionOutput(out, lse.float()) if request.return_lse else out

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xattn import AttentionRequest
 from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry
 from xattn_sdpa import cudnn
 from xattn_sdpa.masks import seen_keys, with_four
 
@@ -19,10 +20,9 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def direct(request: AttentionRequest) -> str | None:
     """The kernel of F.scaled_dot_product_attention that serves the request, or None if it would be the unfused one."""
-    left, right = request.band
-    square = request.seqlen_q == request.seqlen_k
-    causal = left is None and right == 0 and square
-    if request.has_band and not causal and not _sees_all(request):
+    geometry = Geometry.of(request).opened()
+    causal = geometry.band != (None, None)
+    if causal and not (geometry.left is None and geometry.square):
         return None
     # The kernels hide the future before they scale and add: -inf * 0 is NaN, and so is -inf and a NaN of the bias.
     if (causal and request.bias is not None) or (request.scale is not None and request.scale <= 0):
@@ -63,16 +63,9 @@ def _exact_bias(request: AttentionRequest) -> bool:
     return all(spec is None or (len(spec.shape) > 0 and spec.shape[-1] == request.seqlen_k) for spec in specs)
 
 
-def _sees_all(request: AttentionRequest) -> bool:
-    """Whether the band hides no key from any query."""
-    left, right = request.band
-    first = left is None or request.seqlen_q - 1 + request.offset - left <= 0
-    return first and (right is None or request.offset + right >= request.seqlen_k - 1)
-
-
 def plan(request: AttentionRequest, kernel: str) -> Plan:
     """The plan for what `direct` returned."""
-    causal = request.has_band and not _sees_all(request)
+    causal = not Geometry.of(request).full
     if kernel == "flash":
         return _flash(request, causal)
     if kernel.startswith("flash, cudnn"):

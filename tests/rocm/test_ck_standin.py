@@ -11,10 +11,10 @@ import pytest
 import torch
 import xattn_rocm.installation
 from torch import Tensor
+from traps import Trap, failures, load
 from xattn_conformance.case import Case
 from xattn_conformance.ops.call import Execute, execute
-from xattn_conformance.standins import aiter as standin
-from xattn_conformance.standins.aiter.cases import Trap, failures, load
+from xattn_elsewhere.aiter import standin
 
 from xattn import AttentionOutput, UnsupportedError, plans
 from xattn.plugin.devices import emulated

@@ -53,33 +53,33 @@ class PlanTable:
     layer, which the op's function looks up by itself. Behind it lie all plans, for calls that alternate between shapes.
     """
 
-    def __init__(self, free: Free = ()) -> None:
-        """free: dimensions whose sizes no plan depends on, in the order in which `find` gets the tensors."""
+    def __init__(self) -> None:
         self.recent: dict[object, tuple[Check, Plan, Planned]] = {}
         self._plans: dict[object, Planned] = {}
-        self._free = free
         _tables.append(self)
 
-    def find(self, slot: object, tensors: Sequence[Any]) -> Planned | None:
-        """The plan that was made for a call of this kind."""
+    def find(self, slot: object, tensors: Sequence[Any], free: Free = ()) -> Planned | None:
+        """The plan that was made for a call of this kind. free: the dimensions whose sizes no plan depends on."""
         if not _may_be_remembered(slot, tensors):
             return None
         last = self.recent.get(slot)
         if last is not None and last[0](*tensors):
             return last[2]
-        planned = self._plans.get((slot, kind(*tensors, free=self._free)))
+        planned = self._plans.get((slot, kind(*tensors, free=free)))
         if planned is not None:
-            self.recent[slot] = guard(*tensors, free=self._free), planned.run, planned
+            self.recent[slot] = guard(*tensors, free=free), planned.run, planned
         return planned
 
-    def make(self, slot: object, tensors: Sequence[Any], prepared: Prepared, choice: Choice) -> Planned:
+    def make(
+        self, slot: object, tensors: Sequence[Any], prepared: Prepared, choice: Choice, free: Free = ()
+    ) -> Planned:
         """A plan for a call that `find` does not know, remembered if it may be."""
         planned = make_plan(prepared, choice)
         if _may_be_remembered(slot, tensors):
             if len(self._plans) >= _PLANS_MAX:
                 self.clear()
-            self._plans[slot, kind(*tensors, free=self._free)] = planned
-            self.recent[slot] = guard(*tensors, free=self._free), planned.run, planned
+            self._plans[slot, kind(*tensors, free=free)] = planned
+            self.recent[slot] = guard(*tensors, free=free), planned.run, planned
         return planned
 
     def clear(self) -> None:

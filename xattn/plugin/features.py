@@ -63,6 +63,7 @@ TOP_LEFT = Feature("top_left", _aligned("top_left"), _TURN.format("bottom_right"
 OFFSET = Feature(
     "offset", _aligned("offset"), 'Where the diagonal is that of align="bottom_right" or "top_left", say so.'
 )
+OFFSETS = Feature("offsets", _aligned("offsets"), "One int for all sequences may be served.")
 
 CAUSAL = flag("causal")
 WINDOW = argument("window")

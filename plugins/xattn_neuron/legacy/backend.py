@@ -28,7 +28,10 @@ class NkiLegacyAttention(AttentionKernel):
 
     def limits(self, request: AttentionRequest) -> list[Reason]:
         installed = installation()
-        return [installed] if isinstance(installed, Reason) else limits(request, installed)
+        if isinstance(installed, Reason):
+            return [installed]
+        # legacy-causal-is-top-left: its block has no "offset", and that says all.
+        return [] if request.align == "offset" else limits(request, installed)
 
     def plan(self, request: AttentionRequest) -> Plan:
         return plans.plan(request, _installed())

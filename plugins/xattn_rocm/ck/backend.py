@@ -9,6 +9,7 @@ import torch
 
 from xattn import AttentionKernel, AttentionRequest, Backend, Capabilities, Reason
 from xattn.plugin import Plan
+from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 from xattn_rocm.ck import plans
 from xattn_rocm.ck.calls import call
 from xattn_rocm.ck.limits import limits
@@ -21,6 +22,7 @@ _FEATURES = frozenset(
         "causal",
         "window",
         "bottom_right",
+        "offset",
         "gqa",
         "headdim_v",
         "softcap",
@@ -57,12 +59,20 @@ class AiterAttention(AttentionKernel):
 
     def limits(self, request: AttentionRequest) -> list[Reason]:
         installed = installation()
-        return [installed] if isinstance(installed, Reason) else limits(request, installed)
+        if isinstance(installed, Reason):
+            return [installed]
+        if request.align == "offset":
+            return offset_reasons(request) or _limits_at_offset(request, installed)
+        return limits(request, installed)
 
     def plan(self, request: AttentionRequest) -> Plan:
+        if request.align == "offset":
+            return plan_at_offset(request, self.plan)
         return plans.plan(request, _call(request, _installed()))
 
     def kernel_name(self, request: AttentionRequest) -> str:
+        if request.align == "offset":
+            return self.kernel_name(as_bottom_right(request, request.seqlen_k))
         installed = _installed()
         passed = _call(request, installed)
         name = "flash_attn_varlen_func" if passed.varlen else "flash_attn_func"
@@ -79,6 +89,12 @@ class AiterBackend(Backend):
 
     def info(self) -> dict[str, str]:
         return {"aiter": describe()}
+
+
+def _limits_at_offset(request: AttentionRequest, installed: Installation) -> list[Reason]:
+    """What aiter picks depends on the number of keys: what it has for the most and the fewest, it has between."""
+    longest = limits(as_bottom_right(request, request.seqlen_k), installed)
+    return longest or limits(as_bottom_right(request, request.seqlen_q), installed)
 
 
 def _installed() -> Installation:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from xattn import AttentionKernel, AttentionOutput, AttentionRequest, Backend, Capabilities, Reason
 from xattn.plugin import Plan
+from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 from xattn_rocm.archs import fp8_reasons
 from xattn_rocm.installation import Installation, describe, installation
 from xattn_rocm.ops import opaque
@@ -25,6 +26,7 @@ class AiterTritonAttention(AttentionKernel):
                     "causal",
                     "window",
                     "bottom_right",
+                    "offset",
                     "gqa",
                     "headdim_v",
                     "softcap",
@@ -48,6 +50,9 @@ class AiterTritonAttention(AttentionKernel):
             return [installed]
         if fp8 := fp8_reasons(request):
             return fp8
+        if request.align == "offset":
+            # Fewer keys take nothing away from what either kernel serves.
+            return offset_reasons(request) or self.limits(as_bottom_right(request, request.seqlen_k))
         by_mha, by_unified = mha.reasons(request, installed), unified.reasons(request, installed)
         if not by_mha or not by_unified:
             return []
@@ -55,6 +60,8 @@ class AiterTritonAttention(AttentionKernel):
         return min(by_mha, by_unified, key=len)
 
     def plan(self, request: AttentionRequest) -> Plan:
+        if request.align == "offset":
+            return plan_at_offset(request, self.plan)
         if torch.compiler.is_compiling() and not request.any_grad:
             return opaque(request, _NAME)
         module = unified if _kernel(request) == "unified" else mha
@@ -64,6 +71,8 @@ class AiterTritonAttention(AttentionKernel):
         return _on_its_device(run)
 
     def kernel_name(self, request: AttentionRequest) -> str:
+        if request.align == "offset":
+            return self.kernel_name(as_bottom_right(request, request.seqlen_k))
         module, function = ("unified_attention",) * 2 if _kernel(request) == "unified" else ("mha", "flash_attn_func")
         return f"aiter.ops.triton.{'attention.' if _installed().layout == 'attention' else ''}{module}.{function}"
 

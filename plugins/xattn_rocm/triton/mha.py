@@ -11,9 +11,9 @@ from torch import Tensor
 
 from xattn import AttentionOutput, AttentionRequest, Reason
 from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import vendor
 from xattn_rocm.archs import ARCHS
-from xattn_rocm.bands import band, bury, dead_rows, first_seen
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import RULES, holds
 from xattn_rocm.triton.gradients import Attend, check_switch
@@ -59,7 +59,7 @@ def _configured(arch: str | None, installed: Installation) -> bool:
 
 
 def _window_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
-    left, right = band(request)
+    left, right = Geometry.of(request).opened().band
     if left is None and right in (None, 0):
         return []
     if right not in (None, 0):
@@ -104,8 +104,9 @@ def plan(request: AttentionRequest, installed: Installation) -> Plan:
 
 
 def _forward(request: AttentionRequest, installed: Installation) -> Plan:
-    left, right = band(request)
-    first, dead = first_seen(request), dead_rows(request)
+    whole = Geometry.of(request)
+    left, right = whole.opened().band
+    first, dead, seqlen_q = whole.first_k, whole.first_q, request.seqlen_q
     options: dict[str, Any] = {
         "softmax_scale": request.softmax_scale,
         "causal": right == 0,
@@ -128,7 +129,7 @@ def _forward(request: AttentionRequest, installed: Installation) -> Plan:
         out, lse = returned
         if dead:
             # aiter says 0 there.
-            bury(out, lse, dead, given.get("sinks"))
+            fill_dead_rows(out, lse, dead, seqlen_q, given.get("sinks"))
         return AttentionOutput(out.contiguous() if cut else out, lse)
 
     return run
@@ -145,8 +146,9 @@ def _as_aiter_names(request: AttentionRequest, given: Mapping[str, Tensor]) -> d
 
 
 def _with_gradients(request: AttentionRequest, installed: Installation) -> Plan:
-    left, right = band(request)
-    first = first_seen(request)
+    whole = Geometry.of(request)
+    left, right = whole.opened().band
+    first = whole.first_k
     options = (request.softmax_scale, right == 0, left, installed.layout)
 
     def run(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def prepare(
     return_lse: bool = False,
 ) -> Prepared:
     """Check a call against the contract and describe it. Raises InvalidArgumentError."""
-    options = {
+    options: dict[str, Any] = {
         "causal": causal,
         "window": window,
         "align": align,

@@ -17,8 +17,8 @@ Window = tuple[int | None, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxRequest(Request):
-    """align: "offset" where the caller gives `off` itself. Its value is no part of the request: a plan gets it with
-        each call, as the keyword `align`.
+    """align: "offset" where the caller gives `off` itself, an int, "offsets" where a tensor, one off a sequence. Its
+        value is no part of the request: a plan gets it with each call, as the keyword `align`.
     requires_grad: a gradient is wanted for q, k or v; sinks carry their own flag.
     """
 
@@ -28,7 +28,7 @@ class SoftmaxRequest(Request):
     headdim_v: int
     causal: bool = False
     window: Window | None = None
-    align: Literal["bottom_right", "top_left", "offset"] = "bottom_right"
+    align: Literal["bottom_right", "top_left", "offset", "offsets"] = "bottom_right"
     scale: float | None = None
     softcap: float | None = None
     sinks: TensorSpec | None = None
