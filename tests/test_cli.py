@@ -14,8 +14,8 @@ import pytest
 import torch
 from support import ROOT, Load, backend_source, qkv, stranger
 from typer.testing import CliRunner, Result
-from xattn_conformance.golden import rowwise
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention import rowwise
+from xattn_conformance.ops.attention.problem import Problem
 
 import xattn
 from xattn.cli.app import app

@@ -14,7 +14,7 @@ import tolerance
 import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
-from xattn_conformance.golden import rowwise
+from xattn_conformance.ops.attention import rowwise
 from xattn_sdpa import fused
 from xattn_sdpa.backend import SdpaBackend
 

@@ -13,7 +13,7 @@ from xattn_conformance.case import Case, Level
 
 # Version of the report's JSON.
 SCHEMA = 1
-# Version of the cases, goldens and limits: a claim names it ("Core 1.0").
+# Version of the cases, goldens and limits: a claim names it ("attention Core 1.0").
 SUITE = "1.0"
 
 Status = Literal["PASS", "FAIL", "WAIVED", "UNSUPPORTED", "ERROR", "INVALID"]
@@ -128,6 +128,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     backend: str
     device: str
     level: Level
+    ops: tuple[str, ...]
     dtypes: tuple[str, ...]
     selection: str
     started: str
@@ -140,7 +141,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     profile_source: str
     canaries: tuple[Canary, ...]
     cases: tuple[CaseResult, ...]
-    ops: tuple[str, ...] = ("attention",)
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.cases)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from xattn_conformance.case import DTYPES, LEVELS, Case
-from xattn_conformance.golden import rowwise
-from xattn_conformance.inputs.visibility import hidden_slots
+from xattn_conformance.ops.attention import rowwise
 from xattn_conformance.ops.attention import table as tables
 from xattn_conformance.ops.attention.cases import build, knobs, load
+from xattn_conformance.ops.attention.inputs import make
 from xattn_conformance.ops.attention.op import AttentionOp
 from xattn_conformance.ops.attention.options import hides
-from xattn_conformance.ops.attention.problem import make
 from xattn_conformance.ops.attention.recipes import RECIPES
+from xattn_conformance.ops.attention.visibility import hidden_slots
 
 import xattn
 from xattn.capabilities import FEATURES, Capabilities

@@ -28,7 +28,7 @@ Load = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What precedes every run and has tests of its own takes seconds: goldens and admission, here taken as passed."""
-    monkeypatch.setattr(session.goldens, "verify", list)
+    monkeypatch.setattr(session, "verify", list)
     monkeypatch.setattr(profiles, "admit", lambda *_: [])
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -199,7 +199,7 @@ def test_a_dump_holds_the_case(tmp_path: Path) -> None:
 
 
 def test_goldens_that_do_not_verify_make_the_run_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.goldens, "verify", lambda: ["float32.safetensors is missing"])
+    monkeypatch.setattr(session, "verify", lambda: ["float32.safetensors is missing"])
     done = run("--case", ONE, "--out", str(tmp_path))
     assert done.exit_code == 3
     assert "INVALID: the goldens do not verify: float32.safetensors is missing" in done.stdout

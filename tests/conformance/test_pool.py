@@ -249,7 +249,9 @@ class Doubling(Op[NDArray[np.float64]]):
 
     def vary(self, name: str, case: Case, problem: Any, call: Call, device: str) -> Variation:
         rows = [call.with_tensors(x=call.tensors["x"][i : i + 1]) for i in range(2)]
-        return Variation(tuple(rows), lambda found: {"out": torch.cat([each["out"] for each in found])})
+        return Variation(
+            "with the rows called alone", tuple(rows), lambda found: {"out": torch.cat([each["out"] for each in found])}
+        )
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Goldens and admission have tests of their own, and take seconds. A session inside this one forgets what it
     imports, so the plugins are loaded before."""
     registry()
-    monkeypatch.setattr(session.goldens, "verify", list)
+    monkeypatch.setattr(session, "verify", list)
     monkeypatch.setattr(profiles, "admit", lambda *_: [])
 
 
@@ -134,7 +134,7 @@ def test_an_unknown_backend_is_wrong_usage(judge: Callable[..., pytest.RunResult
 def test_goldens_that_do_not_verify_end_the_session(
     judge: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(session.goldens, "verify", lambda: ["a file is missing"])
+    monkeypatch.setattr(session, "verify", lambda: ["a file is missing"])
     done = judge("--xattn-report", str(tmp_path))
     assert done.ret == 3
     assert "INVALID: the goldens do not verify: a file is missing" in done.stdout.str() + done.stderr.str()

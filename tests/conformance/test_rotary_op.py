@@ -15,11 +15,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from xattn_conformance.case import DTYPES, Case
-from xattn_conformance.golden import manifest, others, rotary, verify
+from xattn_conformance.golden import inputs, manifest, verify
 from xattn_conformance.inputs.formats import round_to
+from xattn_conformance.ops.apply_rotary import cases, families, problem
+from xattn_conformance.ops.apply_rotary import oracle as rotary
+from xattn_conformance.ops.apply_rotary.problem import Rotary
 from xattn_conformance.ops.registry import OPS
-from xattn_conformance.ops.rotary import cases, families, problem
-from xattn_conformance.ops.rotary.problem import Rotary
 from xattn_conformance.profiles.schema import parse
 from xattn_conformance.reports.claims import claims
 from xattn_conformance.reports.verify import verify as verify_report
@@ -111,9 +112,8 @@ def test_every_family_is_what_the_table_says() -> None:
 
 
 def test_inputs_are_pinned_in_a_file_of_their_own() -> None:
-    assert list(others.verify()) == []
     assert not [name for name in manifest.installed().inputs if name.startswith("apply_rotary/")]
-    assert set(manifest.inputs_of("apply_rotary")) == {case.id for case in others.every_case()}
+    assert set(inputs.in_room(OP)) == {case.id for case in inputs.every_case(OP)}
 
 
 @pytest.mark.parametrize(
@@ -122,21 +122,18 @@ def test_inputs_are_pinned_in_a_file_of_their_own() -> None:
         (lambda kept: {**kept, LOOKED_AT: "0" * 64}, f"{LOOKED_AT}: its inputs, made here, have another sha256"),
         (lambda kept: {name: kept[name] for name in kept if name != LOOKED_AT}, f"do not have those of {LOOKED_AT}"),
         (lambda kept: "nonsense", "are damaged"),
-        (lambda kept: None, "cannot be read"),
+        (lambda kept: None, "do not have those of"),
     ],
 )
 def test_goldens_that_do_not_verify_are_told(
     spoil: Callable[[dict[str, str]], Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contents = spoil(dict(manifest.inputs_of("apply_rotary")))
+    contents = spoil(dict(inputs.in_room(OP)))
     if contents is not None:
-        (tmp_path / "apply_rotary.json").write_bytes(msgspec.json.encode(contents))
-    monkeypatch.setattr(manifest, "DATA", tmp_path)
-    monkeypatch.setattr(manifest, "inputs_of", manifest.inputs_of.__wrapped__)
-    monkeypatch.setattr(others, "inputs_of", manifest.inputs_of)
-    (problem_found,) = others.verify()
-    assert said in problem_found
-    assert said in " ".join(verify.verify(Path(manifest.__file__).with_name("data") / "v1"))
+        (tmp_path / inputs.FILE).write_bytes(msgspec.json.encode(contents))
+    monkeypatch.setattr(type(OP), "room", tmp_path)
+    monkeypatch.setattr(inputs, "in_room", inputs.in_room.__wrapped__)
+    assert said in " ".join(verify.verify())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -455,16 +452,9 @@ def test_other_inputs_do_not_verify(results: list[CaseResult]) -> None:
 def test_claims_are_by_op(results: list[CaseResult]) -> None:
     report = msgspec.structs.replace(made_report(("attention", "apply_rotary"), results), selection="*")
     assert claims(report) == [
-        "Core 1.0 (float32 only): no claim, nothing was executed",
+        "attention Core 1.0 (float32 only): no claim, nothing was executed",
         f"apply_rotary Core 1.0 (float32 only): {len(results)}/{len(results)}, 0 waivers",
     ]
-
-
-def test_an_old_report_is_of_attention() -> None:
-    """Of before there were others, which named none."""
-    text = msgspec.json.decode(msgspec.json.encode(made_report(("attention",), [])))
-    del text["ops"]
-    assert msgspec.convert(text, Report).ops == ("attention",)
 
 
 def test_every_option_and_both_styles_are_in_every_level() -> None:

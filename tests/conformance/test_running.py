@@ -315,9 +315,9 @@ def test_inputs_that_are_not_the_manifests_are_invalid(
     case, found = one(CAUSAL), judged(honest())
     op = type(OPS["attention"])
     monkeypatch.setattr(op, "digest", lambda self, problem: "0" * 64)
-    assert judge(case, found).message == "the inputs made here are not those of the golden manifest"
+    assert judge(case, found).message == "the inputs made here are not the golden ones"
     unknown = msgspec.structs.replace(case, title="of nobody")
-    assert judge(unknown, found).message == "the golden manifest does not know this case"
+    assert judge(unknown, found).message == "the golden inputs do not have those of this case"
     assert judge(case, found).status == judge(unknown, found).status == "INVALID"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -12,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xattn import Backend, Reason, Request
+from xattn_conformance.array import Array
 from xattn_conformance.case import Case
+from xattn_conformance.golden.manifest import Manifest
+from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.call import Call
-from xattn_conformance.problem import Array
 from xattn_conformance.result import Check
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
@@ -52,21 +56,25 @@ class Wanted:
     contiguous: those that must be BSNH-contiguous.
     parts:      what is compared beside whole results, one column each.
     per_row:    results that follow from one batch row alone.
+    by_chance:  checks of what chance did.
     """
 
     columns: Mapping[str, int | None]
     contiguous: tuple[str, ...]
     per_row: tuple[str, ...]
     parts: tuple[str, ...] = ()
+    by_chance: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Variation:
     """Other calls that must lead to the same results.
 
+    said:   what sets them apart, for a sentence: "with each batch row called alone".
     gather: from the results of the calls to those of the case, without the ones that do not follow from them.
     """
 
+    said: str
     calls: tuple[Call, ...]
     gather: Callable[[Sequence[Tensors]], dict[str, Tensor]]
 
@@ -90,6 +98,11 @@ class Op(ABC, Generic[P]):
 
     name: ClassVar[str]
     anchored: ClassVar[bool] = True
+
+    @property
+    def room(self) -> Path:
+        """The folder of the op: its modules, and the data that is kept beside them."""
+        return Path(inspect.getfile(type(self))).parent
 
     @abstractmethod
     def cases(self) -> Sequence[Case]:
@@ -138,6 +151,26 @@ class Op(ABC, Generic[P]):
     def served_by(self, backend: Backend) -> bool:
         """Whether the backend has the op at all. The cases of one that it does not have are no part of its run."""
         return True
+
+    def mutants(self) -> Sequence[Mutant]:
+        """Kernels of the op that are wrong, each in one known way."""
+        return ()
+
+    def right_kernels(self) -> Sequence[Right]:
+        """Kernels of the op that the comparison must never fail."""
+        return ()
+
+    def proved(self) -> Sequence[Case]:
+        """The cases whose inputs and goldens are made again, in a second way, before a run: a few seconds of them."""
+        return ()
+
+    def disagreement(self, problem: P) -> str:
+        """How the two ways of computing a golden differ; "" where they agree."""
+        raise NotImplementedError
+
+    def verify_stored(self, manifest: Manifest, where: Path) -> Iterator[str]:
+        """What is wrong with the goldens of the op that are stored in a folder, a sentence each."""
+        return iter(())
 
     def knob_cases(self) -> Sequence[Case]:
         """Cases that only ask whether an option does anything."""
