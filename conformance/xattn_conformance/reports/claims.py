@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from xattn_conformance.case import DTYPES, LEVELS
 from xattn_conformance.profiles.schema import ProfileError, parse
 from xattn_conformance.reports.tally import required, share, tally
-from xattn_conformance.result import CaseResult, Provenance, Report
+from xattn_conformance.result import EVERY, CaseResult, Provenance, Report
 
 # What each provenance means, in words.
 PROVENANCE: dict[Provenance, str] = {
@@ -28,8 +28,8 @@ def claims(report: Report) -> list[str]:
     """
     if report.invalid:
         return [f"No claim: the run is invalid: {report.invalid.splitlines()[0]}"]
-    if report.selection != "*":
-        return [f"No claim: only the cases {report.selection!r} were run"]
+    if report.selection != EVERY:
+        return [f"No claim: chosen cases, {report.selection!r}"]
     if not report.executed:
         return ["No claim: nothing was executed"]
     try:
