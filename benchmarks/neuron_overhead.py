@@ -24,8 +24,8 @@ from xattn_neuron import vendor
 from xattn_neuron.installation import Installation
 
 import xattn
-from xattn.devices import emulated
-from xattn.registry import Entry, registry
+from xattn.dispatch.registry import Entry, registry
+from xattn.plugin.devices import emulated
 
 LIMIT = 3.0
 

@@ -21,8 +21,8 @@ from alternating import median_difference
 from torch import Tensor
 
 import xattn
-from xattn.devices import emulated
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
+from xattn.plugin.devices import emulated
 
 LIMIT = 2.0
 ARCH = "gfx942"

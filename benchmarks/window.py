@@ -10,7 +10,7 @@ from common import Row, growth, mib, qkv, sdpa
 
 import xattn
 from xattn.measure import alternate, memory
-from xattn.request import dtype_name
+from xattn.plugin import dtype_name
 
 WINDOW = 256
 NHEADS, HEADDIM = 8, 64

@@ -18,7 +18,7 @@ from torch import Tensor
 from xattn_conformance.ops.attention.problem import Problem
 
 from xattn import InvalidArgumentError, UnknownBackendError, UnsupportedError
-from xattn.request import dtype_name
+from xattn.plugin import dtype_name
 
 settings.register_profile("quick", max_examples=200, derandomize=True, deadline=None, database=None)
 settings.register_profile(

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from xattn.registry import Registry
+from xattn.dispatch.registry import Registry
+from xattn.plugin.geometry import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +38,17 @@ def qkv(
     shapes = ((batch, seqlen_q, nheads, headdim), *[(batch, seqlen_k, nheads_k, headdim)] * 2)
     q, k, v = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
     return q, k, v
+
+
+def visible_pairs(geometry: Geometry) -> set[tuple[int, int]]:
+    """Every (query, key) that is visible, by the contract's formula."""
+    left, right, offset = geometry.left, geometry.right, geometry.offset
+    return {
+        (i, j)
+        for i in range(geometry.seqlen_q)
+        for j in range(geometry.seqlen_k)
+        if (left is None or i + offset - left <= j) and (right is None or j <= i + offset + right)
+    }
 
 
 def execute(command: Sequence[str | Path], cwd: Path, environment: Mapping[str, str] | None = None) -> str:

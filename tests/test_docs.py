@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from xattn.arguments import Options
 
 import xattn
-from xattn.arguments import Options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

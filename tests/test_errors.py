@@ -13,7 +13,7 @@ from support import Load, backend_source, qkv, stranger
 
 import xattn
 from xattn import guard, plans
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
 
 # batch 2, seqlen_q 5, seqlen_k 6, nheads 4, nheads_k 2, headdim 8: no two sizes that matter are equal.
 Q, K, V = qkv(batch=2, seqlen_q=5, seqlen_k=6, nheads=4, nheads_k=2, headdim=8)

@@ -22,8 +22,8 @@ from xattn_conformance.ops.attention.problem import Problem
 
 import xattn
 from xattn import Backend, Capabilities, Request
-from xattn.registry import Registry
-from xattn.request import dtype_name
+from xattn.dispatch.registry import Registry
+from xattn.plugin import dtype_name
 
 ACME = ROOT / "tests" / "thirdparty" / "xattn-acme"
 PAGE = (ROOT / "docs" / "write-a-backend.md").read_text()

@@ -18,7 +18,7 @@ from torch import Tensor
 from xattn_conformance.ops.attention import rowwise
 
 import xattn
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
 
 every_backend = pytest.mark.parametrize("backend", [*xattn.backends(), "auto"])
 SERVES_ALL = ("reference", "auto")

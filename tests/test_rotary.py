@@ -11,11 +11,11 @@ import torch
 from support import Load, backend_source, run_python, stranger
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from xattn.rotary import call as memory
+from xattn.rotary import plain, selection
 
 import xattn
 from xattn import plans
-from xattn.rotary import call as memory
-from xattn.rotary import plain, selection
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 # Half a unit in the last place of 1, as the largest relative error of one rounding.

@@ -14,15 +14,15 @@ import tolerance
 import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
+from xattn.capabilities import FEATURES, GRADS
+from xattn.request import Request, TensorSpec
 from xattn_conformance.ops.attention import rowwise
 from xattn_sdpa import fused
 from xattn_sdpa.backend import SdpaBackend
 
 import xattn
-from xattn.capabilities import FEATURES, GRADS
 from xattn.explain import Candidate, explain_request
 from xattn.measure import memory, operations
-from xattn.request import Request, TensorSpec
 
 
 def attend(call: Call, **more: Any) -> Any:
@@ -624,15 +624,16 @@ CHECKED = (
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
+@pytest.mark.parametrize("offset", [None, 0, 3])
 @pytest.mark.parametrize("name", CHECKED)
-def test_operators_are_what_they_register(name: str) -> None:
+def test_operators_are_what_they_register(name: str, offset: int | None) -> None:
     case = CASES[name]
     call = replace(case, seqlen_q=min(case.seqlen_q, 17), seqlen_k=min(case.seqlen_k, 19)).call()
     optional = [call.tensors.get(each) for each in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k")]
     optional[2:4] = [x if x is None else x[(None,) * (4 - x.dim())] for x in optional[2:4]]
     left, right = call.options.get("window", (None, None))
     right = 0 if call.options.get("causal") else right
-    args = (call.q, call.k, call.v, *optional, left, right, False, 0.3, call.options.get("softcap"))
+    args = (call.q, call.k, call.v, *optional, left, right, offset, 0.3, call.options.get("softcap"))
     torch.library.opcheck(torch.ops.xattn_sdpa.forward.default, args, test_utils=CHECKS)
     out, lse = torch.ops.xattn_sdpa.forward(*args)
     for dlse in (None, torch.randn_like(lse)):
@@ -768,6 +769,7 @@ BLOCKS = "blocks of matmuls"
         # A band that hides nothing is none.
         ({"window": (1023, 1023)}, FLASH_OR_CUDNN),
         ({"window": (1022, 1023)}, BELOW),
+        ({"window": (1023, None), "causal": True}, FLASH_OR_CUDNN),
         ({"seqlen_q": 1, "causal": True}, FLASH_OR_CUDNN),
         # torch's causal counts from the top left.
         ({"seqlen_q": 512, "causal": True}, BELOW),
@@ -831,6 +833,35 @@ def test_a_scale_that_is_not_positive_never_meets_torchs_mask(
     found = declared(request(causal=True, scale=scale, dtype=dtype, **place))
     assert found.reasons == ()
     assert DIRECT not in found.kernel or found.kernel == BELOW
+
+
+AT_OFFSET = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes"),
+    [
+        ({}, []),
+        ({"offset_inside": False}, []),
+        ({"window": (3, 4), "causal": False}, []),
+        # Whether flash, which may give way to cuDNN, serves the call is known only when it comes.
+        ({"deterministic": True}, ["deterministic"]),
+        (ragged(), ["align"]),
+        (CPU, []),
+        ({**CPU, **ragged(), "deterministic": True}, []),
+    ],
+    ids=str,
+)
+def test_what_stops_an_int_align(changes: dict[str, Any], codes: list[str]) -> None:
+    backend, asked = SdpaBackend(), request(**{**AT_OFFSET, **changes})
+    assert [reason.code for reason in backend.limits(asked)] == codes
+
+
+def test_the_kernel_of_an_int_align() -> None:
+    backend = SdpaBackend()
+    assert backend.kernel(request(**AT_OFFSET)).endswith("or blocks of matmuls, as align falls")
+    assert backend.kernel(request(**AT_OFFSET, softcap=2.0)).startswith(BLOCKS)
+    assert "tile by tile" in backend.kernel(request(**{**AT_OFFSET, **CPU}))
 
 
 def test_everything_but_dropout_is_declared_for_the_cpu() -> None:

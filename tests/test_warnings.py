@@ -10,7 +10,7 @@ import torch
 
 import xattn
 from xattn import plans, selection
-from xattn.selection import LARGE
+from xattn.dispatch.selection import LARGE
 
 # No backend but the reference drops out on the CPU.
 DROPOUT = {"dropout_p": 0.1}

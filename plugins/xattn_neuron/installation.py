@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from xattn import Reason, Request
-from xattn.devices import emulated
+from xattn import AttentionRequest, Reason
+from xattn.plugin.devices import emulated
 from xattn_neuron import packages
 
 # Where the kernel says what the machine is, and where the driver puts its devices.
@@ -92,7 +92,7 @@ def describe() -> str:
     return ". ".join([str(installed), *wrong])
 
 
-def gradient_reasons(request: Request, installed: Installation) -> list[Reason]:
+def gradient_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     if not (request.any_grad and installed.forward_only):
         return []
     return [Reason("grad_qkv", "required", "forward only", "NxDI compiles no backward. Call it under torch.no_grad().")]

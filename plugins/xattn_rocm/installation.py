@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlparse
 import torch
 
 from xattn import Reason
-from xattn.devices import emulated, hardware
+from xattn.plugin.devices import device_and_arch, emulated
 from xattn_rocm.archs import ARCHS
 
 Layout = Literal["flat", "attention"]
@@ -85,7 +85,7 @@ def _device() -> str:
             return "but torch has no HIP: install ROCm's torch"
         if not torch.cuda.is_available():
             return "but torch sees no ROCm device: look at rocminfo, HIP_VISIBLE_DEVICES and the rights on /dev/kfd"
-        names = [hardware(torch.device("cuda", index))[1] for index in range(torch.cuda.device_count())]
+        names = [device_and_arch(torch.device("cuda", index))[1] for index in range(torch.cuda.device_count())]
     unknown = sorted({str(name) for name in names} - set(ARCHS))
     if unknown:
         return f"but {', '.join(unknown)} is no arch that xattn knows aiter on: {', '.join(ARCHS)}"

@@ -4,17 +4,14 @@ aiter's Python is traced. Eager calls go past this module, but for gradients.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xattn import AttentionOutput, Request
-from xattn.backend import Plan
-from xattn.devices import hardware
-from xattn.registry import registry
-from xattn.request import TensorSpec
+import xattn
+from xattn import AttentionOutput, AttentionRequest
+from xattn.plugin import Plan
 
 _library = torch.library.Library("xattn_rocm", "DEF")
 _library.define(
@@ -25,7 +22,7 @@ _library.define(
 _attend = torch.ops.xattn_rocm.attend.default
 
 
-def opaque(request: Request, backend: str) -> Plan:
+def opaque(request: AttentionRequest, backend: str) -> Plan:
     """The plan of a forward call while torch.compile traces."""
     left, right = request.window if request.window is not None else (None, None)
 
@@ -52,36 +49,15 @@ def _impl(
     seqlens_k: Tensor | None, causal: bool, left: int | None, right: int | None, scale: float | None,
     softcap: float | None, return_lse: bool, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    device, arch = hardware(q.device)
-    tensors = {"sinks": sinks, "alibi_slopes": alibi_slopes, "bias": bias, "seqlens_k": seqlens_k}
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    specs: dict[str, Any] = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
-    request = Request(
-        device=device,
-        arch=arch,
-        dtype=q.dtype,
-        batch=q.shape[0],
-        seqlen_q=q.shape[1],
-        seqlen_k=k.shape[1],
-        nheads=q.shape[2],
-        nheads_k=k.shape[2],
-        headdim=q.shape[3],
-        headdim_v=v.shape[3],
-        causal=causal,
-        window=None if left is None and right is None else (left, right),
-        scale=scale,
-        softcap=softcap,
-        return_lse=return_lse,
-        **specs,
-    )
-    returned = _planned(request, backend)(q, k, v, **given)
+    # Gradients are not for an operator to want: it lies below autograd.
+    with torch.no_grad():
+        returned: Tensor | AttentionOutput = xattn.attention(  # type: ignore[call-overload, misc]
+            q, k, v, sinks=sinks, alibi_slopes=alibi_slopes, bias=bias, seqlens_k=seqlens_k, causal=causal,
+            window=None if left is None and right is None else (left, right), scale=scale, softcap=softcap,
+            return_lse=return_lse, backend=backend,
+        )  # fmt: skip
     # An operator returns tensors, never None.
     return returned if isinstance(returned, AttentionOutput) else (returned, q.new_empty(0, dtype=torch.float32))
-
-
-@functools.lru_cache(maxsize=1024)
-def _planned(request: Request, backend: str) -> Plan:
-    return registry().entries[backend].backend.plan(request)
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

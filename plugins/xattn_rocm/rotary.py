@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_dynamo_compiling
 
-from xattn import Reason, RotaryRequest
-from xattn.request import dtype_name
+from xattn import Capabilities, Reason, RotaryKernel, RotaryRequest
 from xattn_rocm import vendor
 from xattn_rocm.archs import ARCHS
 from xattn_rocm.installation import Installation, installation
@@ -28,25 +27,36 @@ Rotate = Callable[[Tensor, Tensor | None, Tensor, Tensor], Rotated]
 
 # Offsets in bytes are signed 32-bit numbers: rule rope-offsets-of-32-bits.
 _BYTES = 2**31
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def reasons(request: RotaryRequest) -> list[Reason]:
-    """Everything that stops aiter's rope; empty means that the call must work. Pure."""
-    if request.device != "rocm":
-        return [Reason("device", request.device, "rocm")]
-    installed = installation()
-    if isinstance(installed, Reason):
-        return [installed]
-    found = _arch_reasons(request.arch, installed)
-    if is_dynamo_compiling():  # rule rope-declares-inputs-written
-        hint = 'backend="auto" rotates in plain PyTorch here, which the compiler fuses.'
-        found.append(Reason("torch.compile", "a compiled call", "an eager one", hint))
-    if request.dtype not in _DTYPES:
-        found.append(Reason("dtype", dtype_name(request.dtype), "float32, float16, bfloat16"))
-    if request.empty:
-        found.append(Reason("empty", "a size of 0", "off"))
-    return found + _size_reasons(request, installed)
+class AiterRotary(RotaryKernel):
+    capabilities = (
+        Capabilities(
+            device="rocm",
+            dtypes=frozenset({torch.float32, torch.float16, torch.bfloat16}),
+            features=frozenset({"interleaved", "partial", "batched"}),
+            grads=frozenset({"qk"}),
+            priority={"default": 80},
+            checked="against a stand-in for aiter written from its sources; never on an AMD GPU",
+        ),
+    )
+
+    def limits(self, request: RotaryRequest) -> list[Reason]:
+        installed = installation()
+        if isinstance(installed, Reason):
+            return [installed]
+        found = _arch_reasons(request.arch, installed)
+        if is_dynamo_compiling():  # rule rope-declares-inputs-written
+            hint = 'backend="auto" rotates in plain PyTorch here, which the compiler fuses.'
+            found.append(Reason("torch.compile", "a compiled call", "an eager one", hint))
+        return found + _size_reasons(request, installed)
+
+    def plan(self, request: RotaryRequest) -> Rotate:
+        return plan(request)
+
+    def kernel_name(self, request: RotaryRequest) -> str:
+        count = "" if request.nheads_k is None else "_2c"
+        return f"aiter.rope_cached{'_positions' if request.batched else ''}{count}_fwd"
 
 
 def _arch_reasons(arch: str | None, installed: Installation) -> list[Reason]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xattn_sdpa.problem import Problem, cut, nothing
+from xattn_sdpa.problem import Problem, cut, zero_result
 from xattn_sdpa.tiling import Tile, tiles
 
 # Scores in a block. On a CPU 8 MB in float32, the size at which the caches served the passes over them best; on a GPU
@@ -45,7 +45,7 @@ def _blocks(problem: Problem) -> Iterator[_Block]:
     block, most = (_BLOCK, 256) if problem.q.device.type == "cpu" else (_BLOCK_GPU, 4096)
     rows = min(seqlen_q, max(16, min(most, block // max(1, nheads * seqlen_k))))
     step = max(1, min(nheads_k, block // max(1, group * rows * seqlen_k)))
-    plan = list(tiles(seqlen_q, seqlen_k, problem.offset, problem.left, problem.right, max(rows, 1), False))
+    plan = list(tiles(problem.geometry, max(rows, 1), False))
     for b in range(batch):
         for first in range(0, nheads_k, step):
             heads = slice(first, min(first + step, nheads_k))
@@ -143,7 +143,7 @@ class _Scores:
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """As `fused.forward`."""
     group = problem.group
-    out, lse = nothing(problem)
+    out, lse = zero_result(problem)
     scoring = _Scores(problem)
     for block in _blocks(problem):
         weights, _ = scoring.compute(block, keep_tanh=False)

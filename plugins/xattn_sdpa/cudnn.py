@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xattn.devices import hardware
+from xattn.plugin.devices import device_and_arch
 
 ARCHS = frozenset({"sm_90"})
 # The first calls of a shape go to flash: a decode loop over a growing cache never pays for a plan, a shape that stays
@@ -26,7 +26,7 @@ def fits(headdim: int, headdim_v: int, seqlen_k: int) -> bool:
 
 def recurs(name: str, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> bool:
     """Whether this shape and layout has been asked for often enough under this name."""
-    if hardware(q.device)[1] not in ARCHS:
+    if device_and_arch(q.device)[1] not in ARCHS:
         return False
     key = (name, q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, q.device, causal)
     if len(_calls) >= _SHAPES_MAX:

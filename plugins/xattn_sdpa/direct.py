@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn import Request
-from xattn.backend import Plan
-from xattn.guard import is_plain
+from xattn import AttentionRequest
+from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry
+from xattn.plugin.tensors import is_plain
 from xattn_sdpa.masks import seen_keys, with_four
 
 _sdpa = F.scaled_dot_product_attention
@@ -37,29 +38,29 @@ class Direct:
     fold: bool
 
 
-def direct(request: Request) -> Direct | None:
+def direct(request: AttentionRequest) -> Direct | None:
     """How one call can serve the request's band, if it can."""
     left, right = request.band
-    seqlen_q, seqlen_k, offset = request.seqlen_q, request.seqlen_k, request.offset
+    seqlen_q, seqlen_k = request.seqlen_q, request.seqlen_k
     # Not for training: the kernel gives back the gradient of a folded q in an order that must be copied.
     fold = seqlen_q == 1 and request.nheads_k != request.nheads and not request.any_grad
     if left is None and right is None:
         return Direct(False, 0, seqlen_k, fold)
+    geometry = Geometry.of(request)
     if seqlen_q == 1:
         # One query sees one range of keys. Where it sees none the range is empty, which is another engine's.
-        first = 0 if left is None else max(0, offset - left)
-        last = seqlen_k if right is None else min(seqlen_k, offset + right + 1)
+        first, last = geometry.first_k, geometry.end_k
         return Direct(False, first, last, fold) if first < last else None
     if left is None and right is not None:
-        if offset + right >= seqlen_k - 1:
+        if geometry.full:
             return Direct(False, 0, seqlen_k, False)
-        if offset + right == 0:
+        if geometry.offset + right == 0:
             # Keys past the last query are behind the diagonal for all; cut off, they are not read.
             return Direct(True, 0, min(seqlen_q, seqlen_k), False)
     return None
 
 
-def plan(request: Request, how: Direct) -> Plan:
+def plan(request: AttentionRequest, how: Direct) -> Plan:
     """The request must have no other features than scale, mask and bias."""
     options: dict[str, Any] = {}
     if how.causal:
@@ -137,7 +138,7 @@ def _folded(options: dict[str, Any], how: Direct, group: int, cut: bool) -> Plan
     return folded
 
 
-def _masked(request: Request, options: dict[str, Any], how: Direct) -> Plan:
+def _masked(request: AttentionRequest, options: dict[str, Any], how: Direct) -> Plan:
     nheads, nheads_k, group = request.nheads, request.nheads_k, request.group
     keys = slice(how.first, how.last)
     # A finite output tells that no NaN came in from a hidden key, and spares writing k and v anew. Not so with

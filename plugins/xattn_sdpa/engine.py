@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from xattn_sdpa import blockwise, flash, fused
-from xattn_sdpa.problem import Problem, nothing, rows
+from xattn_sdpa.problem import Problem, rows, zero_result
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The plain numbers of a call, as the ops take them."""
+    """The plain numbers of a call, as the ops take them.
+
+    offset: of every batch row, 0 for "top_left"; None is "bottom_right", which counts from the end of each row.
+    """
 
     left: int | None
     right: int | None
-    top_left: bool
+    offset: int | None
     scale: float
     softcap: float | None
 
@@ -28,7 +31,7 @@ def _problem(tensors: tuple[Tensor | None, ...], settings: Settings) -> Problem:
     assert q is not None
     assert k is not None
     assert v is not None
-    offset = 0 if settings.top_left else k.shape[1] - q.shape[1]
+    offset = k.shape[1] - q.shape[1] if settings.offset is None else settings.offset
     scale = settings.scale
     if scale <= 0:
         # The fused kernel masks the future before it scales, and -inf * 0 is NaN, -inf * -1 is inf.
@@ -50,16 +53,8 @@ def _kernels(problem: Problem) -> ModuleType:
         return fused
     if problem.masked or problem.alibi_slopes is not None:
         return blockwise
-    served = flash.serves(
-        dtype=problem.q.dtype,
-        headdim=problem.q.shape[3],
-        headdim_v=problem.v.shape[3],
-        seqlen_q=problem.q.shape[1],
-        seqlen_k=problem.k.shape[1],
-        offset=problem.offset,
-        left=problem.left,
-        right=problem.right,
-    )
+    headdim, headdim_v = problem.q.shape[3], problem.v.shape[3]
+    served = flash.serves(dtype=problem.q.dtype, headdim=headdim, headdim_v=headdim_v, geometry=problem.geometry)
     return flash if served else blockwise
 
 
@@ -70,12 +65,12 @@ def forward(tensors: tuple[Tensor | None, ...], seqlens_k: Tensor | None, settin
     """
     whole = _problem(tensors, settings)
     if _empty(whole):
-        out, lse = nothing(whole)
+        out, lse = zero_result(whole)
     elif seqlens_k is None:
         out, lse = _kernels(whole).forward(whole.without_unseen())
     elif whole.q.device.type == "cpu":
-        out, lse = nothing(whole)
-        for part, problem in rows(whole, seqlens_k, settings.top_left):
+        out, lse = zero_result(whole)
+        for part, problem in rows(whole, seqlens_k, settings.offset):
             out[part], lse[part] = _kernels(problem).forward(problem.without_unseen())
     else:
         out, lse = flash.forward_ragged(whole, seqlens_k)
@@ -103,7 +98,7 @@ def backward(
     dq, dk, dv = (torch.zeros(x.shape, dtype=whole.wide, device=x.device) for x in (whole.q, whole.k, whole.v))
     bias = whole.bias
     dbias = torch.zeros(bias.shape, dtype=whole.wide, device=bias.device) if need_dbias and bias is not None else None
-    for part, problem in () if _empty(whole) else rows(whole, seqlens_k, settings.top_left):
+    for part, problem in () if _empty(whole) else rows(whole, seqlens_k, settings.offset):
         problem = problem.without_unseen()
         args = dout[part], None if dlse is None else dlse[part], out[part], lse[part], dq[part], dk[part], dv[part]
         kernels = _kernels(problem)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xattn.plugin.geometry import Geometry
 from xattn_sdpa import cudnn
-from xattn_sdpa.problem import Problem, nothing
+from xattn_sdpa.problem import Problem, zero_result
 
 _forward = torch.ops.aten._flash_attention_forward
 _backward = torch.ops.aten._flash_attention_backward
@@ -17,48 +18,39 @@ _backward = torch.ops.aten._flash_attention_backward
 _DTYPES = (torch.float16, torch.bfloat16)
 
 
-def band(
-    seqlen_q: int, seqlen_k: int, offset: int, left: int | None, right: int | None
-) -> tuple[int, int, int | None, int | None] | None:
-    """The keys [first, last) that some query sees, and the band among them counted from the bottom right, which is how
-    the kernel counts. None if the kernel cannot serve it; first == last if no query sees a key."""
-    first = 0 if left is None else max(0, offset - left)
-    last = seqlen_k if right is None else min(seqlen_k, seqlen_q + offset + right)
-    if last <= first:
-        return 0, 0, None, None
-    # i + offset - left <= j means i + corner - (left - shift) <= j - first.
-    corner = last - first - seqlen_q
-    shift = offset - first - corner
-    if left is not None:
-        left -= shift
-        left = None if left >= last - first - 1 else left
-    if right is not None:
-        right += shift
-        right = None if right >= seqlen_q - 1 else right
+def counted(geometry: Geometry) -> Geometry | None:
+    """Of all queries and the keys that some query sees, counted from the bottom right, which is how the kernel counts.
+    None if the kernel cannot serve it; no keys if no query sees one."""
+    part = geometry.part(0, geometry.seqlen_q, geometry.first_k, geometry.end_k)
+    if part.seqlen_k == 0:
+        return part
+    found = part.recounted(part.seqlen_k - part.seqlen_q).opened()
+    left, right = found.band
     if (left is not None and left < 0) or (right is not None and right < 0):
         return None
     # With more queries than keys the kernel mistakes an open right side beside a left one, and a right side of
     # seqlen_k or more.
-    if corner < 0 and not (left is None and right is None) and (right is None or right >= last - first):
+    if found.offset < 0 and found.band != (None, None) and (right is None or right >= found.seqlen_k):
         return None
-    return first, last, left, right
+    return found
 
 
-def serves(
-    *, dtype: torch.dtype, headdim: int, headdim_v: int, seqlen_q: int, seqlen_k: int, offset: int,
-    left: int | None, right: int | None,
-) -> bool:  # fmt: skip
+def serves(*, dtype: torch.dtype, headdim: int, headdim_v: int, geometry: Geometry) -> bool:
     """Whether the kernel can serve a call that has no softcap, ALiBi, mask, bias or seqlens_k."""
-    if torch.version.hip is not None or dtype not in _DTYPES or headdim > 256 or headdim_v > 256:
+    if not takes(dtype=dtype, headdim=headdim, headdim_v=headdim_v):
         return False
-    return seqlen_q > 0 and seqlen_k > 0 and band(seqlen_q, seqlen_k, offset, left, right) is not None
+    return geometry.seqlen_q > 0 and geometry.seqlen_k > 0 and counted(geometry) is not None
 
 
 def serves_ragged(*, dtype: torch.dtype, headdim: int, headdim_v: int, left: int | None, right: int | None) -> bool:
     """Whether the kernel can serve a forward call with seqlens_k, all else as for `serves`."""
-    if torch.version.hip is not None or dtype not in _DTYPES or headdim > 256 or headdim_v > 256:
-        return False
-    return right == 0 or (left is None and right is None)
+    takes_these = takes(dtype=dtype, headdim=headdim, headdim_v=headdim_v)
+    return takes_these and (right == 0 or (left is None and right is None))
+
+
+def takes(*, dtype: torch.dtype, headdim: int, headdim_v: int) -> bool:
+    """Whether the kernel takes such tensors."""
+    return torch.version.hip is None and dtype in _DTYPES and headdim <= 256 and headdim_v <= 256
 
 
 def _kernel_form(x: Tensor, width: int) -> Tensor:
@@ -70,10 +62,9 @@ def _kernel_form(x: Tensor, width: int) -> Tensor:
     return x if aligned else x.contiguous() if not x.is_contiguous() else x.clone()
 
 
-def _operands(problem: Problem, first: int, last: int) -> list[Tensor]:
+def _operands(problem: Problem, keys: slice) -> list[Tensor]:
     # headdim == headdim_v, a multiple of 8: zeros make it so, and change no score and no output.
     width = -(-max(problem.q.shape[3], problem.v.shape[3]) // 8) * 8
-    keys = slice(first, last)
     return [_kernel_form(x, width) for x in (problem.q, problem.k[:, keys], problem.v[:, keys])]
 
 
@@ -83,20 +74,20 @@ def _sides(left: int | None, right: int | None) -> dict[str, int]:
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """As `fused.forward`."""
-    seqlen_q, seqlen_k = problem.q.shape[1], problem.k.shape[1]
-    found = band(seqlen_q, seqlen_k, problem.offset, problem.left, problem.right)
+    geometry = problem.geometry
+    found = counted(geometry)
     assert found is not None
-    first, last, left, right = found
-    if first == last:
-        return nothing(problem)
-    q, k, v = _operands(problem, first, last)
+    if found.seqlen_k == 0:
+        return zero_result(problem)
+    q, k, v = _operands(problem, slice(geometry.first_k, geometry.end_k))
+    left, right = found.band
     causal = left is None and right == 0
     if _for_cudnn("forward", q, k, v, left, right):
         out, lse = cudnn.forward(q, k, v, causal, problem.scale)
         return _finish(out, problem), lse
     sides = {} if causal else _sides(left, right)
     out, lse, *_ = _forward(
-        q, k, v, None, None, seqlen_q, last - first, 0.0, causal, False, scale=problem.scale, **sides
+        q, k, v, None, None, found.seqlen_q, found.seqlen_k, 0.0, causal, False, scale=problem.scale, **sides
     )
     return _finish(out, problem), lse.masked_fill(lse == torch.inf, -torch.inf)
 
@@ -116,7 +107,7 @@ def forward_ragged(problem: Problem, seqlens_k: Tensor) -> tuple[Tensor, Tensor]
     """`forward` with a number of valid keys for each batch row, read on the device alone. Keys outside are not read."""
     batch, seqlen_q, nheads, _ = problem.q.shape
     seqlen_k = problem.k.shape[1]
-    q, k, v = _operands(problem, 0, seqlen_k)
+    q, k, v = _operands(problem, slice(None))
     lengths = seqlens_k.to(torch.int32)
     # A row's keys start where its first query's window does: the kernel must not even load the ones before.
     starts = torch.zeros_like(lengths) if problem.left is None else (lengths - seqlen_q - problem.left).clamp_min(0)
@@ -147,13 +138,14 @@ def forward_ragged(problem: Problem, seqlens_k: Tensor) -> tuple[Tensor, Tensor]
 
 def backward(problem: Problem, dout: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
     """As `fused.backward`."""
-    seqlen_q, seqlen_k = problem.q.shape[1], problem.k.shape[1]
-    found = band(seqlen_q, seqlen_k, problem.offset, problem.left, problem.right)
+    geometry = problem.geometry
+    found = counted(geometry)
     assert found is not None
-    first, last, left, right = found
-    if first == last:
+    if found.seqlen_k == 0:
         return
-    q, k, v = _operands(problem, first, last)
+    keys = slice(geometry.first_k, geometry.end_k)
+    q, k, v = _operands(problem, keys)
+    left, right = found.band
     causal = left is None and right == 0
     sides = {} if causal else _sides(left, right)
     # The kernel takes lse by its memory, whatever its strides say.
@@ -162,11 +154,10 @@ def backward(problem: Problem, dout: Tensor, out: Tensor, lse: Tensor, dq: Tenso
     if _for_cudnn("backward", q, k, v, left, right):
         grads = cudnn.backward(dout, q, k, v, out, lse, causal, problem.scale)
     else:
-        sizes = seqlen_q, last - first
+        sizes = found.seqlen_q, found.seqlen_k
         # No cu_seqlens, and no state of a random generator: there is no dropout.
         grads = _backward(
             dout, q, k, v, out, lse, None, None, *sizes, 0.0, causal, None, None, scale=problem.scale, **sides
         )
-    keys = slice(first, last)
     for total, part, grad in ((dq, slice(None), grads[0]), (dk, keys, grads[1]), (dv, keys, grads[2])):
         total[:, part] += grad[..., : total.shape[3]]

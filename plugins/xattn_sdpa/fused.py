@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xattn_sdpa.direct import FEW_KEYS
-from xattn_sdpa.problem import Problem, cut, nothing, unwritten
+from xattn_sdpa.problem import Problem, cut, empty_result, zero_result
 from xattn_sdpa.tiling import Tile, tiles
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -50,7 +50,7 @@ def _tiles(problem: Problem) -> list[Tile]:
     else:
         rows = max(seqlen_q, 1)
     split = not problem.masked and (problem.alibi_slopes is None or causal)
-    return list(tiles(seqlen_q, seqlen_k, problem.offset, problem.left, problem.right, rows, split))
+    return list(tiles(problem.geometry, rows, split))
 
 
 def _with_extras(problem: Problem, found: list[Tile]) -> Iterator[tuple[Tile, _Extra]]:
@@ -106,7 +106,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
                 if tile.row_end - tile.row == seqlen_q:
                     out, lse, previous = part.contiguous(), part_lse, tile
                     continue
-                out, lse = (unwritten if covered else nothing)(problem)
+                out, lse = (empty_result if covered else zero_result)(problem)
             rows_out, rows_lse = out[:, tile.row : tile.row_end], lse[:, :, tile.row : tile.row_end]
             if previous is not None and previous.row == tile.row:
                 _merge(rows_out, rows_lse, part, part_lse)
@@ -114,7 +114,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
                 rows_out.copy_(part)
                 rows_lse.copy_(part_lse)
             previous = tile
-    return nothing(problem) if out is None or lse is None else (out, lse)
+    return zero_result(problem) if out is None or lse is None else (out, lse)
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn import Request
-from xattn.backend import Plan
+from xattn import AttentionRequest
+from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry
 from xattn_sdpa import cudnn
 from xattn_sdpa.masks import seen_keys, with_four
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def direct(request: Request) -> str | None:
+def direct(request: AttentionRequest) -> str | None:
     """The kernel of F.scaled_dot_product_attention that serves the request, or None if it would be the unfused one."""
-    left, right = request.band
-    square = request.seqlen_q == request.seqlen_k
-    causal = left is None and right == 0 and square
-    if request.has_band and not causal and not _sees_all(request):
+    geometry = Geometry.of(request).opened()
+    causal = geometry.band != (None, None)
+    if causal and not (geometry.left is None and geometry.square):
         return None
     # The kernels hide the future before they scale and add: -inf * 0 is NaN, and so is -inf and a NaN of the bias.
     if (causal and request.bias is not None) or (request.scale is not None and request.scale <= 0):
@@ -48,13 +48,13 @@ def direct(request: Request) -> str | None:
     return None
 
 
-def _fits_flash(request: Request) -> bool:
+def _fits_flash(request: AttentionRequest) -> bool:
     """Whether torch's flash kernel takes the tensors as they are."""
     masked = request.mask is not None or request.bias is not None
     return not masked and request.headdim == request.headdim_v and request.headdim % 8 == 0
 
 
-def _exact_bias(request: Request) -> bool:
+def _exact_bias(request: AttentionRequest) -> bool:
     """Whether torch's kernels give the right answer for the mask and the bias. For a bias of another dtype than q's, or
     one that broadcasts over the keys, cuDNN gives garbage without a word and the efficient kernel raises."""
     if request.bias is not None and request.bias.dtype != request.dtype:
@@ -63,16 +63,9 @@ def _exact_bias(request: Request) -> bool:
     return all(spec is None or (len(spec.shape) > 0 and spec.shape[-1] == request.seqlen_k) for spec in specs)
 
 
-def _sees_all(request: Request) -> bool:
-    """Whether the band hides no key from any query."""
-    left, right = request.band
-    first = left is None or request.seqlen_q - 1 + request.offset - left <= 0
-    return first and (right is None or request.offset + right >= request.seqlen_k - 1)
-
-
-def plan(request: Request, kernel: str) -> Plan:
+def plan(request: AttentionRequest, kernel: str) -> Plan:
     """The plan for what `direct` returned."""
-    causal = request.has_band and not _sees_all(request)
+    causal = not Geometry.of(request).full
     if kernel == "flash":
         return _flash(request, causal)
     if kernel.startswith("flash, cudnn"):
@@ -103,7 +96,7 @@ def _bsnh(out: Tensor) -> Tensor:
     return out.transpose(1, 2).contiguous()
 
 
-def _whole(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _whole(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     gqa = request.nheads_k != request.nheads
     scale, dropout_p = request.scale, request.dropout_p or 0.0
 
@@ -117,7 +110,7 @@ def _whole(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor],
     return whole
 
 
-def _flash(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _flash(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     scale, dropout_p = request.scale, request.dropout_p or 0.0
 
     def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -127,7 +120,7 @@ def _flash(request: Request, causal: bool) -> Callable[[Tensor, Tensor, Tensor],
     return flash
 
 
-def _recurring(request: Request, causal: bool) -> Plan:
+def _recurring(request: AttentionRequest, causal: bool) -> Plan:
     scale, grad = request.scale, request.requires_grad
     compiled, first = _whole(request, causal), _flash(request, causal)
     # The layout that cuDNN has a plan for; counting calls costs 10 us, and this spares it.
@@ -149,7 +142,7 @@ def _recurring(request: Request, causal: bool) -> Plan:
     return recurring
 
 
-def _by_group(request: Request, causal: bool) -> Plan:
+def _by_group(request: AttentionRequest, causal: bool) -> Plan:
     group, scale = request.group, request.scale
 
     def by_group(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -163,7 +156,7 @@ def _by_group(request: Request, causal: bool) -> Plan:
     return by_group
 
 
-def _masked(request: Request, causal: bool) -> Plan:
+def _masked(request: AttentionRequest, causal: bool) -> Plan:
     gqa, scale, grad = request.nheads_k != request.nheads, request.scale, request.requires_grad
 
     def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

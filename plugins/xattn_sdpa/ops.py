@@ -17,7 +17,7 @@ from xattn_sdpa import engine
 from xattn_sdpa.engine import Settings
 
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? alibi_slopes, Tensor? bias, Tensor? mask"
-_SETTINGS = "SymInt? left, SymInt? right, bool top_left, float scale, float? softcap"
+_SETTINGS = "SymInt? left, SymInt? right, SymInt? offset, float scale, float? softcap"
 
 _library = torch.library.Library("xattn_sdpa", "DEF")
 _library.define(f"forward({_TENSORS}, Tensor? seqlens_k, {_SETTINGS}) -> (Tensor, Tensor)")
@@ -133,11 +133,11 @@ class _Attend(Function):
     @staticmethod
     def forward(
         q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, bias: Tensor | None,
-        mask: Tensor | None, seqlens_k: Tensor | None, left: int | None, right: int | None, top_left: bool,
+        mask: Tensor | None, seqlens_k: Tensor | None, left: int | None, right: int | None, offset: int | None,
         scale: float, softcap: float | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         result: tuple[Tensor, Tensor] = _forward(
-            q, k, v, sinks, alibi_slopes, bias, mask, seqlens_k, left, right, top_left, scale, softcap
+            q, k, v, sinks, alibi_slopes, bias, mask, seqlens_k, left, right, offset, scale, softcap
         )
         return result
 
@@ -170,11 +170,11 @@ class _AttendBackward(Function):
     def forward(
         dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
         sinks: Tensor | None, alibi_slopes: Tensor | None, bias: Tensor | None, mask: Tensor | None,
-        seqlens_k: Tensor | None, left: int | None, right: int | None, top_left: bool, scale: float,
+        seqlens_k: Tensor | None, left: int | None, right: int | None, offset: int | None, scale: float,
         softcap: float | None, need_dbias: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         result: tuple[Tensor, ...] = _backward(
-            dout, dlse, out, lse, q, k, v, sinks, alibi_slopes, bias, mask, seqlens_k, left, right, top_left, scale,
+            dout, dlse, out, lse, q, k, v, sinks, alibi_slopes, bias, mask, seqlens_k, left, right, offset, scale,
             softcap, need_dbias,
         )  # fmt: skip
         return result
@@ -194,6 +194,6 @@ def attend(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
         # torch.compile refuses one tensor in two places of an autograd function; a view is another tensor.
         inputs = tuple(x if x is None else x.view_as(x) for x in inputs)
-    numbers = (settings.left, settings.right, settings.top_left, settings.scale, settings.softcap)
+    numbers = (settings.left, settings.right, settings.offset, settings.scale, settings.softcap)
     apply: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply
     return apply(*inputs, *numbers)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InvalidArgumentError
+from xattn.plugin.geometry import Geometry
 from xattn_sdpa.tiling import Tile, tiles
 
 
 @dataclass(frozen=True)
 class Problem:
     """Tensors are BSNH. sinks and alibi_slopes are (nheads,) or (batch, nheads); bias and mask have 4 dimensions, each
-    whole or 1; left, right and offset are as in `tiling`."""
+    whole or 1; left, right and offset are as in `Geometry`."""
 
     q: Tensor
     k: Tensor
@@ -29,6 +30,10 @@ class Problem:
     offset: int
     scale: float
     softcap: float | None
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.q.shape[1], self.k.shape[1], self.left, self.right, self.offset)
 
     @property
     def group(self) -> int:
@@ -90,10 +95,10 @@ class Problem:
         """
         if not self.masked:
             return self
-        batch, seqlen_q, nheads, _ = self.q.shape
+        batch, _, nheads, _ = self.q.shape
         seqlen_k, nheads_k = self.k.shape[1:3]
         seen = torch.zeros(batch, nheads, seqlen_k, dtype=torch.bool, device=self.q.device)
-        for tile in tiles(seqlen_q, seqlen_k, self.offset, self.left, self.right, 512, False):
+        for tile in tiles(self.geometry, 512, False):
             hidden = self.hidden(tile)
             assert hidden is not None
             seen[:, :, tile.key : tile.key_end] |= ~hidden.all(2)
@@ -124,16 +129,16 @@ class Problem:
         )
 
 
-def unwritten(problem: Problem) -> tuple[Tensor, Tensor]:
+def empty_result(problem: Problem) -> tuple[Tensor, Tensor]:
     """Room for out and lse."""
     batch, seqlen_q, nheads, _ = problem.q.shape
     out = problem.q.new_empty(batch, seqlen_q, nheads, problem.v.shape[3])
     return out, problem.q.new_empty(batch, nheads, seqlen_q, dtype=problem.wide)
 
 
-def nothing(problem: Problem) -> tuple[Tensor, Tensor]:
+def zero_result(problem: Problem) -> tuple[Tensor, Tensor]:
     """out and lse of queries that see no key."""
-    out, lse = unwritten(problem)
+    out, lse = empty_result(problem)
     return out.zero_(), lse.fill_(-torch.inf)
 
 
@@ -146,8 +151,11 @@ def cut(tensor: Tensor, tile: Tile) -> Tensor:
     return tensor
 
 
-def rows(problem: Problem, seqlens_k: Tensor | None, top_left: bool) -> Iterator[tuple[slice, Problem]]:
-    """The problem in parts that share a key length: all of it, or batch row by batch row with seqlens_k."""
+def rows(problem: Problem, seqlens_k: Tensor | None, offset: int | None) -> Iterator[tuple[slice, Problem]]:
+    """The problem in parts that share a key length: all of it, or batch row by batch row with seqlens_k.
+
+    offset: of every row; None is "bottom_right", which counts from the end of the row.
+    """
     if seqlens_k is None:
         yield slice(None), problem
         return
@@ -155,4 +163,4 @@ def rows(problem: Problem, seqlens_k: Tensor | None, top_left: bool) -> Iterator
     for b, length in enumerate(seqlens_k.tolist()):
         if not 0 <= length <= seqlen_k:
             raise InvalidArgumentError("seqlens_k", str(length), f"0 to seqlen_k, which is {seqlen_k}")
-        yield slice(b, b + 1), problem.row(b, length, 0 if top_left else length - seqlen_q)
+        yield slice(b, b + 1), problem.row(b, length, length - seqlen_q if offset is None else offset)

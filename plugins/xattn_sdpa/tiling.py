@@ -1,4 +1,4 @@
-"""Which keys a block of query rows needs: the geometry of causal, window and alignment, on plain ints."""
+"""Which keys a block of queries needs, in parts that kernels know."""
 
 from __future__ import annotations
 
@@ -6,57 +6,47 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from xattn.plugin.geometry import Geometry
+
 
 @dataclass(frozen=True)
 class Tile:
     """Query rows [row, row_end) against keys [key, key_end).
 
     kind, as far as the band goes: "full", every row sees every key; "causal", row r of the tile sees its keys 0..r;
-    "band", row i sees the keys that `offset`, `left` and `right` of the problem allow, and a row may see none.
+    "masked", row i sees the keys that the band allows it, and may see none.
     """
 
     row: int
     row_end: int
     key: int
     key_end: int
-    kind: Literal["full", "causal", "band"]
+    kind: Literal["full", "causal", "masked"]
 
 
-def tiles(
-    seqlen_q: int, seqlen_k: int, offset: int, left: int | None, right: int | None, rows: int, causal_tiles: bool
-) -> Iterator[Tile]:
+def tiles(geometry: Geometry, rows: int, causal_tiles: bool) -> Iterator[Tile]:
     """Cover every visible (query, key) pair once, and no key that no query of the block sees.
 
-    Query i sees key j when i + offset - left <= j <= i + offset + right; None is open.
     rows: the largest number of query rows in a tile.
     causal_tiles: split a block that is open to the left into a "full" and a "causal" tile, for kernels that know these
-    without a mask; otherwise it is one "band" tile. Tiles of one block follow each other.
+    without a mask; otherwise it is one "masked" tile. Tiles of one block follow each other.
     """
-    for start in range(0, seqlen_q, rows):
-        yield from _block(start, min(start + rows, seqlen_q), seqlen_k, offset, left, right, causal_tiles)
+    for start in range(0, geometry.seqlen_q, rows):
+        yield from _block(geometry, start, min(start + rows, geometry.seqlen_q), causal_tiles)
 
 
-def _block(
-    row: int, end: int, seqlen_k: int, offset: int, left: int | None, right: int | None, causal_tiles: bool
-) -> Iterator[Tile]:
-    # Rows outside these bounds see no key.
-    if right is not None:
-        row = max(row, -offset - right)
-    if left is not None:
-        end = min(end, seqlen_k - offset + left)
-    if row >= end or seqlen_k == 0:
+def _block(geometry: Geometry, start: int, end: int, causal_tiles: bool) -> Iterator[Tile]:
+    block = geometry.part(start, end, 0, geometry.seqlen_k)
+    first_q, end_q, first_k, end_k = block.seen()
+    if first_q == end_q:
         return
-    first = 0 if left is None else max(0, row + offset - left)
-    last = seqlen_k if right is None else min(seqlen_k, end + offset + right)
-    # The keys that every row of the block sees.
-    common_first = first if left is None else max(first, end - 1 + offset - left)
-    common_last = last if right is None else min(last, row + offset + right + 1)
-    if common_first <= first and common_last >= last:
-        yield Tile(row, end, first, last, "full")
-    elif causal_tiles and left is None and right is not None:
-        diagonal = row + offset + right
+    row, row_end, key, key_end = start + first_q, start + end_q, first_k, end_k
+    if block.part(first_q, end_q, first_k, end_k).full:
+        yield Tile(row, row_end, key, key_end, "full")
+    elif causal_tiles and geometry.left is None and geometry.right is not None:
+        diagonal = row + geometry.offset + geometry.right
         if diagonal > 0:
-            yield Tile(row, end, 0, diagonal, "full")
-        yield Tile(row, end, diagonal, last, "causal")
+            yield Tile(row, row_end, 0, diagonal, "full")
+        yield Tile(row, row_end, diagonal, key_end, "causal")
     else:
-        yield Tile(row, end, first, last, "band")
+        yield Tile(row, row_end, key, key_end, "masked")

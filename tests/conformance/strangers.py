@@ -15,7 +15,7 @@ PROFILE = 'schema = 1\nbackend = "{}"\nhardware = ["cpu"]\n[arithmetic]\nprobabi
 # Right by way of the reference backend. `before` and `after` surround the call.
 _HONEST = """
 def plan(self, request):
-    from xattn.registry import registry
+    from xattn.dispatch.registry import registry
     inner = registry().entries["reference"].backend.plan(request)
 
     def run(q, k, v, **tensors):

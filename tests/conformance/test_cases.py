@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from xattn.capabilities import FEATURES, Capabilities
 from xattn_conformance.case import DTYPES, LEVELS, Case
 from xattn_conformance.ops.attention import rowwise
 from xattn_conformance.ops.attention import table as tables
@@ -22,7 +23,6 @@ from xattn_conformance.ops.attention.recipes import RECIPES
 from xattn_conformance.ops.attention.visibility import hidden_slots
 
 import xattn
-from xattn.capabilities import FEATURES, Capabilities
 
 # Sizes, options and families are the same in every dtype.
 CASES = [case for case in load() if case.dtype == "bfloat16"]

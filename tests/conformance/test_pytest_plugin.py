@@ -14,7 +14,7 @@ from xattn_conformance.profiles import load as profiles
 from xattn_conformance.result import decode
 from xattn_conformance.running import session
 
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
 
 pytest_plugins = ["pytester"]
 

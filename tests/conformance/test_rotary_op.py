@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from xattn.rotary import plain
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.golden import inputs, manifest, verify
 from xattn_conformance.inputs.formats import round_to
@@ -33,8 +34,7 @@ from xattn_conformance.tolerance.arithmetic import CANONICAL
 from xattn_conformance.tolerance.compare import compare
 
 import xattn
-from xattn.registry import registry
-from xattn.rotary import plain
+from xattn.dispatch.registry import registry
 
 OP = OPS["apply_rotary"]
 SMALL = [case for case in OP.cases() if case.shape["seqlen_q"] <= 130]

@@ -15,8 +15,8 @@ from xattn_neuron.installation import Installation
 
 import xattn
 from xattn import Reason, plans
-from xattn.devices import emulated
-from xattn.registry import Entry, registry
+from xattn.dispatch.registry import Entry, registry
+from xattn.plugin.devices import emulated
 
 SDK_2_29 = Installation(
     nki="0.3.0",

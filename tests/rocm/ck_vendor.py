@@ -17,7 +17,7 @@ from xattn_rocm.installation import Installation
 
 import xattn
 from xattn import Reason, plans
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 
 MATRIX = torch.zeros(160, 160, dtype=torch.bfloat16)
 ABSENT = Reason("aiter", "nothing", "aiter")

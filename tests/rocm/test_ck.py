@@ -14,7 +14,7 @@ from xattn_conformance.standins import aiter as standin
 
 import xattn
 from xattn import AttentionOutput
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
 
 
 # Of the dense function: (causal, window). Sizes are 160 queries and 160 keys where nothing else is said.

@@ -11,7 +11,7 @@ import xattn_rocm.installation
 from ck_vendor import ABSENT, MATRIX, Install, a_clean_process, a_vendor, qkv, reasons  # noqa: F401
 
 import xattn
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 
 
 # What is declined: the code of a reason, and what must stand in it.

@@ -17,7 +17,7 @@ from xattn_conformance.standins import aiter as standin
 from xattn_conformance.standins.aiter.cases import Trap, failures, load
 
 from xattn import AttentionOutput, UnsupportedError, plans
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 
 TRAPS, RIGHT = load().trap, load().right
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import xattn_rocm.installation
 from torch import Tensor
+from xattn.rotary import plain
 from xattn_conformance.case import Case
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
@@ -23,8 +24,7 @@ from xattn_rocm.installation import Installation
 
 import xattn
 from xattn import Reason, RotaryRequest, plans
-from xattn.devices import emulated
-from xattn.rotary import plain
+from xattn.plugin.devices import emulated
 
 OP = OPS["apply_rotary"]
 SMALL = [case for case in (*OP.cases(), *OP.knob_cases()) if case.shape["seqlen_q"] <= 65]

@@ -16,8 +16,8 @@ from xattn_rocm.installation import Installation
 
 import xattn
 from xattn import Request, plans
-from xattn.devices import emulated
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
+from xattn.plugin.devices import emulated
 
 WHEEL = Installation(Path("/aiter"), "0.1.7.post2.dev18", "flat")
 NEWEST = Installation(Path("/aiter"), "0.1.20.post1", "attention")

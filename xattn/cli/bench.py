@@ -20,15 +20,13 @@ from rich.text import Text
 from torch import Tensor
 
 import xattn
-from xattn.arguments import Tensors
-from xattn.cli.call import Call, takes_call
+from xattn.cli.call import Call, Tensors, takes_call
 from xattn.cli.explain import present_arch, show
 from xattn.cli.plot import plot
 from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
 from xattn.explain import Explanation, explain_request
 from xattn.measure import Timing, alternate, hardware
 from xattn.measure.timing import OnRound
-from xattn.request import Request
 
 TORCH = "torch SDPA"
 # The progress bar is drawn between rounds, this rarely, so that drawing it costs the measurement nothing.
@@ -183,7 +181,7 @@ def _failures(candidates: Mapping[str, Callable[[], object]]) -> dict[str, str]:
     return failures
 
 
-def torch_arguments(request: Request, tensors: Tensors) -> dict[str, Any] | None:
+def torch_arguments(request: Any, tensors: Tensors) -> dict[str, Any] | None:
     """The arguments of F.scaled_dot_product_attention that mean the same call, or None where it has none.
 
     Only what it takes as it is: no mask built to stand for a window, say.
@@ -217,7 +215,7 @@ def kernels(explanation: Explanation) -> dict[str, str]:
 
 def show_bench(result: Bench, console: Console) -> None:
     console.print(Text(str(result.explanation.request)))
-    if result.explanation.request.any_grad:
+    if result.explanation.request.phase == "train":
         console.print("Forward and backward together.")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("Candidate", no_wrap=True)

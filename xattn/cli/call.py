@@ -12,11 +12,13 @@ import torch
 import typer
 from torch import Tensor
 
-from xattn import override
-from xattn.arguments import Options, Tensors, check_values, describe
-from xattn.override import Choice
-from xattn.registry import registry, split_names
-from xattn.request import Request
+from xattn.dispatch.choice import Choice, chosen
+from xattn.dispatch.registry import registry, split_names
+from xattn.ops.table import DEFAULT
+from xattn.plugin.request import Request
+
+# The optional tensors of a call, by name.
+Tensors = dict[str, Tensor]
 
 DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHAPE, FEATURES, WHERE = "Shape", "Features", "Where it runs"
@@ -24,7 +26,8 @@ SHAPE, FEATURES, WHERE = "Shape", "Features", "Where it runs"
 
 def _known(device: str) -> str:
     """A device name as in `Request.device`: a typo would be a device that only `reference` serves."""
-    declared = {block.device for entry in registry().entries.values() for block in entry.backend.capabilities}
+    kernels = [kernel for entry in registry().entries.values() for kernel in entry.backend.kernels]
+    declared = {block.device for kernel in kernels for block in kernel.capabilities}
     try:
         plain = torch.device(device).type == device
     except RuntimeError:
@@ -72,7 +75,10 @@ class Call:
         ),
     ] = None
     align: Annotated[
-        str, typer.Option(help="Where the diagonal is: bottom_right or top_left.", rich_help_panel=FEATURES)
+        str,
+        typer.Option(
+            help="Where the diagonal is: bottom_right, top_left, or the key of query 0.", rich_help_panel=FEATURES
+        ),
     ] = "bottom_right"
     scale: Annotated[
         float | None, typer.Option(help="Of q @ k.T; by default 1/sqrt(headdim).", rich_help_panel=FEATURES)
@@ -117,31 +123,29 @@ class Call:
     @property
     def choice(self) -> Choice:
         names = split_names(self.backend)
-        return override.chosen(names[0] if len(names) == 1 else names)
-
-    def options(self) -> Options:
-        return Options(
-            causal=self.causal,
-            window=_window(self.window),
-            align=self.align,
-            scale=self.scale,
-            softcap=self.softcap,
-            dropout_p=self.dropout,
-            deterministic=self.deterministic,
-            return_lse=self.return_lse,
-        )
+        return chosen(names[0] if len(names) == 1 else names)
 
     def arguments(self, tensors: Tensors) -> dict[str, Any]:
         """The keyword arguments of `xattn.attention`, but `backend`."""
-        return {**dataclasses.asdict(self.options()), **tensors}
+        return {
+            "causal": self.causal,
+            "window": _window(self.window),
+            "align": _align(self.align),
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "dropout_p": self.dropout,
+            "deterministic": self.deterministic,
+            "return_lse": self.return_lse,
+            **tensors,
+        }
 
     def request(self, arch: str | None = None) -> Request:
         """The call on a device that this machine need not have: validated with tensors that hold no data."""
         q, k, v, tensors = self.tensors(torch.device("meta"))
-        request = describe(q, k, v, self.options(), tensors)
+        request = DEFAULT.prepare(q, k, v, **self.arguments(tensors)).request
         # What its values say, no meta tensor tells.
-        if self.seqlens_k is not None:
-            check_values(k, {"seqlens_k": torch.tensor(_ints(self.seqlens_k, "--seqlens-k"))})
+        if self.seqlens_k is not None and DEFAULT.check_values is not None:
+            DEFAULT.check_values(q, k, v, seqlens_k=torch.tensor(_ints(self.seqlens_k, "--seqlens-k")))
         return dataclasses.replace(request, device=_known(self.device), arch=arch)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensors]:
@@ -234,6 +238,11 @@ def _window(text: str | None) -> tuple[int | None, int | None] | None:
         want = f'{text!r} is not LEFT,RIGHT, each a whole number or "none"'
         raise typer.BadParameter(want, param_hint="--window") from None
     return left, right
+
+
+def _align(text: str) -> str | int:
+    """A name, or the key that query 0 is aligned with."""
+    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from xattn.cli.call import Call, takes_call
 from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
-from xattn.devices import hardware
 from xattn.explain import Candidate, Explanation, explain_request
+from xattn.plugin.devices import device_and_arch
 
 
 @takes_call
@@ -45,7 +45,7 @@ def present_arch(device: str) -> str | None:
     """The architecture of this machine's first device of that name, if it has one."""
     if not torch.cuda.is_available():
         return None
-    name, arch = hardware(torch.device("cuda"))
+    name, arch = device_and_arch(torch.device("cuda"))
     return arch if name == device else None
 
 

@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 import xattn
-from xattn.capabilities import FEATURES, GRADS, Capabilities
 from xattn.cli.terminal import err, out, print_json
-from xattn.registry import registry
-from xattn.request import dtype_name
+from xattn.dispatch.op import Op
+from xattn.dispatch.registry import registry
+from xattn.ops.table import OPS
+from xattn.plugin import Capabilities, Kernel, dtype_name
 
 
 def info(json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
@@ -32,19 +33,21 @@ def report() -> dict[str, Any]:
     """`xattn.info()`, and each backend's capability blocks under "capabilities"."""
     document = xattn.info()
     for backend in document["backends"]:
-        blocks = registry().entries[backend["name"]].backend.capabilities
-        backend["capabilities"] = [_as_data(block) for block in blocks]
+        kernels = registry().entries[backend["name"]].backend.kernels
+        backend["capabilities"] = [_as_data(kernel, block) for kernel in kernels for block in kernel.capabilities]
     return document
 
 
-def _as_data(block: Capabilities) -> dict[str, Any]:
+def _as_data(kernel: Kernel[Any], block: Capabilities[Any]) -> dict[str, Any]:
+    vocabulary = OPS[kernel.op].vocabulary
     return {
+        "op": kernel.op,
         "device": block.device,
         "archs": None if block.archs is None else sorted(block.archs),
         "dtypes": sorted(map(dtype_name, block.dtypes)),
-        "headdim": list(block.headdim),
-        "features": [feature for feature in FEATURES if feature in block.features],
-        "grads": [grad for grad in GRADS if grad in block.grads],
+        "sizes": {name: list(bound) for name, bound in block.sizes.items()},
+        "features": [feature for feature in vocabulary.feature_names if feature in block.features],
+        "grads": [grad for grad in vocabulary.grads if grad in block.grads],
         "priority": dict(block.priority),
         "fallback": block.fallback,
         "checked": block.checked,
@@ -58,7 +61,8 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     for line in _says(document):
         console.print(line, soft_wrap=True)
     console.print()
-    console.print(_features(document))
+    for table in _features(document):
+        console.print(table)
     for problem in document["problems"]:
         console.print(Text.assemble(("Problem: ", "bold red"), (problem, "red")), soft_wrap=True)
 
@@ -100,16 +104,17 @@ def _backends(document: Mapping[str, Any]) -> Table:
     table = Table(title="Backends", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right")
     table.add_column("Backend", no_wrap=True)
-    for column in ("Device", "Dtypes", "Headdim", "Checked"):
+    for column in ("Op", "Device", "Dtypes", "Sizes", "Checked"):
         table.add_column(column)
     for number, (backend, block) in enumerate(_blocks(document), start=1):
         archs = "" if block["archs"] is None else "\n" + "\n".join(block["archs"])
         table.add_row(
             str(number),
             Text(backend["name"], style="yellow" if backend["disabled_by"] else ""),
+            Text(block["op"]),
             Text(block["device"] + archs),
             Text("\n".join(block["dtypes"])),
-            Text(_headdim(*block["headdim"])),
+            Text("\n".join(f"{name} {_span(*bound)}" for name, bound in block["sizes"].items()) or "any"),
             Text(block["checked"]),
         )
     return table
@@ -130,20 +135,28 @@ def _says(document: Mapping[str, Any]) -> list[Text]:
     return [Text.assemble((", ".join(names), "bold"), "  ", line) for line, names in said.items()]
 
 
-def _headdim(smallest: int, largest: int | None, multiple: int) -> str:
+def _span(smallest: int, largest: int | None, multiple: int) -> str:
     span = f"{smallest} and up" if largest is None else f"{smallest} to {largest}"
     return "any" if span == "1 and up" and multiple == 1 else span + (f", by {multiple}" if multiple > 1 else "")
 
 
-def _features(document: Mapping[str, Any]) -> Table:
-    """One row a feature, one column a backend and device, by number."""
-    blocks = [block for _, block in _blocks(document)]
-    table = Table(title="Features", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+def _features(document: Mapping[str, Any]) -> list[Table]:
+    """A table an op: one row a feature, one column a block, by number."""
+    numbered = list(enumerate((block for _, block in _blocks(document)), start=1))
+    return [_features_of(op, [each for each in numbered if each[1]["op"] == op.name]) for op in OPS.values()]
+
+
+def _features_of(op: Op, blocks: list[tuple[int, Mapping[str, Any]]]) -> Table:
+    table = Table(title=f"Features of {op.name}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for number in range(1, len(blocks) + 1):
+    for number, _ in blocks:
         table.add_column(str(number), justify="center")
-    rows = [(name, "features", name) for name in FEATURES]
-    rows += [("gradients of q, k, v" if name == "qkv" else f"gradients of {name}", "grads", name) for name in GRADS]
+    rows = [(name, "features", name) for name in op.vocabulary.feature_names]
+    rows += [
+        (f"gradients of {', '.join(name) if set(name) <= set('qkv') else name}", "grads", name)
+        for name in op.vocabulary.grads
+    ]
     for label, kind, name in rows:
-        table.add_row(label, *(Text("yes", "green") if name in block[kind] else Text("-", "dim") for block in blocks))
+        cells = (Text("yes", "green") if name in block[kind] else Text("-", "dim") for _, block in blocks)
+        table.add_row(label, *cells)
     return table

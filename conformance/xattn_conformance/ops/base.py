@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import xattn
 from xattn import Backend, Reason, Request
 from xattn_conformance.array import Array
 from xattn_conformance.case import Case
@@ -132,9 +133,11 @@ class Op(ABC, Generic[P]):
     def digest(self, problem: P) -> str:
         """sha256 of the bits of the inputs, as the golden manifest has it."""
 
-    @abstractmethod
     def explain(self, call: Call, backend: str) -> Answer:
         """What the named backend says to this call. The caller sets the grad mode."""
+        explanation = xattn.explain(getattr(xattn, call.op), **call.arguments, backend=backend)
+        (candidate,) = [each for each in explanation.candidates if each.name == backend]
+        return Answer(explanation.request, candidate.reasons, candidate.kernel)
 
     @abstractmethod
     def results(self, call: Call) -> Mapping[str, Layout]:
@@ -150,7 +153,7 @@ class Op(ABC, Generic[P]):
 
     def served_by(self, backend: Backend) -> bool:
         """Whether the backend has the op at all. The cases of one that it does not have are no part of its run."""
-        return True
+        return any(kernel.op == self.name for kernel in backend.kernels)
 
     def mutants(self) -> Sequence[Mutant]:
         """Kernels of the op that are wrong, each in one known way."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xattn import Backend, UnknownBackendError
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
 from xattn_conformance.case import DTYPES
 from xattn_conformance.profiles import known
 from xattn_conformance.profiles.admission import admit
@@ -107,7 +107,7 @@ def _registered(backend: str) -> Backend:
 
 
 def _devices(backend: Backend) -> frozenset[str]:
-    return frozenset(block.device for block in backend.capabilities)
+    return frozenset(block.device for kernel in backend.kernels for block in kernel.capabilities)
 
 
 def _named(profile: Profile) -> frozenset[str]:

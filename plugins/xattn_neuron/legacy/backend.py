@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from xattn import Backend, Capabilities, Reason, Request
-from xattn.backend import Plan
+from xattn import AttentionKernel, AttentionRequest, Backend, Capabilities, Reason
+from xattn.plugin import Plan
 from xattn_neuron.installation import Installation, describe, installation
 from xattn_neuron.legacy import plans
 from xattn_neuron.legacy.limits import availability, limits, variant
 
 
-class NkiLegacyBackend(Backend):
-    name = "nki-legacy"
-    api_version = 1
+class NkiLegacyAttention(AttentionKernel):
     capabilities = (
         Capabilities(
             device="neuron",
@@ -21,24 +19,33 @@ class NkiLegacyBackend(Backend):
             dtypes=frozenset({torch.float32, torch.bfloat16}),
             features=frozenset({"causal", "window", "top_left", "bottom_right", "gqa", "return_lse"}),
             grads=frozenset({"qkv"}),
-            headdim=(1, 128, 1),
+            sizes={"headdim": (1, 128, 1), "headdim_v": (1, 128, 1)},
             priority={"default": 70},
             checked="against a stand-in for AWS's kernels, and on their unmodified source by emulation of NKI on a "
             "CPU; never on Trainium or Inferentia",
         ),
     )
 
-    def limits(self, request: Request) -> list[Reason]:
+    def limits(self, request: AttentionRequest) -> list[Reason]:
         installed = installation()
-        return [installed] if isinstance(installed, Reason) else limits(request, installed)
+        if isinstance(installed, Reason):
+            return [installed]
+        # legacy-causal-is-top-left: its block has no "offset", and that says all.
+        return [] if request.align == "offset" else limits(request, installed)
 
-    def plan(self, request: Request) -> Plan:
+    def plan(self, request: AttentionRequest) -> Plan:
         return plans.plan(request, _installed())
 
-    def kernel(self, request: Request) -> str:
+    def kernel_name(self, request: AttentionRequest) -> str:
         if variant(_installed()) == "nxdi":
             return "neuronx_distributed_inference flash_fwd"
         return f"neuronxcc flash_fwd{'; backward: flash_attn_bwd' if request.any_grad else ''}"
+
+
+class NkiLegacyBackend(Backend):
+    name = "nki-legacy"
+    api_version = 1
+    kernels = (NkiLegacyAttention(),)
 
     def info(self) -> dict[str, str]:
         installed = installation()

@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 
-from xattn import Reason, Request
-from xattn_neuron.cut import Cut, cut, window_reasons
+from xattn import AttentionRequest, Reason
+from xattn.plugin.geometry import Geometry
 from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
 from xattn_neuron.rules import holds
+from xattn_neuron.windows import window_reasons
 
 Variant = Literal["neuronxcc", "nxdi"]
 
@@ -22,9 +23,9 @@ def variant(installed: Installation) -> Variant | None:
     return None if installed.nxdi is None else "nxdi"
 
 
-def limits(request: Request, installed: Installation) -> list[Reason]:
+def limits(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
-    kept = cut(request)
+    kept = Geometry.of(request).trimmed()
     found = [*availability(installed), *window_reasons(request, kept), *_alignment(request, kept), *_keys(kept)]
     found += gradient_reasons(request, installed)
     if request.softmax_scale == 0:
@@ -57,7 +58,7 @@ def availability(installed: Installation) -> list[Reason]:
     return found
 
 
-def _alignment(request: Request, kept: Cut) -> list[Reason]:
+def _alignment(request: AttentionRequest, kept: Geometry) -> list[Reason]:
     if not kept.causal:
         return []
     if kept.offset > 0:
@@ -71,7 +72,7 @@ def _alignment(request: Request, kept: Cut) -> list[Reason]:
     return []
 
 
-def _keys(kept: Cut) -> list[Reason]:
+def _keys(kept: Geometry) -> list[Reason]:
     if kept.square or kept.seqlen_k % 512 == 0:
         return []
     # legacy-keys-of-whole-tiles
@@ -79,7 +80,7 @@ def _keys(kept: Cut) -> list[Reason]:
     return [Reason("seqlen_k", kept.seqlen_k, "a multiple of 512", hint)]
 
 
-def _nxdi(request: Request, kept: Cut) -> list[Reason]:
+def _nxdi(request: AttentionRequest, kept: Geometry) -> list[Reason]:
     found = []
     if not kept.causal:
         # nxdi-casual-mask

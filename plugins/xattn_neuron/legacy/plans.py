@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_compiling
 
-from xattn import AttentionOutput, Request
-from xattn.backend import Plan
+from xattn import AttentionOutput, AttentionRequest
+from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_neuron import layout, ops
-from xattn_neuron.cut import Cut, cut
 from xattn_neuron.installation import Installation
 from xattn_neuron.legacy import kernels
 from xattn_neuron.legacy.limits import variant
@@ -40,14 +40,15 @@ class Options:
         return self.scale, self.causal, self.window, self.mixed, self.tile
 
 
-def plan(request: Request, installed: Installation) -> Plan:
-    kept = cut(request)
+def plan(request: AttentionRequest, installed: Installation) -> Plan:
+    whole = Geometry.of(request)
+    kept = whole.trimmed()
     options = _options(request, kept)
     if request.any_grad:
-        return _with_gradients(request, kept, options)
+        return _with_gradients(request, whole, options)
     total, return_lse = request.seqlen_q, request.return_lse
     seqlen_q, length_q, length_k = kept.seqlen_q, options.length_q, options.length_k
-    first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
+    first_q, end_q, first_k, end_k = whole.first_q, whole.end_q, whole.first_k, whole.end_k
     cuts_q, cuts_k = seqlen_q != total, kept.seqlen_k != request.seqlen_k
     call = _call(request, installed, kept, options)
 
@@ -60,15 +61,16 @@ def plan(request: Request, installed: Installation) -> Plan:
         returned = call(q, k, layout.padded(v, length_k))
         heads = returned[0] if return_lse else returned
         out = layout.among(heads, seqlen_q, first_q, total) if cuts_q else layout.heads_last(heads, seqlen_q)
-        if not return_lse:
-            return out
-        lse = layout.rows_of_tiles(returned[1], seqlen_q)
-        return AttentionOutput(out, layout.buried(lse, first_q, total, None) if cuts_q else lse)
+        lse = layout.rows_of_tiles(returned[1], seqlen_q) if return_lse else None
+        if cuts_q:
+            lse = None if lse is None else layout.lse_among(lse, first_q, total)
+            fill_dead_rows(out, lse, first_q, end_q, None)
+        return out if lse is None else AttentionOutput(out, lse)
 
     return run
 
 
-def _call(request: Request, installed: Installation, kept: Cut, options: Options) -> Callable[..., Any]:
+def _call(request: AttentionRequest, installed: Installation, kept: Geometry, options: Options) -> Callable[..., Any]:
     """A flash_fwd for (q, k, v), which returns what AWS's returns."""
     grid = (request.batch, request.nheads_k)
     if variant(installed) == "nxdi":
@@ -88,7 +90,7 @@ def _call(request: Request, installed: Installation, kept: Cut, options: Options
     return call
 
 
-def _options(request: Request, kept: Cut) -> Options:
+def _options(request: AttentionRequest, kept: Geometry) -> Options:
     # legacy-keys-of-whole-tiles: what is added lies behind the diagonal.
     length_k = layout.up(kept.seqlen_k, 512)
     return Options(
@@ -106,10 +108,10 @@ def _options(request: Request, kept: Cut) -> Options:
     )
 
 
-def _with_gradients(request: Request, kept: Cut, options: Options) -> Plan:
-    first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
+def _with_gradients(request: AttentionRequest, whole: Geometry, options: Options) -> Plan:
+    first_q, end_q, first_k, end_k = whole.first_q, whole.end_q, whole.first_k, whole.end_k
     behind = request.seqlen_q - end_q
-    cuts_q, cuts_k = kept.seqlen_q != request.seqlen_q, kept.seqlen_k != request.seqlen_k
+    cuts_q, cuts_k = end_q - first_q != request.seqlen_q, end_k - first_k != request.seqlen_k
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if cuts_q:

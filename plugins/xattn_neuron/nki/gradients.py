@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_compiling
 
-from xattn import Request
-from xattn.backend import Plan
+from xattn import AttentionRequest
+from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry
 from xattn_neuron import layout, ops
-from xattn_neuron.cut import cut
 from xattn_neuron.installation import Installation
 from xattn_neuron.nki import kernels
 from xattn_neuron.nki.limits import keys_of_backward
@@ -34,9 +34,10 @@ class Options:
     compiled: bool
 
 
-def plan(request: Request, installed: Installation, scaled: bool) -> Plan:
-    kept = cut(request)
-    first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
+def plan(request: AttentionRequest, installed: Installation, scaled: bool) -> Plan:
+    whole = Geometry.of(request)
+    kept = whole.trimmed()
+    first_q, end_q, first_k, end_k = whole.first_q, whole.end_q, whole.first_k, whole.end_k
     # bwd-lengths: causal calls are as long in both, and the mask hides what is added.
     length_k = keys_of_backward(kept)
     options = Options(

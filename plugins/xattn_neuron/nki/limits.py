@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from xattn import Reason, Request
-from xattn_neuron.cut import Cut, cut, window_reasons
+from xattn import AttentionRequest, Reason
+from xattn.plugin.geometry import Geometry
+from xattn.plugin.offset import as_bottom_right
 from xattn_neuron.installation import INSTALL, Installation, gradient_reasons
 from xattn_neuron.layout import up
 from xattn_neuron.rules import holds
+from xattn_neuron.windows import window_reasons
 
 MOST_HEADS, LONGEST = 512, 131072
 
 
-def limits(request: Request, installed: Installation) -> list[Reason]:
+def limits(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
-    kept = cut(request)
+    kept = Geometry.of(request).trimmed()
     found = [*availability(installed), *_sizes(request), *window_reasons(request, kept)]
     if request.any_grad:
         found += [*gradient_reasons(request, installed), *_training(request, kept)]
+    return found
+
+
+def limits_at_offset(request: AttentionRequest, installed: Installation) -> list[Reason]:
+    """Of a request that has no `offset_reasons`. Without gradients attention_cte takes fewer keys wherever it takes
+    more; attention_bwd does not."""
+    found = limits(as_bottom_right(request, request.seqlen_k), installed)
+    if request.any_grad:
+        hint = "attention_bwd wants numbers of keys that off may not make. Call it under torch.no_grad()."
+        found.append(Reason("align", "an int with gradients", "forward only", hint))
     return found
 
 
@@ -40,7 +52,7 @@ def availability(installed: Installation) -> list[Reason]:
     return found
 
 
-def _sizes(request: Request) -> list[Reason]:
+def _sizes(request: AttentionRequest) -> list[Reason]:
     # cte-512-heads
     found = []
     heads = request.batch * request.nheads
@@ -53,13 +65,13 @@ def _sizes(request: Request) -> list[Reason]:
     return found
 
 
-def _training(request: Request, kept: Cut) -> list[Reason]:
+def _training(request: AttentionRequest, kept: Geometry) -> list[Reason]:
     found = []
     if request.softmax_scale <= 0:
         # bwd-scale-default-differs
         hint = "attention_bwd takes 0 for none given. Call it under torch.no_grad()."
         found.append(Reason("scale", request.scale, "above 0 where gradients are wanted", hint))
-    if kept.causal and not (kept.square and kept.seqlen_q == kept.seqlen_k):
+    if kept.causal and not kept.square:
         # bwd-causal-is-square
         hint = "attention_bwd asserts it for causal calls. Call it under torch.no_grad()."
         got = (kept.seqlen_q, kept.seqlen_k)
@@ -72,6 +84,6 @@ def _training(request: Request, kept: Cut) -> list[Reason]:
     return found
 
 
-def keys_of_backward(kept: Cut) -> int:
+def keys_of_backward(kept: Geometry) -> int:
     """The least number of keys that attention_bwd takes."""
     return up(kept.seqlen_k, 128 if kept.seqlen_k <= 256 else 512)

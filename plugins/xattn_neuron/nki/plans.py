@@ -9,39 +9,40 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling, is_dynamo_compiling
 
-from xattn import AttentionOutput, Request
-from xattn.backend import Plan
+from xattn import AttentionOutput, AttentionRequest
+from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_neuron import layout, ops
-from xattn_neuron.cut import Cut, cut
 from xattn_neuron.installation import Installation
 from xattn_neuron.nki import gradients, kernels
 from xattn_neuron.rules import holds
 
 
-def plan(request: Request, installed: Installation) -> Plan:
+def plan(request: AttentionRequest, installed: Installation) -> Plan:
     if request.any_grad:
         return gradients.plan(request, installed, scales_q(request, installed))
     return _forward(request, installed)
 
 
-def scales_q(request: Request, installed: Installation) -> bool:
+def scales_q(request: AttentionRequest, installed: Installation) -> bool:
     """Whether q is multiplied by the scale in its copy, and the kernel told 1.0."""
-    kept = cut(request)
+    kept = Geometry.of(request).trimmed()
     if kept.left is not None or prior(kept) or request.softmax_scale <= 0:
         # cte-range-select-has-no-scale, cte-scales-what-it-hides
         return request.softmax_scale != 1.0
     return request.any_grad and holds("bwd-scales-q-first", installed)
 
 
-def prior(kept: Cut) -> int:
+def prior(kept: Geometry) -> int:
     """The keys that lie before the diagonal of a causal call: the kernel's prefix."""
     return kept.offset if kept.causal else 0
 
 
-def _forward(request: Request, installed: Installation) -> Plan:
-    kept = cut(request)
+def _forward(request: AttentionRequest, installed: Installation) -> Plan:
+    whole = Geometry.of(request)
+    kept = whole.trimmed()
     batch, nheads, seqlen_q, total = request.batch, request.nheads, kept.seqlen_q, request.seqlen_q
-    first_q, end_q, first_k, end_k = kept.first_q, kept.end_q, kept.first_k, kept.end_k
+    first_q, end_q, first_k, end_k = whole.first_q, whole.end_q, whole.first_k, whole.end_k
     cuts_q, cuts_k = seqlen_q != total, kept.seqlen_k != request.seqlen_k
     start, return_lse = prior(kept), request.return_lse
     # cte-statistics-of-whole-tiles
@@ -71,25 +72,28 @@ def _forward(request: Request, installed: Installation) -> Plan:
         returned = call(lay_q(q), layout.heads_first(k), layout.heads_first(v), **named)
         heads = (returned[0] if return_lse else returned).view(shape)
         out = layout.among(heads, seqlen_q, first_q, total) if cuts_q else layout.heads_last(heads, seqlen_q)
-        if not return_lse:
-            return out
-        tiles = lse_of(returned[1], returned[2]).view(batch, nheads, 128, -1)
-        lse = layout.rows_of_tiles(tiles, seqlen_q)
-        return AttentionOutput(out, layout.buried(lse, first_q, total, sinks) if cuts_q else lse)
+        lse = None
+        if return_lse:
+            tiles = lse_of(returned[1], returned[2]).view(batch, nheads, 128, -1)
+            lse = layout.rows_of_tiles(tiles, seqlen_q)
+        if cuts_q:
+            lse = None if lse is None else layout.lse_among(lse, first_q, total)
+            fill_dead_rows(out, lse, first_q, end_q, sinks)
+        return out if lse is None else AttentionOutput(out, lse)
 
     return run
 
 
-def _query_layout(request: Request, installed: Installation, length: int) -> Callable[[Tensor], Tensor]:
+def _query_layout(request: AttentionRequest, installed: Installation, length: int) -> Callable[[Tensor], Tensor]:
     scale = request.softmax_scale
     if scales_q(request, installed):
         return lambda q: layout.scaled(q, length, scale).flatten(0, 1)
-    if length != cut(request).seqlen_q:
+    if length != Geometry.of(request).trimmed().seqlen_q:
         return lambda q: layout.padded(q, length).flatten(0, 1)
     return layout.heads_first
 
 
-def _call(request: Request, installed: Installation, kept: Cut) -> Callable[..., Any]:
+def _call(request: AttentionRequest, installed: Installation, kept: Geometry) -> Callable[..., Any]:
     """As `kernels.bound`."""
     scale = 1.0 if scales_q(request, installed) else request.softmax_scale
     # cte-window-is-causal

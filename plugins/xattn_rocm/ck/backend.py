@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
-from xattn import Backend, Capabilities, Reason, Request, RotaryRequest
-from xattn.backend import Plan
-from xattn_rocm import rotary
+from xattn import AttentionKernel, AttentionRequest, Backend, Capabilities, Reason
+from xattn.plugin import Plan
+from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 from xattn_rocm.ck import plans
 from xattn_rocm.ck.calls import call
 from xattn_rocm.ck.limits import limits
 from xattn_rocm.ck.routing import NAMES, Call, backward, forward
 from xattn_rocm.installation import Installation, describe, installation
+from xattn_rocm.rotary import AiterRotary
 
 _FEATURES = frozenset(
     {
         "causal",
         "window",
         "bottom_right",
+        "offset",
         "gqa",
         "headdim_v",
         "softcap",
@@ -33,22 +36,20 @@ _FEATURES = frozenset(
 )
 
 
-def _block(archs: set[str], priority: int, checked: str) -> Capabilities:
+def _block(archs: set[str], priority: int, checked: str) -> Capabilities[Any]:
     return Capabilities(
         device="rocm",
         dtypes=frozenset({torch.float16, torch.bfloat16}),
         features=_FEATURES,
         grads=frozenset({"qkv"}),
-        headdim=(1, 256, 1),
+        sizes={"headdim": (1, 256, 1), "headdim_v": (1, 256, 1)},
         archs=frozenset(archs),
         priority={"default": priority},
         checked=f"against a stand-in for aiter written from its sources; never on an AMD GPU{checked}",
     )
 
 
-class AiterBackend(Backend):
-    name = "aiter"
-    api_version = 1
+class AiterAttention(AttentionKernel):
     capabilities = (
         # What aiter's README lists.
         _block({"gfx942", "gfx950"}, 80, ""),
@@ -56,14 +57,22 @@ class AiterBackend(Backend):
         _block({"gfx90a", "gfx1201", "gfx1250"}, 40, ", nor is it known whether aiter's kernels build for these"),
     )
 
-    def limits(self, request: Request) -> list[Reason]:
+    def limits(self, request: AttentionRequest) -> list[Reason]:
         installed = installation()
-        return [installed] if isinstance(installed, Reason) else limits(request, installed)
+        if isinstance(installed, Reason):
+            return [installed]
+        if request.align == "offset":
+            return offset_reasons(request) or _limits_at_offset(request, installed)
+        return limits(request, installed)
 
-    def plan(self, request: Request) -> Plan:
+    def plan(self, request: AttentionRequest) -> Plan:
+        if request.align == "offset":
+            return plan_at_offset(request, self.plan)
         return plans.plan(request, _call(request, _installed()))
 
-    def kernel(self, request: Request) -> str:
+    def kernel_name(self, request: AttentionRequest) -> str:
+        if request.align == "offset":
+            return self.kernel_name(as_bottom_right(request, request.seqlen_k))
         installed = _installed()
         passed = _call(request, installed)
         name = "flash_attn_varlen_func" if passed.varlen else "flash_attn_func"
@@ -72,14 +81,20 @@ class AiterBackend(Backend):
             route = f"{route}; backward: {NAMES[backward(passed, request.arch)]}"
         return f"aiter.{name} ({route})"
 
-    def rotary_reasons(self, request: RotaryRequest) -> list[Reason]:
-        return rotary.reasons(request)
 
-    def rotary_plan(self, request: RotaryRequest) -> rotary.Rotate:
-        return rotary.plan(request)
+class AiterBackend(Backend):
+    name = "aiter"
+    api_version = 1
+    kernels = (AiterAttention(), AiterRotary())
 
     def info(self) -> dict[str, str]:
         return {"aiter": describe()}
+
+
+def _limits_at_offset(request: AttentionRequest, installed: Installation) -> list[Reason]:
+    """What aiter picks depends on the number of keys: what it has for the most and the fewest, it has between."""
+    longest = limits(as_bottom_right(request, request.seqlen_k), installed)
+    return longest or limits(as_bottom_right(request, request.seqlen_q), installed)
 
 
 def _installed() -> Installation:
@@ -88,7 +103,7 @@ def _installed() -> Installation:
     return found
 
 
-def _call(request: Request, installed: Installation) -> Call:
+def _call(request: AttentionRequest, installed: Installation) -> Call:
     passed = call(request, installed)
     assert isinstance(passed, Call)
     return passed

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from xattn import Reason, Request
-from xattn_rocm.bands import band, dead_rows, first_seen
+from xattn import AttentionRequest, Reason
+from xattn.plugin.geometry import Geometry
 from xattn_rocm.ck.routing import NAMES, Call, backward, forward
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import holds
@@ -20,21 +20,18 @@ from xattn_rocm.rules import holds
 _GFX9 = ("gfx942", "gfx950")
 
 
-def cut_rows(request: Request) -> int:
-    """The leading queries that are kept from aiter: in training the ones that see no key. Without gradients they are
-    computed and written over, which saves a copy of the output."""
-    return dead_rows(request) if request.any_grad else 0
+def _passed(request: AttentionRequest) -> Geometry:
+    """Of the queries and keys that reach aiter. Keys that no query sees do not, nor in training queries that see no
+    key; without gradients these are computed and written over, which saves a copy of the output."""
+    whole = Geometry.of(request)
+    first_q = whole.first_q if request.any_grad else 0
+    return whole.part(first_q, request.seqlen_q, whole.first_k, request.seqlen_k).opened()
 
 
-def call(request: Request, installed: Installation) -> Call | Reason:
+def call(request: AttentionRequest, installed: Installation) -> Call | Reason:
     """What is passed to aiter, or the reason why no way to pass it comes out right."""
-    left, right = band(request)
-    seqlen_q, seqlen_k = request.seqlen_q - cut_rows(request), request.seqlen_k - first_seen(request)
-    # The side that has been cut away hides nothing any more, as for a single query.
-    if left is not None and left >= seqlen_k - 1:
-        left = None
-    if right is not None and right >= seqlen_q - 1:
-        right = None
+    geometry = _passed(request)
+    seqlen_q, seqlen_k, left, right = geometry.seqlen_q, geometry.seqlen_k, geometry.left, geometry.right
     if right is not None and right >= seqlen_k > 0 and right > 0:
         # right-side-of-keys-is-open
         hint = "aiter takes a right side as long as the keys for open, whatever the number of queries."

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 
-from xattn import Reason, Request
-from xattn.request import dtype_name
+from xattn import AttentionRequest, Reason
+from xattn.plugin import dtype_name
 from xattn_rocm.archs import fp8_reasons
 from xattn_rocm.ck.calls import call
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import holds
 
 
-def limits(request: Request, installed: Installation) -> list[Reason]:
+def limits(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
     found = [*fp8_reasons(request), *_environment(request, installed), *_scale(request)]
     for name, look in (("sinks", _sinks), ("softcap", _softcap), ("bias", _bias), ("alibi_slopes", _alibi)):
@@ -24,7 +24,7 @@ def limits(request: Request, installed: Installation) -> list[Reason]:
     return found
 
 
-def _environment(request: Request, installed: Installation) -> list[Reason]:
+def _environment(request: AttentionRequest, installed: Installation) -> list[Reason]:
     found = []
     if _variable("ENABLE_CK") == "0" and holds("ck-off-is-triton", installed):
         found.append(
@@ -55,7 +55,7 @@ def _variable(name: str) -> str:
 _variable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _scale(request: Request) -> list[Reason]:
+def _scale(request: AttentionRequest) -> list[Reason]:
     if request.softmax_scale > 0:
         return []
     # ck-hides-before-it-scales
@@ -63,7 +63,7 @@ def _scale(request: Request) -> list[Reason]:
     return [Reason("scale", request.scale, "above 0", hint)]
 
 
-def _sinks(request: Request, installed: Installation) -> list[Reason]:
+def _sinks(request: AttentionRequest, installed: Installation) -> list[Reason]:
     found = []
     if holds("ck-no-sinks", installed):
         found.append(Reason("sinks", request.sinks, "off", "This release has none: aiter 0.1.18 serves them."))
@@ -79,7 +79,7 @@ def _sinks(request: Request, installed: Installation) -> list[Reason]:
     return found
 
 
-def _softcap(request: Request, installed: Installation) -> list[Reason]:
+def _softcap(request: AttentionRequest, installed: Installation) -> list[Reason]:
     found = []
     if request.any_grad:
         # backward-knows-no-softcap
@@ -96,7 +96,7 @@ def _softcap(request: Request, installed: Installation) -> list[Reason]:
     return found
 
 
-def _bias(request: Request, installed: Installation) -> list[Reason]:
+def _bias(request: AttentionRequest, installed: Installation) -> list[Reason]:
     assert request.bias is not None
     found = []
     shape, wanted = request.bias.shape, (request.seqlen_q, request.seqlen_k)
@@ -117,7 +117,7 @@ def _bias(request: Request, installed: Installation) -> list[Reason]:
     return found
 
 
-def _alibi(request: Request, installed: Installation) -> list[Reason]:
+def _alibi(request: AttentionRequest, installed: Installation) -> list[Reason]:
     longest = max(request.seqlen_q, request.seqlen_k)
     if longest <= 2**16:
         return []

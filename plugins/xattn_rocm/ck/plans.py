@@ -8,21 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn import AttentionOutput, Request
-from xattn.backend import Plan
+from xattn import AttentionOutput, AttentionRequest
+from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import graphs, vendor
-from xattn_rocm.bands import bury, dead_rows, first_seen
-from xattn_rocm.ck.calls import cut_rows
 from xattn_rocm.ck.routing import Call
 
 
-def plan(request: Request, call: Call) -> Plan:
+def plan(request: AttentionRequest, call: Call) -> Plan:
     return _varlen(request, call) if call.varlen else _dense(request, call)
 
 
-def _dense(request: Request, call: Call) -> Plan:
+def _dense(request: AttentionRequest, call: Call) -> Plan:
     kernel = vendor.module("aiter").flash_attn_func
-    first, cut, dead = first_seen(request), cut_rows(request), dead_rows(request)
+    whole = Geometry.of(request)
+    first, dead, seqlen_q = whole.first_k, whole.first_q, request.seqlen_q
+    cut = seqlen_q - call.seqlen_q
     dropout_p, scale, causal, window = request.dropout_p or 0.0, request.softmax_scale, call.causal, call.window
     deterministic, with_lse, return_lse = call.deterministic, call.return_lse, request.return_lse
     # aiter pads the head to a multiple of 8 and hands out a part of what it computed.
@@ -57,7 +58,7 @@ def _dense(request: Request, call: Call) -> Plan:
             out = F.pad(out, (0, 0, 0, 0, cut, 0))
             lse = None if lse is None else F.pad(lse, (cut, 0), value=-math.inf)
         elif dead:
-            bury(out, lse, dead, sinks)
+            fill_dead_rows(out, lse, dead, seqlen_q, sinks)
         if padded:
             out = out.contiguous()
         return AttentionOutput(out, lse) if return_lse and lse is not None else out
@@ -75,12 +76,13 @@ def _with_bias(bias: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, 
     return bias, k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
 
 
-def _varlen(request: Request, call: Call) -> Plan:
+def _varlen(request: AttentionRequest, call: Call) -> Plan:
     """By way of the varlen function, the only one with a softcap (dense-without-softcap): the batch rows are sequences
     of one length. Views, where a row follows the one before without a gap, as in a contiguous tensor. Forward only."""
     kernel = vendor.module("aiter").flash_attn_varlen_func
     batch, seqlen_q, seqlen_k, nheads = request.batch, call.seqlen_q, call.seqlen_k, request.nheads
-    first, dead = first_seen(request), dead_rows(request)
+    whole = Geometry.of(request)
+    first, dead = whole.first_k, whole.first_q
     dropout_p, scale, causal, window = request.dropout_p or 0.0, request.softmax_scale, call.causal, call.window
     softcap, deterministic, return_lse = request.softcap, call.deterministic, request.return_lse
     padded = request.headdim_v % 8 != 0
@@ -104,7 +106,7 @@ def _varlen(request: Request, call: Call) -> Plan:
         if lse is not None:
             lse = lse.view(nheads, batch, seqlen_q).transpose(0, 1)
         if dead:
-            bury(out, lse, dead, None)
+            fill_dead_rows(out, lse, dead, seqlen_q, None)
         if padded:
             out = out.contiguous()
         return out if lse is None else AttentionOutput(out, lse)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn import AttentionOutput, Reason, Request
-from xattn.backend import Plan
+from xattn import AttentionOutput, AttentionRequest, Reason
+from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import vendor
 from xattn_rocm.archs import ARCHS
-from xattn_rocm.bands import band, bury, dead_rows, first_seen
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import RULES, holds
 from xattn_rocm.triton.gradients import Attend, check_switch
@@ -21,7 +21,7 @@ from xattn_rocm.triton.gradients import Attend, check_switch
 MODULES = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.attention.mha"}
 
 
-def reasons(request: Request, installed: Installation) -> list[Reason]:
+def reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """What stops this kernel. Pure."""
     found = []
     if not _configured(request.arch, installed):
@@ -58,8 +58,8 @@ def _configured(arch: str | None, installed: Installation) -> bool:
     return missing not in RULES or not holds(missing, installed)
 
 
-def _window_reasons(request: Request, installed: Installation) -> list[Reason]:
-    left, right = band(request)
+def _window_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
+    left, right = Geometry.of(request).opened().band
     if left is None and right in (None, 0):
         return []
     if right not in (None, 0):
@@ -72,7 +72,7 @@ def _window_reasons(request: Request, installed: Installation) -> list[Reason]:
     return []
 
 
-def _headdim_reasons(request: Request, installed: Installation) -> list[Reason]:
+def _headdim_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     headdim, headdim_v = request.headdim, request.headdim_v
     if request.any_grad and not _is_width(headdim_v) and holds("triton-backward-odd-headdim", installed):
         want = "a power of 2 from 16 on where gradients are wanted"
@@ -83,7 +83,7 @@ def _headdim_reasons(request: Request, installed: Installation) -> list[Reason]:
     return []
 
 
-def _lds_reasons(request: Request, installed: Installation) -> list[Reason]:
+def _lds_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """What does not fit: found by compiling aiter's kernels for the arch."""
     if request.arch != "gfx942" or request.dtype != torch.float32 or not holds("triton-float32-lds", installed):
         return []
@@ -99,13 +99,14 @@ def _is_width(size: int) -> bool:
     return size >= 16 and size & (size - 1) == 0
 
 
-def plan(request: Request, installed: Installation) -> Plan:
+def plan(request: AttentionRequest, installed: Installation) -> Plan:
     return _with_gradients(request, installed) if request.any_grad else _forward(request, installed)
 
 
-def _forward(request: Request, installed: Installation) -> Plan:
-    left, right = band(request)
-    first, dead = first_seen(request), dead_rows(request)
+def _forward(request: AttentionRequest, installed: Installation) -> Plan:
+    whole = Geometry.of(request)
+    left, right = whole.opened().band
+    first, dead, seqlen_q = whole.first_k, whole.first_q, request.seqlen_q
     options: dict[str, Any] = {
         "softmax_scale": request.softmax_scale,
         "causal": right == 0,
@@ -128,13 +129,13 @@ def _forward(request: Request, installed: Installation) -> Plan:
         out, lse = returned
         if dead:
             # aiter says 0 there.
-            bury(out, lse, dead, given.get("sinks"))
+            fill_dead_rows(out, lse, dead, seqlen_q, given.get("sinks"))
         return AttentionOutput(out.contiguous() if cut else out, lse)
 
     return run
 
 
-def _as_aiter_names(request: Request, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _as_aiter_names(request: AttentionRequest, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {}
     if "sinks" in given:
         named["sink"] = given["sinks"].contiguous()
@@ -144,9 +145,10 @@ def _as_aiter_names(request: Request, given: Mapping[str, Tensor]) -> dict[str, 
     return named
 
 
-def _with_gradients(request: Request, installed: Installation) -> Plan:
-    left, right = band(request)
-    first = first_seen(request)
+def _with_gradients(request: AttentionRequest, installed: Installation) -> Plan:
+    whole = Geometry.of(request)
+    left, right = whole.opened().band
+    first = whole.first_k
     options = (request.softmax_scale, right == 0, left, installed.layout)
 
     def run(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xattn import Reason, Request
-from xattn.backend import Plan
+from xattn import AttentionRequest, Reason
+from xattn.plugin import Plan
+from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import vendor
 from xattn_rocm.archs import ARCHS
-from xattn_rocm.bands import band, dead_rows, first_seen
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import holds
 
@@ -29,7 +29,7 @@ _PAGES = (128, 24, 8, 1)
 _TILE_MAX = 64
 
 
-def reasons(request: Request, installed: Installation) -> list[Reason]:
+def reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """What stops this kernel. Pure."""
     found = []
     if request.arch not in ARCHS:
@@ -44,7 +44,7 @@ def reasons(request: Request, installed: Installation) -> list[Reason]:
         found.append(Reason("grad_qkv", "required", "forward only", hint))
     if request.return_lse:
         found.append(Reason("return_lse", True, "False", "aiter's unified_attention returns none."))
-    left, right = band(request)
+    left, right = Geometry.of(request).opened().band
     causal = right == 0 or (right is None and request.seqlen_q == 1)
     if not causal:
         found.append(Reason("causal", False, "True, or one query", "aiter's unified_attention is always causal."))
@@ -62,11 +62,11 @@ def reasons(request: Request, installed: Installation) -> list[Reason]:
     return found
 
 
-def plan(request: Request, installed: Installation) -> Plan:
+def plan(request: AttentionRequest, installed: Installation) -> Plan:
     seqlen_q = request.seqlen_q
-    first, dead = first_seen(request), dead_rows(request)
+    whole = Geometry.of(request)
+    first, dead, left = whole.first_k, whole.first_q, whole.opened().left
     seqlen_k = request.seqlen_k - first
-    left, _ = band(request)
     page, freely = _page(request, seqlen_k, installed)
     # Both are upper bounds to the kernel. From 2 queries on its tiles are 64 keys, and beside a window it does not
     # split the keys, which it does in tiles of a page, and wrongly where a part hides all keys from a query.
@@ -127,7 +127,7 @@ def plan(request: Request, installed: Installation) -> Plan:
             sinks=sinks,
         )
         if dead:
-            out[:, :dead] = 0
+            fill_dead_rows(out, None, dead, seqlen_q, None)
         if ragged:
             unseeing = torch.arange(seqlen_q, device=q.device) < seqlen_q - lengths.unsqueeze(1)
             out.masked_fill_(unseeing[:, :, None, None], 0)
@@ -136,7 +136,7 @@ def plan(request: Request, installed: Installation) -> Plan:
     return run
 
 
-def _page(request: Request, seqlen_k: int, installed: Installation) -> tuple[int, bool]:
+def _page(request: AttentionRequest, seqlen_k: int, installed: Installation) -> tuple[int, bool]:
     """The size of a page, and whether the kernel may choose its tiles freely: it never reads past the last key."""
     if holds("unified-split-of-odd-heads", installed) and not _is_power(request.headdim):
         return next(page for page in _PAGES if page <= seqlen_k), False

@@ -10,17 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xattn import Backend
-from xattn.registry import registry
-from xattn.rotary import selection
-from xattn.rotary.arguments import describe
 from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.ops.apply_rotary import cases, noise, oracle
 from xattn_conformance.ops.apply_rotary import problem as problems
 from xattn_conformance.ops.apply_rotary.problem import Rotary
 from xattn_conformance.ops.apply_rotary.variations import VARIATIONS
-from xattn_conformance.ops.base import Answer, Layout, Op, Switch, Variation, Wanted
+from xattn_conformance.ops.base import Layout, Op, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
@@ -67,11 +63,6 @@ class RotaryOp(Op[Rotary]):
     def digest(self, problem: Rotary) -> str:
         return problems.digest(problem)
 
-    def explain(self, call: Call, backend: str) -> Answer:
-        given = {"k": None, **call.arguments}
-        reasons = selection.entry_reasons(registry().entries[backend], describe(**given))
-        return Answer(None, tuple(reasons), "" if reasons else backend)
-
     def results(self, call: Call) -> Mapping[str, Layout]:
         q = call.tensors["q"]
         found = {"out": Layout(tuple(q.shape), q.dtype, contiguous=True)}
@@ -85,9 +76,6 @@ class RotaryOp(Op[Rotary]):
         returned = ("out",) if case.options.get("alone") else ("out", "out_k")
         names = (*returned, *(f"d{name}" for name in case.grads))
         return Wanted(columns=dict.fromkeys(names, case.shape["headdim"]), contiguous=returned, per_row=names)
-
-    def served_by(self, backend: Backend) -> bool:
-        return selection.serves(backend)
 
     def vary(self, name: str, case: Case, problem: Rotary, call: Call, device: str) -> Variation:
         return VARIATIONS[name](call)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import xattn
 from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.golden.manifest import Manifest
@@ -23,7 +22,7 @@ from xattn_conformance.ops.attention.mutants.right import RIGHT
 from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
 from xattn_conformance.ops.attention.noise import forward, gradient
 from xattn_conformance.ops.attention.problem import Problem
-from xattn_conformance.ops.base import Answer, Layout, Op, Switch, Variation, Wanted
+from xattn_conformance.ops.base import Layout, Op, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
 from xattn_conformance.result import Check
 from xattn_conformance.tolerance.arithmetic import Arithmetic
@@ -113,11 +112,6 @@ class AttentionOp(Op[Problem]):
 
     def digest(self, problem: Problem) -> str:
         return inputs.digest(problem)
-
-    def explain(self, call: Call, backend: str) -> Answer:
-        explanation = xattn.explain(**call.arguments, backend=backend)
-        (candidate,) = [each for each in explanation.candidates if each.name == backend]
-        return Answer(explanation.request, candidate.reasons, candidate.kernel)
 
     def results(self, call: Call) -> Mapping[str, Layout]:
         q, v = call.tensors["q"], call.tensors["v"]

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import xattn_rocm.installation
 
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 from xattn_conformance.emulation.executor import Elsewhere
 from xattn_conformance.standins.aiter import rope
 from xattn_conformance.standins.aiter.api import Functions

@@ -18,7 +18,7 @@ import xattn_neuron.installation
 import xattn_neuron.vendor
 from xattn_neuron.installation import Installation
 
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 from xattn_conformance.emulation.executor import Elsewhere
 from xattn_conformance.standins.nki import flash_neuronxcc, flash_nxdi
 from xattn_conformance.standins.nki.nkilib_bwd import attention_bwd
