@@ -46,7 +46,7 @@ test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compil
 	$(AITER_BIN)/python -m pytest -n 2 tests/rocm/aiter $(PYTEST)
 	$(AITER_BIN)/python -m xattn_conformance run --backend aiter-triton --device cpu --profile aiter-interpreter \
 	--level extended --out build/conformance/aiter-interpreter $(CONFORMANCE)
-	$(AITER_BIN)/python -m xattn_conformance.emulation.aiter.codeobjects
+	$(AITER_BIN)/python -m xattn_elsewhere.aiter.codeobjects
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

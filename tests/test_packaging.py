@@ -18,7 +18,8 @@ from support import ROOT, build, execute, install
 
 # Folders of packages in the checkout, and where each ends up in a wheel.
 PLUGINS = {f"plugins/{folder.name}": folder.name for folder in (ROOT / "plugins").glob("xattn_*")}
-SOURCES = {"xattn": "xattn", "conformance/xattn_conformance": "xattn_conformance", **PLUGINS}
+SUITE = {f"conformance/{folder.name}": folder.name for folder in (ROOT / "conformance").glob("xattn_*")}
+SOURCES = {"xattn": "xattn", **SUITE, **PLUGINS}
 
 
 class Built(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from xattn_conformance.running import target
-from xattn_conformance.standins.nki.nkilib_cte import attention_cte
+from xattn_elsewhere.nki.standin.nkilib_cte import attention_cte
 from xattn_neuron import installation, nxdi, vendor
 from xattn_neuron.nxdi import AttentionModule, Executor
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from xattn_conformance.standins.nki import flash_neuronxcc as neuronxcc
-from xattn_conformance.standins.nki import flash_nxdi as nxdi
-from xattn_conformance.standins.nki.nkilib_bwd import attention_bwd
-from xattn_conformance.standins.nki.nkilib_cte import attention_cte
+from xattn_elsewhere.nki.standin import flash_neuronxcc as neuronxcc
+from xattn_elsewhere.nki.standin import flash_nxdi as nxdi
+from xattn_elsewhere.nki.standin.nkilib_bwd import attention_bwd
+from xattn_elsewhere.nki.standin.nkilib_cte import attention_cte
 
 
 def rows(tiles: Tensor) -> Tensor:

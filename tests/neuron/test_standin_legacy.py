@@ -15,11 +15,11 @@ from torch.autograd import Function
 from xattn_conformance.ops.call import execute
 from xattn_conformance.profiles.load import find
 from xattn_conformance.profiles.schema import parse
-from xattn_conformance.standins import nki as standin
-from xattn_conformance.standins.nki import flash_neuronxcc as neuronxcc
-from xattn_conformance.standins.nki import flash_nxdi as nxdi
-from xattn_conformance.standins.nki.cases import Row, failures
 from xattn_conformance.tolerance.arithmetic import Arithmetic
+from xattn_elsewhere.nki import standin
+from xattn_elsewhere.nki.standin import flash_neuronxcc as neuronxcc
+from xattn_elsewhere.nki.standin import flash_nxdi as nxdi
+from xattn_elsewhere.nki.standin.cases import Row, failures
 
 from xattn import AttentionOutput, UnsupportedError
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from xattn_conformance.ops.call import execute
-from xattn_conformance.standins import nki as standin
-from xattn_conformance.standins.nki.cases import Row, failures
-from xattn_conformance.standins.nki.nkilib_bwd import attention_bwd
-from xattn_conformance.standins.nki.nkilib_cte import attention_cte
+from xattn_elsewhere.nki import standin
+from xattn_elsewhere.nki.standin.cases import Row, failures
+from xattn_elsewhere.nki.standin.nkilib_bwd import attention_bwd
+from xattn_elsewhere.nki.standin.nkilib_cte import attention_cte
 
 from xattn import AttentionOutput, UnsupportedError
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from xattn_conformance.ops.call import execute
 from xattn_conformance.profiles.load import find
 from xattn_conformance.profiles.schema import ProfileError, parse
-from xattn_conformance.standins import nki as standin
-from xattn_conformance.standins.nki.cases import Row, failures, golden
-from xattn_conformance.standins.nki.flash_nxdi import FlashConfig, flash_fwd
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
+from xattn_elsewhere.nki import standin
+from xattn_elsewhere.nki.standin.cases import Row, failures, golden
+from xattn_elsewhere.nki.standin.flash_nxdi import FlashConfig, flash_fwd
 
 from xattn import UnsupportedError
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import xattn_rocm.installation
 from torch import Tensor
-from xattn_conformance.standins import aiter as standin
+from xattn_elsewhere.aiter import standin
 from xattn_rocm.installation import Installation
 
 import xattn

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ck_vendor import Install, a_clean_process, a_vendor, call, qkv  # noqa: F401
 from torch import Tensor
-from xattn_conformance.standins import aiter as standin
+from xattn_elsewhere.aiter import standin
 
 import xattn
 from xattn import AttentionOutput

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from xattn_conformance.standins.aiter.api import Functions
+from xattn_elsewhere.aiter.standin.api import Functions
 
 DENSE = """q k v dropout_p=0.0 softmax_scale=None causal=False window_size=(-1,-1,0) bias=None alibi_slopes=None
 deterministic=True return_lse=False return_attn_probs=False how_v3_bf16_cvt=1 cu_seqlens_q=None cu_seqlens_kv=None
@@ -79,7 +79,7 @@ def test_pages_crash_outside_v3(dtype: torch.dtype) -> None:
 
 def test_gradients_without_lse_are_asserted_away() -> None:
     q, k, v = qkv()
-    with pytest.raises(AssertionError, match="assert"):
+    with pytest.raises(AssertionError):
         dense("gfx90a", q.requires_grad_(), k, v)
 
 

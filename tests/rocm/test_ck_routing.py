@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from xattn_conformance.standins.aiter import ARCHS, VERSION, routes
+from xattn_elsewhere.aiter.standin import ARCHS, VERSION, routes
 from xattn_rocm.ck.routing import Call, backward, forward
 from xattn_rocm.installation import Installation
 

@@ -13,8 +13,8 @@ import xattn_rocm.installation
 from torch import Tensor
 from xattn_conformance.case import Case
 from xattn_conformance.ops.call import Execute, execute
-from xattn_conformance.standins import aiter as standin
-from xattn_conformance.standins.aiter.cases import Trap, failures, load
+from xattn_elsewhere.aiter import standin
+from xattn_elsewhere.aiter.standin.cases import Trap, failures, load
 
 from xattn import AttentionOutput, UnsupportedError, plans
 from xattn.plugin.devices import emulated

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from xattn_conformance.standins.aiter import api
+from xattn_elsewhere.aiter.standin import api
 from xattn_rocm.dropin import flash_attn_func
 
 import xattn

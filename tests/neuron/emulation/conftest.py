@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from xattn_conformance.emulation.nki import launch
+from xattn_elsewhere.nki.emulation import launch
 
 
 @pytest.fixture(autouse=True)

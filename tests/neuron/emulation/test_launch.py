@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from xattn_conformance.emulation.nki import launch
-from xattn_conformance.emulation.nki.isa import dma, vector
-from xattn_conformance.emulation.nki.language import jit, ndarray, num_programs, program_id, program_ndim
-from xattn_conformance.emulation.nki.neuronxcc import language as legacy
-from xattn_conformance.emulation.nki.tensor import LimitError, Region
+from xattn_elsewhere.nki.emulation import launch
+from xattn_elsewhere.nki.emulation.isa import dma, vector
+from xattn_elsewhere.nki.emulation.language import jit, ndarray, num_programs, program_id, program_ndim
+from xattn_elsewhere.nki.emulation.neuronxcc import language as legacy
+from xattn_elsewhere.nki.emulation.tensor import LimitError, Region
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def twice(x: Any, factor: float = 2.0) -> Any:
     out = ndarray(x.shape, x.dtype, Region.shared_hbm)
     on_chip = ndarray(x.shape, x.dtype)
     dma.dma_copy(on_chip, x)
-    vector.tensor_scalar(on_chip, on_chip, legacy.OPS["multiply"], factor)
+    vector.tensor_scalar(on_chip, on_chip, legacy.OPERATORS["multiply"], factor)
     dma.dma_copy(out, on_chip)
     return out
 

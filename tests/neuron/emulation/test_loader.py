@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from xattn_conformance.emulation.nki import kernels, launch, loader, simulator
+from xattn_elsewhere.nki.emulation import kernels, launch, loader, simulator
 
 NXDI = "neuronx_distributed_inference/modules/sliding_window/attention.py"
 NKILIB = "core/attention/attention_cte.py"
@@ -228,4 +228,4 @@ def test_what_is_not_the_real_nki_is_emulated(body: str, tmp_path: Path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     assert simulator.real() is None
     assert kernels.runs_on("cte") == "NumPy emulation of NKI"
-    assert sys.modules["nki"].jit.__module__ == "xattn_conformance.emulation.nki.language"
+    assert sys.modules["nki"].jit.__module__ == "xattn_elsewhere.nki.emulation.language"

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tiles import Array, random, rounded
-from xattn_conformance.emulation.nki.access import ds
-from xattn_conformance.emulation.nki.neuronxcc import isa
-from xattn_conformance.emulation.nki.neuronxcc import language as nl
-from xattn_conformance.emulation.nki.neuronxcc.tile import Partitions, Tile, tile_of
-from xattn_conformance.emulation.nki.tensor import LimitError, Region
+from xattn_elsewhere.nki.emulation.access import ds
+from xattn_elsewhere.nki.emulation.neuronxcc import isa
+from xattn_elsewhere.nki.emulation.neuronxcc import language as nl
+from xattn_elsewhere.nki.emulation.neuronxcc.tile import Partitions, Tile, tile_of
+from xattn_elsewhere.nki.emulation.tensor import LimitError, Region
 
 PSUM = Region.psum
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tiles import HBM, PSUM, SBUF, empty, near, op, random, rounded, same, tile
-from xattn_conformance.emulation.nki.isa import dma, gpsimd, scalar
-from xattn_conformance.emulation.nki.tensor import LimitError, Region
+from xattn_elsewhere.nki.emulation.isa import dma, gpsimd, scalar
+from xattn_elsewhere.nki.emulation.tensor import LimitError, Region
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

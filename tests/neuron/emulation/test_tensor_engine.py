@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tiles import HBM, PSUM, SBUF, empty, near, random, rounded, same, tile
-from xattn_conformance.emulation.nki.isa.target import Engine
-from xattn_conformance.emulation.nki.isa.tensor import nc_matmul, nc_transpose
-from xattn_conformance.emulation.nki.isa.vector import memset
-from xattn_conformance.emulation.nki.language import ndarray
-from xattn_conformance.emulation.nki.tensor import LimitError
+from xattn_elsewhere.nki.emulation.isa.target import Engine
+from xattn_elsewhere.nki.emulation.isa.tensor import nc_matmul, nc_transpose
+from xattn_elsewhere.nki.emulation.isa.vector import memset
+from xattn_elsewhere.nki.emulation.language import ndarray
+from xattn_elsewhere.nki.emulation.tensor import LimitError
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

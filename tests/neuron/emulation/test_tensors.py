@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tiles import HBM, PSUM, SBUF, empty, random, rounded, same, tile
-from xattn_conformance.emulation.nki import language
-from xattn_conformance.emulation.nki.access import ds
-from xattn_conformance.emulation.nki.tensor import LimitError, Region
+from xattn_elsewhere.nki.emulation import language
+from xattn_elsewhere.nki.emulation.access import ds
+from xattn_elsewhere.nki.emulation.tensor import LimitError, Region
 
 # Halfway cases of bfloat16 and float16, their overflow, subnormals, and what is no number.
 HARD = np.array(

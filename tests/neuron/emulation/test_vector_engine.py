@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from tiles import HBM, PSUM, SBUF, Array, empty, near, op, random, rounded, same, tile
-from xattn_conformance.emulation.nki.isa import vector
-from xattn_conformance.emulation.nki.isa.target import Engine, ReduceCmd
-from xattn_conformance.emulation.nki.language import ndarray
-from xattn_conformance.emulation.nki.tensor import LimitError
+from xattn_elsewhere.nki.emulation.isa import vector
+from xattn_elsewhere.nki.emulation.isa.target import Engine, ReduceCmd
+from xattn_elsewhere.nki.emulation.language import ndarray
+from xattn_elsewhere.nki.emulation.tensor import LimitError
 
 LOWEST = np.finfo(np.float32).min
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xattn_conformance.emulation.nki import language
-from xattn_conformance.emulation.nki.access import NkiTensor
-from xattn_conformance.emulation.nki.ops import OPS
-from xattn_conformance.emulation.nki.tensor import Region
 from xattn_conformance.inputs.formats import round_to
+from xattn_elsewhere.nki.emulation import language
+from xattn_elsewhere.nki.emulation.access import NkiTensor
+from xattn_elsewhere.nki.emulation.operators import OPERATORS
+from xattn_elsewhere.nki.emulation.tensor import Region
 
 SBUF, PSUM, HBM = Region.sbuf, Region.psum, Region.hbm
 
@@ -37,7 +37,7 @@ def rounded(values: Array, dtype: str) -> Array:
 
 
 def op(name: str) -> Any:
-    return OPS[name]
+    return OPERATORS[name]
 
 
 def same(got: NkiTensor, wanted: Array) -> None:

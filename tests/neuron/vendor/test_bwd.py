@@ -11,7 +11,7 @@ import pytest
 import torch
 from float64 import apart, attention, doubles
 from torch import Tensor
-from xattn_conformance.emulation.nki import kernels
+from xattn_elsewhere.nki.emulation import kernels
 
 FLOAT32 = 1e-5
 # Probabilities and what is multiplied with them are rounded to bfloat16, and so is what is added up unless `mixed`.

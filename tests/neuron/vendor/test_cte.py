@@ -12,7 +12,7 @@ import pytest
 import torch
 from float64 import apart, attention
 from torch import Tensor
-from xattn_conformance.emulation.nki import kernels
+from xattn_elsewhere.nki.emulation import kernels
 
 # Products and probabilities in bfloat16, sums in float32, whatever the inputs' type: of values up to 4.
 OUT, LSE = 2e-2, 1e-2

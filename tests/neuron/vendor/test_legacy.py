@@ -15,7 +15,7 @@ import pytest
 import torch
 from float64 import apart, attention, doubles
 from torch import Tensor
-from xattn_conformance.emulation.nki import kernels, loader
+from xattn_elsewhere.nki.emulation import kernels, loader
 
 HEADDIM = 64
 FLOAT32 = 1e-5

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from xattn_conformance.standins.nki import flash_neuronxcc as neuronxcc
-from xattn_conformance.standins.nki import flash_nxdi as nxdi
-from xattn_conformance.standins.nki.nkilib_bwd import attention_bwd
-from xattn_conformance.standins.nki.nkilib_cte import attention_cte
+from xattn_elsewhere.nki.standin import flash_neuronxcc as neuronxcc
+from xattn_elsewhere.nki.standin import flash_nxdi as nxdi
+from xattn_elsewhere.nki.standin.nkilib_bwd import attention_bwd
+from xattn_elsewhere.nki.standin.nkilib_cte import attention_cte
 
 NKILIB = ("XATTN_NKILIB_PATH", "core/attention/attention_cte.py")
 NKILIB_BWD = ("XATTN_NKILIB_PATH", "core/attention/attention_bwd.py")

@@ -1,3 +1,3 @@
 """aiter's own Triton kernels by Triton's interpreter, in this process: `make test-aiter`."""
 
-import xattn_conformance.emulation.aiter.interpreter  # noqa: F401 - installs itself
+import xattn_elsewhere.aiter.interpreter  # noqa: F401 - installs itself
