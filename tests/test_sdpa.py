@@ -14,13 +14,12 @@ import tolerance
 import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
-from xattn.capabilities import FEATURES, GRADS
-from xattn.request import Request, TensorSpec
 from xattn_conformance.ops.attention import rowwise
 from xattn_sdpa import fused
-from xattn_sdpa.backend import SdpaBackend
+from xattn_sdpa.attention import SdpaAttention
 
 import xattn
+from xattn import AttentionRequest, TensorSpec
 from xattn.explain import Candidate, explain_request
 from xattn.measure import memory, operations
 
@@ -624,16 +623,15 @@ CHECKED = (
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
-@pytest.mark.parametrize("offset", [None, 0, 3])
 @pytest.mark.parametrize("name", CHECKED)
-def test_operators_are_what_they_register(name: str, offset: int | None) -> None:
+def test_operators_are_what_they_register(name: str) -> None:
     case = CASES[name]
     call = replace(case, seqlen_q=min(case.seqlen_q, 17), seqlen_k=min(case.seqlen_k, 19)).call()
     optional = [call.tensors.get(each) for each in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k")]
     optional[2:4] = [x if x is None else x[(None,) * (4 - x.dim())] for x in optional[2:4]]
     left, right = call.options.get("window", (None, None))
     right = 0 if call.options.get("causal") else right
-    args = (call.q, call.k, call.v, *optional, left, right, offset, 0.3, call.options.get("softcap"))
+    args = (call.q, call.k, call.v, *optional, left, right, False, 0.3, call.options.get("softcap"))
     torch.library.opcheck(torch.ops.xattn_sdpa.forward.default, args, test_utils=CHECKS)
     out, lse = torch.ops.xattn_sdpa.forward(*args)
     for dlse in (None, torch.randn_like(lse)):
@@ -646,14 +644,14 @@ def test_operators_are_what_they_register(name: str, offset: int | None) -> None
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def request(device: str = "cuda", arch: str | None = "sm_90", **changes: Any) -> Request:
+def request(device: str = "cuda", arch: str | None = "sm_90", **changes: Any) -> AttentionRequest:
     """A square call in bfloat16 on a device, and what is changed in it."""
     sizes = {"batch": 2, "seqlen_q": 1024, "seqlen_k": 1024, "nheads": 8, "nheads_k": 8, "headdim": 64, "headdim_v": 64}
     given: dict[str, Any] = {"device": device, "arch": arch, "dtype": torch.bfloat16, **sizes, **changes}
-    return Request(**given)
+    return AttentionRequest(**given)
 
 
-def declared(asked: Request) -> Candidate:
+def declared(asked: AttentionRequest) -> Candidate:
     (found,) = [each for each in explain_request(asked).candidates if each.name == "sdpa"]
     return found
 
@@ -732,7 +730,7 @@ def test_what_other_devices_cannot_serve(changes: dict[str, Any], codes: list[st
     assert_reasons(request(**changes), codes)
 
 
-def assert_reasons(asked: Request, codes: list[str]) -> None:
+def assert_reasons(asked: AttentionRequest, codes: list[str]) -> None:
     found = declared(asked)
     assert [reason.code for reason in found.reasons] == codes
     assert found.kernel == ""
@@ -769,7 +767,6 @@ BLOCKS = "blocks of matmuls"
         # A band that hides nothing is none.
         ({"window": (1023, 1023)}, FLASH_OR_CUDNN),
         ({"window": (1022, 1023)}, BELOW),
-        ({"window": (1023, None), "causal": True}, FLASH_OR_CUDNN),
         ({"seqlen_q": 1, "causal": True}, FLASH_OR_CUDNN),
         # torch's causal counts from the top left.
         ({"seqlen_q": 512, "causal": True}, BELOW),
@@ -835,37 +832,8 @@ def test_a_scale_that_is_not_positive_never_meets_torchs_mask(
     assert DIRECT not in found.kernel or found.kernel == BELOW
 
 
-AT_OFFSET = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside": True}
-
-
-@pytest.mark.parametrize(
-    ("changes", "codes"),
-    [
-        ({}, []),
-        ({"offset_inside": False}, []),
-        ({"window": (3, 4), "causal": False}, []),
-        # Whether flash, which may give way to cuDNN, serves the call is known only when it comes.
-        ({"deterministic": True}, ["deterministic"]),
-        (ragged(), ["align"]),
-        (CPU, []),
-        ({**CPU, **ragged(), "deterministic": True}, []),
-    ],
-    ids=str,
-)
-def test_what_stops_an_int_align(changes: dict[str, Any], codes: list[str]) -> None:
-    backend, asked = SdpaBackend(), request(**{**AT_OFFSET, **changes})
-    assert [reason.code for reason in backend.limits(asked)] == codes
-
-
-def test_the_kernel_of_an_int_align() -> None:
-    backend = SdpaBackend()
-    assert backend.kernel(request(**AT_OFFSET)).endswith("or blocks of matmuls, as align falls")
-    assert backend.kernel(request(**AT_OFFSET, softcap=2.0)).startswith(BLOCKS)
-    assert "tile by tile" in backend.kernel(request(**{**AT_OFFSET, **CPU}))
-
-
 def test_everything_but_dropout_is_declared_for_the_cpu() -> None:
     """What the sdpa backend leaves out, `auto` gives to a backend that holds the whole score matrix."""
-    (block,) = [each for each in SdpaBackend.capabilities if each.device == "cpu"]
-    assert set(FEATURES) - block.features == {"dropout_p"}
-    assert block.grads == set(GRADS)
+    (block,) = [each for each in SdpaAttention.capabilities if each.device == "cpu"]
+    assert set(AttentionRequest.vocabulary.feature_names) - block.features == {"dropout_p"}
+    assert block.grads == set(AttentionRequest.vocabulary.grads)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared.softmax import ALIGNS
@@ -185,8 +186,10 @@ def given_tensors(**named: Any) -> dict[str, Any]:
 
 
 def readable(tensor: Tensor, *dtypes: torch.dtype) -> bool:
-    """Whether a tensor has legal values at hand: a plain CPU tensor, no fake one, none inside vmap."""
-    return is_plain(tensor) and tensor.device.type == "cpu" and tensor.dtype in dtypes and tensor.numel() > 0
+    """Whether a tensor has legal values at hand: a plain CPU tensor, no fake one, none inside vmap or torch.compile."""
+    if is_dynamo_compiling() or not is_plain(tensor):
+        return False
+    return tensor.device.type == "cpu" and tensor.dtype in dtypes and tensor.numel() > 0
 
 
 def short(value: object) -> str:
