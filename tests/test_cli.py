@@ -15,7 +15,7 @@ import torch
 from support import ROOT, Load, backend_source, qkv, stranger
 from typer.testing import CliRunner, Result
 from xattn_conformance.ops.attention import rowwise
-from xattn_conformance.ops.attention.inputs import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 import xattn
 from xattn.cli.app import app

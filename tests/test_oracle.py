@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from xattn_conformance.ops.attention import rowwise
-from xattn_conformance.ops.attention.inputs import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 FULL = {
     "causal": {"causal": True},

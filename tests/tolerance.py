@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from xattn_conformance.array import Array
-from xattn_conformance.ops.attention.inputs import Problem
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.rowwise import Row, factor, rows, sum_to
 
 STEPS = 4  # roundings of one product on its way: scaling, adding, subtracting the maximum, rescaling

@@ -19,7 +19,7 @@ from xattn_conformance.golden import manifest as manifests
 from xattn_conformance.golden.manifest import NAME, GoldenError, Manifest, read, sha256
 from xattn_conformance.ops.attention import anchors, oracle, rowwise
 from xattn_conformance.ops.attention.cases import load
-from xattn_conformance.ops.attention.inputs import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 CHOSEN = anchors.chosen()
 # A dozen small ones, of several dtypes and families.

@@ -16,7 +16,8 @@ from xattn_conformance.inputs.draw import STREAMS, Draw
 from xattn_conformance.inputs.formats import FORMATS, decode, round_to
 from xattn_conformance.inputs.philox import KNOWN_ANSWERS, philox4x32, words
 from xattn_conformance.ops.attention.families import FAMILIES
-from xattn_conformance.ops.attention.inputs import Problem, bits, digest, make, poisoned_with
+from xattn_conformance.ops.attention.inputs import bits, digest, make, poisoned_with
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.recipes import RECIPES
 from xattn_conformance.ops.attention.visibility import hidden_slots, visible
 

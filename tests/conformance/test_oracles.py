@@ -13,7 +13,8 @@ from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.ops.attention import oracle, rowwise
 from xattn_conformance.ops.attention.cases import knobs, load
-from xattn_conformance.ops.attention.inputs import Problem, make
+from xattn_conformance.ops.attention.inputs import make
+from xattn_conformance.ops.attention.problem import Problem
 
 RELATIVE = 1e-12
 Oracle = Callable[[Problem], tuple[Array, Array]]

@@ -12,7 +12,7 @@ from xattn_conformance.case import DTYPES
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.render import METRICS, by_mutant, fraction, grouped, metric_of, nearest, percent
 from xattn_conformance.mutants.table import Outcome, survivors
-from xattn_conformance.ops.attention.mutants.zoo import MUTANTS, RIGHT
+from xattn_conformance.mutants.zoo import MUTANTS, RIGHT
 from xattn_conformance.result import SUITE
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from xattn_conformance.case import DTYPES
 from xattn_conformance.mutants.table import Outcome, survivors
-from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
+from xattn_conformance.mutants.zoo import MUTANTS
 
 # What people call dtypes, short enough for a column.
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

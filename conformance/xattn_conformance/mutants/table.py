@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from xattn_conformance.case import Case
 from xattn_conformance.mutants.mutant import Mutant, Results, Right
-from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
+from xattn_conformance.mutants.zoo import MUTANTS
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.reports.tally import nearness
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic

@@ -41,7 +41,7 @@ class Layout:
 @dataclass(frozen=True)
 class Answer:
     """What the core says about a call, before it runs: the request that the backend's capability block is held against
-    (None for an op that no block speaks of), everything that the backend says stops it, and the kernel that it would
+    (None for an op that the core does not have), everything that the backend says stops it, and the kernel that would
     run."""
 
     request: Request | None

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from xattn_conformance.mutants.witnesses import witnesses_in
-from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
+from xattn_conformance.mutants.zoo import MUTANTS
 from xattn_conformance.profiles import known
 from xattn_conformance.profiles.schema import Profile, Waiver
 from xattn_conformance.profiles.waivers import raise_limit

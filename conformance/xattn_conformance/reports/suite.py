@@ -11,7 +11,7 @@ import numpy as np
 from xattn_conformance.case import Case, Level
 from xattn_conformance.golden.inputs import digest_of
 from xattn_conformance.golden.manifest import manifest_digest
-from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
+from xattn_conformance.mutants.zoo import MUTANTS
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import load
 from xattn_conformance.profiles.admission import admit

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.witnesses import witnesses_in
-from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
+from xattn_conformance.mutants.zoo import MUTANTS
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import Canary
 from xattn_conformance.running.target import Target

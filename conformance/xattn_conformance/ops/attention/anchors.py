@@ -31,7 +31,8 @@ from xattn_conformance.golden.manifest import (
 )
 from xattn_conformance.ops.attention import oracle, rowwise
 from xattn_conformance.ops.attention.cases import knobs, load
-from xattn_conformance.ops.attention.inputs import Problem, bits, digest, make
+from xattn_conformance.ops.attention.inputs import bits, digest, make
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.result import SUITE
 
 Tensors = dict[str, NDArray[Any]]

@@ -15,7 +15,7 @@ import numpy as np
 from xattn_conformance.array import Array
 from xattn_conformance.inputs.draw import Draw, Ints
 from xattn_conformance.inputs.formats import FORMATS
-from xattn_conformance.ops.attention.inputs import Problem
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.visibility import poisoned_with, visible
 
 Family = Callable[[Problem, Draw], Problem]

@@ -14,7 +14,7 @@ from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.formats import encode, round_to
 from xattn_conformance.ops.attention import recipes
 from xattn_conformance.ops.attention.families import FAMILIES
-from xattn_conformance.ops.attention.inputs import Problem
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.visibility import poisoned_with as poisoned_with
 
 # Float tensors by the format they are held in; "" is the dtype of q.

@@ -18,10 +18,10 @@ from xattn_conformance.golden.manifest import Manifest
 from xattn_conformance.inputs import philox
 from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.attention import anchors, cases, dropout, inputs, variations
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants.right import RIGHT
 from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
 from xattn_conformance.ops.attention.noise import forward, gradient
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.base import Layout, Op, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
 from xattn_conformance.result import Check

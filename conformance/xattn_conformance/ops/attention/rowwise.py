@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
-from xattn_conformance.ops.attention.inputs import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 
 def factor(problem: Problem) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
-from xattn_conformance.ops.attention.inputs import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 Flags = NDArray[np.bool_]
 

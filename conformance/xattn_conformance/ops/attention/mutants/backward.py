@@ -12,9 +12,9 @@ import numpy as np
 
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.numbers import F32
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants.grouped import Bools
 from xattn_conformance.ops.attention.mutants.kernel import INF, Kernel
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
 

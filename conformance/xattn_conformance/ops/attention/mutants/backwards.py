@@ -11,7 +11,6 @@ import numpy as np
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import IN_FLOAT32, Mutant
 from xattn_conformance.mutants.numbers import to_dtype
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants import gradients
 from xattn_conformance.ops.attention.mutants.conditions import (
     Change,
@@ -37,6 +36,7 @@ from xattn_conformance.ops.attention.mutants.masks import (
 )
 from xattn_conformance.ops.attention.mutants.options import moves, off, scale, scaled, scaled_by
 from xattn_conformance.ops.attention.mutants.ways import backward_misread, backward_misreturn, backward_misstep
+from xattn_conformance.ops.attention.problem import Problem
 
 
 def asks(*names: str) -> Condition:

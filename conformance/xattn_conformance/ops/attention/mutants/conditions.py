@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants.grouped import Grouped
+from xattn_conformance.ops.attention.problem import Problem
 
 Change = Callable[[Problem], Problem]
 Condition = Callable[[Problem], bool]

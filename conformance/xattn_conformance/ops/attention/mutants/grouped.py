@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.numbers import F32
-from xattn_conformance.ops.attention.inputs import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 Bools = NDArray[np.bool_]
 

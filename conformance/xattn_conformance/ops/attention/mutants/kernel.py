@@ -11,8 +11,8 @@ import numpy as np
 
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.numbers import F32, Numbers
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants.grouped import Bools, Grouped
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
 INF = np.float32(np.inf)

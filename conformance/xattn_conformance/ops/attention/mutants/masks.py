@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from xattn_conformance.mutants.mutant import Mutant
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants.conditions import Change, Condition, always, both, has, sees_differently
 from xattn_conformance.ops.attention.mutants.ways import misread, with_mask
+from xattn_conformance.ops.attention.problem import Problem
 
 
 def positional(problem: Problem) -> bool:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import IN_FLOAT32, NOWHERE, Mutant
 from xattn_conformance.mutants.numbers import to_dtype
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants.conditions import (
     Change,
     Condition,
@@ -23,6 +22,7 @@ from xattn_conformance.ops.attention.mutants.conditions import (
 )
 from xattn_conformance.ops.attention.mutants.grouped import Grouped
 from xattn_conformance.ops.attention.mutants.ways import full, misread
+from xattn_conformance.ops.attention.problem import Problem
 
 
 def scale(problem: Problem) -> float:

@@ -10,7 +10,6 @@ import numpy as np
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import IN_FLOAT32, NOWHERE, Mutant, Results
 from xattn_conformance.mutants.numbers import nearest, to_dtype
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants.conditions import (
     Condition,
     always,
@@ -25,6 +24,7 @@ from xattn_conformance.ops.attention.mutants.conditions import (
 from xattn_conformance.ops.attention.mutants.kernel import attend
 from xattn_conformance.ops.attention.mutants.options import off, scale
 from xattn_conformance.ops.attention.mutants.ways import misreturn
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 Edit = Callable[[Problem, Array], Array]

@@ -9,10 +9,10 @@ import numpy as np
 
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import Results, Right
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants.conditions import computes
 from xattn_conformance.ops.attention.mutants.grouped import Grouped
 from xattn_conformance.ops.attention.mutants.ways import answer
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from xattn_conformance.mutants.mutant import IN_FLOAT32
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants import kernels
 from xattn_conformance.ops.attention.mutants.conditions import Condition, always, both, has, has_dead_rows, keys_beyond
 from xattn_conformance.ops.attention.mutants.grouped import Grouped
 from xattn_conformance.ops.attention.mutants.kernel import Kernel
 from xattn_conformance.ops.attention.mutants.kernels import TILE
 from xattn_conformance.ops.attention.mutants.ways import misstep
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 

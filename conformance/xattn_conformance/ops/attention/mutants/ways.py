@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import NOWHERE, Mutant, Results
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.mutants.backward import Backward
 from xattn_conformance.ops.attention.mutants.conditions import Change, Condition, both, computes
 from xattn_conformance.ops.attention.mutants.kernel import Kernel, attend
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
 

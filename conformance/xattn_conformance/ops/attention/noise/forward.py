@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.noise.scores import Noise, noise
 from xattn_conformance.ops.attention.oracle import Head, heads, scale
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
 from xattn_conformance.tolerance.rounding import coarse, rounding, square, truncation

@@ -21,9 +21,9 @@ import msgspec
 import numpy as np
 
 from xattn_conformance.array import Array
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.noise.scores import Noise, noise
 from xattn_conformance.ops.attention.oracle import Head, heads, scale
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
 from xattn_conformance.tolerance.rounding import STEPS, coarse, products, rounding, square, truncation

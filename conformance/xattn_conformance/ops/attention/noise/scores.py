@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from xattn_conformance.array import Array
-from xattn_conformance.ops.attention.inputs import Problem
 from xattn_conformance.ops.attention.oracle import Head, scale
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.rounding import STEPS, coarse, products, rounding, square, truncation
 from xattn_conformance.tolerance.units import SINGLE, UNITS
