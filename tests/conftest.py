@@ -19,6 +19,13 @@ from xattn.testing import fresh
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def as_a_process_starts() -> Iterator[None]:
+    """No test sees another's plans, nor which warnings it was given."""
+    with fresh():
+        yield
+
+
 @pytest.fixture
 def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on sys.path for strangers' distributions; what was imported from it is forgotten afterwards."""

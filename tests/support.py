@@ -107,30 +107,43 @@ def stranger(
     return list(Distribution.at(info).entry_points)
 
 
-def backend_source(name: str, answer: float, priority: int = 1000, body: str = "") -> str:
-    """A plugin module with one backend that accepts every float32 call on the CPU and answers with a constant, so that
-    its answer tells who served. `body`: further members of the class, which may override the ones here."""
+def backend_source(name: str, answer: float, priority: int = 1000, body: str = "", backend: str = "") -> str:
+    """A plugin module with one backend, whose kernel accepts every float32 call of `attention` on the CPU and answers
+    with a constant, so that its answer tells who served.
+
+    body, backend: further members of the kernel's class and of the backend's, which may override the ones here.
+    """
     return f"""
 import torch
 import xattn
-from xattn.capabilities import FEATURES, GRADS
 
-class Stranger(xattn.Backend):
-    name = {name!r}
-    api_version = 1
+WORDS = xattn.AttentionRequest.vocabulary
+
+class Attention(xattn.AttentionKernel):
     capabilities = (
         xattn.Capabilities(
-            device="cpu", dtypes=frozenset({{torch.float32}}), features=frozenset(FEATURES), grads=frozenset(GRADS),
-            priority={{"default": {priority}}}, checked="never",
+            device="cpu", dtypes=frozenset({{torch.float32}}), features=frozenset(WORDS.feature_names),
+            grads=frozenset(WORDS.grads), priority={{"default": {priority}}}, checked="never",
         ),
     )
 
     def plan(self, request):
         return lambda q, k, v, **tensors: torch.full_like(q, {answer})
 
-{textwrap.indent(textwrap.dedent(body), "    ")}
+{_members(body)}
+
+class Stranger(xattn.Backend):
+    name = {name!r}
+    api_version = 1
+    kernels = (Attention(),)
+
+{_members(backend)}
 
 @xattn.hookimpl
 def xattn_backends():
     return [Stranger()]
 """
+
+
+def _members(source: str) -> str:
+    return textwrap.indent(textwrap.dedent(source), "    ")

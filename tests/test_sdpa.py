@@ -14,13 +14,12 @@ import tolerance
 import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
-from xattn.capabilities import FEATURES, GRADS
-from xattn.request import Request, TensorSpec
 from xattn_conformance.golden import rowwise
 from xattn_sdpa import fused
-from xattn_sdpa.backend import SdpaBackend
+from xattn_sdpa.attention import SdpaAttention
 
 import xattn
+from xattn import AttentionRequest, TensorSpec
 from xattn.explain import Candidate, explain_request
 from xattn.measure import memory, operations
 
@@ -575,7 +574,7 @@ def test_memory_of_a_window_grows_with_the_sequence_alone(right: int) -> None:
         assert forward < tensors + tile
         # dq, dk and dv, lse without infinities, and what the kernel returns for a tile.
         assert backward < tensors + 2 * tile
-        # All in all less than a band of float32 scores of one head.
+        # All in all less than the float32 scores of one head that the window shows.
         assert max(forward, backward) < tensors + 4 * seqlen * (64 + window + right)
         found[seqlen] = forward, backward
     for short, long in zip(found[2048], found[8192], strict=True):
@@ -646,14 +645,14 @@ def test_operators_are_what_they_register(name: str, offset: int | None) -> None
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def request(device: str = "cuda", arch: str | None = "sm_90", **changes: Any) -> Request:
+def request(device: str = "cuda", arch: str | None = "sm_90", **changes: Any) -> AttentionRequest:
     """A square call in bfloat16 on a device, and what is changed in it."""
     sizes = {"batch": 2, "seqlen_q": 1024, "seqlen_k": 1024, "nheads": 8, "nheads_k": 8, "headdim": 64, "headdim_v": 64}
     given: dict[str, Any] = {"device": device, "arch": arch, "dtype": torch.bfloat16, **sizes, **changes}
-    return Request(**given)
+    return AttentionRequest(**given)
 
 
-def declared(asked: Request) -> Candidate:
+def declared(asked: AttentionRequest) -> Candidate:
     (found,) = [each for each in explain_request(asked).candidates if each.name == "sdpa"]
     return found
 
@@ -732,7 +731,7 @@ def test_what_other_devices_cannot_serve(changes: dict[str, Any], codes: list[st
     assert_reasons(request(**changes), codes)
 
 
-def assert_reasons(asked: Request, codes: list[str]) -> None:
+def assert_reasons(asked: AttentionRequest, codes: list[str]) -> None:
     found = declared(asked)
     assert [reason.code for reason in found.reasons] == codes
     assert found.kernel == ""
@@ -853,19 +852,17 @@ AT_OFFSET = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside"
     ids=str,
 )
 def test_what_stops_an_int_align(changes: dict[str, Any], codes: list[str]) -> None:
-    backend, asked = SdpaBackend(), request(**{**AT_OFFSET, **changes})
-    assert [reason.code for reason in backend.limits(asked)] == codes
+    assert_reasons(request(**{**AT_OFFSET, **changes}), codes)
 
 
 def test_the_kernel_of_an_int_align() -> None:
-    backend = SdpaBackend()
-    assert backend.kernel(request(**AT_OFFSET)).endswith("or blocks of matmuls, as align falls")
-    assert backend.kernel(request(**AT_OFFSET, softcap=2.0)).startswith(BLOCKS)
-    assert "tile by tile" in backend.kernel(request(**{**AT_OFFSET, **CPU}))
+    assert declared(request(**AT_OFFSET)).kernel.endswith("or blocks of matmuls, as align falls")
+    assert declared(request(**AT_OFFSET, softcap=2.0)).kernel.startswith(BLOCKS)
+    assert "tile by tile" in declared(request(**{**AT_OFFSET, **CPU})).kernel
 
 
 def test_everything_but_dropout_is_declared_for_the_cpu() -> None:
     """What the sdpa backend leaves out, `auto` gives to a backend that holds the whole score matrix."""
-    (block,) = [each for each in SdpaBackend.capabilities if each.device == "cpu"]
-    assert set(FEATURES) - block.features == {"dropout_p"}
-    assert block.grads == set(GRADS)
+    (block,) = [each for each in SdpaAttention.capabilities if each.device == "cpu"]
+    assert set(AttentionRequest.vocabulary.feature_names) - block.features == {"dropout_p"}
+    assert block.grads == set(AttentionRequest.vocabulary.grads)

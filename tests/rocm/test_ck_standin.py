@@ -11,10 +11,10 @@ import pytest
 import torch
 import xattn_rocm.installation
 from torch import Tensor
+from traps import Trap, failures, load
 from xattn_conformance.case import Case
 from xattn_conformance.ops.call import Execute, execute
 from xattn_elsewhere.aiter import standin
-from xattn_elsewhere.aiter.standin.cases import Trap, failures, load
 
 from xattn import AttentionOutput, UnsupportedError, plans
 from xattn.plugin.devices import emulated

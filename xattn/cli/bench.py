@@ -1,4 +1,5 @@
-"""`xattn bench`: one call on every backend that can serve it, and on torch's own SDPA where that can express it."""
+"""`xattn bench`: a call of the default op on every backend that can serve it, and on torch's own SDPA where that can
+express it."""
 
 from __future__ import annotations
 
@@ -19,14 +20,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-import xattn
-from xattn.cli.call import Call, Tensors, takes_call
-from xattn.cli.explain import present_arch, show
+from xattn import AttentionRequest
+from xattn.cli.explain import show
+from xattn.cli.flags import Flags, Tensors, takes_flags
 from xattn.cli.plot import plot
 from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
 from xattn.explain import Explanation, explain_request
-from xattn.measure import Timing, alternate, hardware
+from xattn.measure import Timing, alternate, processor
 from xattn.measure.timing import OnRound
+from xattn.ops.table import DEFAULT
 
 TORCH = "torch SDPA"
 # The progress bar is drawn between rounds, this rarely, so that drawing it costs the measurement nothing.
@@ -60,9 +62,9 @@ class Bench:
         return {*(() if self.timing is None else self.timing.samples), *self.failures}
 
 
-@takes_call
+@takes_flags
 def bench(
-    call: Call,
+    flags: Flags,
     seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure, about.")] = 3.0,
     out_dir: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write bench.json and bench.png there.")
@@ -75,14 +77,14 @@ def bench(
     Exits with 1 where no backend can serve the call or one fails.
     """
     with usage_errors():
-        device = _device(call.device)
-        request = call.request(present_arch(call.device))
-        explanation = explain_request(request, call.choice)
+        device = _device(flags.device)
+        request = flags.request()
+        explanation = explain_request(request, flags.choice)
         if explanation.backend is None:
             show(explanation, err())
             raise typer.Exit(FAILED)
         with _Bar() as on_round:
-            result = measure(call, explanation, device, seconds, on_round)
+            result = measure(flags, request, explanation, device, seconds, on_round)
     if json:
         print_json(result.as_dict())
     else:
@@ -131,30 +133,35 @@ class _Bar:
 
 
 def measure(
-    call: Call, explanation: Explanation, device: torch.device, seconds: float, on_round: OnRound | None = None
+    flags: Flags,
+    request: AttentionRequest,
+    explanation: Explanation,
+    device: torch.device,
+    seconds: float,
+    on_round: OnRound | None = None,
 ) -> Bench:
-    q, k, v, tensors = call.tensors(device)
-    arguments = call.arguments(tensors)
+    q, k, v, tensors = flags.tensors(device)
+    arguments = flags.arguments(tensors)
     leaves = [tensor for tensor in (q, k, v, *tensors.values()) if tensor.requires_grad]
     candidates: dict[str, Callable[[], object]] = {}
-    native = torch_arguments(explanation.request, tensors)
+    native = torch_arguments(request, tensors)
     if native is not None:
         candidates[TORCH] = _trained(lambda: _torch(q, k, v, native), leaves)
     for candidate in explanation.candidates:
         if candidate.asked and not candidate.reasons:
             # Bound by default arguments: each candidate keeps its own name.
             def attend(name: str = candidate.name) -> Any:
-                return xattn.attention(q, k, v, backend=name, **arguments)
+                return DEFAULT.function(q, k, v, backend=name, **arguments)
 
             candidates[candidate.name] = _trained(attend, leaves)
     failures = _failures(candidates)
     working = {name: run for name, run in candidates.items() if name not in failures}
     if not working:
-        return Bench(explanation, hardware(device), None, None, failures)
+        return Bench(explanation, processor(device), None, None, failures)
     base = next((name for name in (TORCH, explanation.backend) if name in working), next(iter(working)))
     assert base is not None
     timing = alternate(working, device=device, seconds=seconds, on_round=on_round)
-    return Bench(explanation, hardware(device), base, timing, failures)
+    return Bench(explanation, processor(device), base, timing, failures)
 
 
 def _trained(run: Callable[[], Any], leaves: list[Tensor]) -> Callable[[], object]:
@@ -181,13 +188,15 @@ def _failures(candidates: Mapping[str, Callable[[], object]]) -> dict[str, str]:
     return failures
 
 
-def torch_arguments(request: Any, tensors: Tensors) -> dict[str, Any] | None:
+def torch_arguments(request: AttentionRequest, tensors: Tensors) -> dict[str, Any] | None:
     """The arguments of F.scaled_dot_product_attention that mean the same call, or None where it has none.
 
     Only what it takes as it is: no mask built to stand for a window, say.
     """
     lacks = (request.window, request.softcap, request.sinks, request.alibi_slopes, request.seqlens_k)
     if any(feature is not None for feature in lacks) or request.return_lse or request.deterministic:
+        return None
+    if request.offset is None:  # the diagonal lies where the call says
         return None
     # One query, aligned with the last key, sees every key.
     causal = request.causal and request.offset < request.seqlen_k - 1

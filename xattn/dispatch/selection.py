@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -136,7 +137,7 @@ def _warn_if_broken(rejected: Mapping[str, Sequence[Reason]]) -> None:
         if reasons[0].code == "broken" and name not in _warned:
             _warned.add(name)
             text = f"xattn goes on without the backend {name!r}: {reasons[0]}"
-            warnings.warn(text, BrokenBackendWarning, stacklevel=6)
+            _warn(text, BrokenBackendWarning)
 
 
 def _warn_if_slow(
@@ -152,9 +153,16 @@ def _warn_if_slow(
     _warned.add(key)
     text = "; ".join(f"{name}: {', '.join(map(str, reasons))}" for name, reasons in why.items())
     text = text or "none is installed for this device"
-    warnings.warn(
+    _warn(
         f"xattn takes the slow backend {entry.name!r} for a large problem ({request}). It holds all "
         f"{request.scores:,} scores at once. The faster ones cannot serve it: {text}",
         SlowBackendWarning,
-        stacklevel=6,
     )
+
+
+def _warn(text: str, category: type[Warning]) -> None:
+    """Warn of the line that called xattn. How many frames of xattn's own lie in between depends on the way here."""
+    frame, level = sys._getframe().f_back, 2
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "xattn":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)

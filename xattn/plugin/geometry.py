@@ -5,15 +5,19 @@ In the contract's words: query i sees key j when i + off - left <= j <= i + off 
 is aligned with, seqlen_k - seqlen_q for "bottom_right" and 0 for "top_left". A side of None is open. (left, right) is
 the band of the call: causal=True makes its right side 0, whatever the window says.
 
-A kernel that knows fewer bands than the contract serves more calls when it gets the smallest equal problem:
+A kernel that has few bands serves more calls when it gets the smallest equal problem. One that has none, but causal
+from the first query and key to the last of both:
 
     whole = Geometry.of(request)
     kept = whole.trimmed()
-    if kept.left is None and (kept.right is None or kept.square):
+    if kept.full or (kept.left is None and kept.square):
+
         def run(q, k, v):
             q = q[:, whole.first_q : whole.end_q]
             k, v = k[:, whole.first_k : whole.end_k], v[:, whole.first_k : whole.end_k]
-            ...  # kernel(q, k, v, causal=kept.causal); what was cut off of q are rows of 0
+            out = kernel(q, k, v, causal=kept.causal)
+            # The queries that were cut off see no key: rows of 0.
+            return F.pad(out, (0, 0, 0, 0, whole.first_q, whole.seqlen_q - whole.end_q))
 
 Keys that no query sees may hold NaN. A kernel that loads them multiplies NaN by a weight of 0, and the NaN reaches the
 output: so cut them off, as above, whatever the kernel masks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of
+from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of, wants_grad
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
@@ -94,11 +94,12 @@ class AttentionRequest(SoftmaxRequest):
 
     @property
     def any_grad(self) -> bool:
-        return super().any_grad or (self.bias is not None and self.bias.requires_grad)
+        # Of a property, torch.compile cannot trace super().
+        return self.requires_grad or wants_grad(self.sinks) or wants_grad(self.bias)
 
     def wanted_grads(self) -> list[str]:
         wanted = super().wanted_grads()
-        return [*wanted, "bias"] if self.bias is not None and self.bias.requires_grad else wanted
+        return [*wanted, "bias"] if wants_grad(self.bias) else wanted
 
     @property
     def empty(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared.softmax import ALIGNS
@@ -184,9 +185,12 @@ def given_tensors(**named: Any) -> dict[str, Any]:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def readable(tensor: Tensor, *dtypes: torch.dtype) -> bool:
-    """Whether a tensor has legal values at hand: a plain CPU tensor, no fake one, none inside vmap."""
-    return is_plain(tensor) and tensor.device.type == "cpu" and tensor.dtype in dtypes and tensor.numel() > 0
+def readable(tensor: Any, *dtypes: torch.dtype, on_device: bool = False) -> bool:
+    """Whether a tensor has legal values to look at: a plain one, no fake one, none inside vmap, none that torch.compile
+    traces. On a device it would stop the stream: only where the caller asked for it."""
+    if is_dynamo_compiling() or not is_plain(tensor) or tensor.dtype not in dtypes or tensor.numel() == 0:
+        return False
+    return on_device or bool(tensor.device.type == "cpu")
 
 
 def short(value: object) -> str:

@@ -11,7 +11,6 @@ from torch.compiler import is_compiling
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks
-from xattn.plugin.tensors import is_plain
 
 
 def bucket(size: int) -> int:
@@ -61,11 +60,6 @@ def check_cu_seqlens(name: str, cu_seqlens: Any, q: Tensor) -> None:
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
         want = "(batch + 1,), beginning with 0"
         raise InvalidArgumentError(name, f"shape {tuple(cu_seqlens.shape)}", want)
-
-
-def readable(tensor: Any, check: bool) -> bool:
-    """Whether the values of a tensor are to be looked at: on the CPU always, on a device where the caller asks."""
-    return is_plain(tensor) and tensor.numel() > 0 and (tensor.device.type == "cpu" or check)
 
 
 def check_lengths(name: str, cu_seqlens: Tensor, total: int, bound_name: str, bound: int | None) -> None:

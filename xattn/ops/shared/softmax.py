@@ -67,12 +67,12 @@ class SoftmaxRequest(Request):
     @property
     def any_grad(self) -> bool:
         """Whether a backward pass may follow."""
-        return self.requires_grad or (self.sinks is not None and self.sinks.requires_grad)
+        return self.requires_grad or wants_grad(self.sinks)
 
     def wanted_grads(self) -> list[str]:
         wanted = (
             ("qkv", self.requires_grad),
-            ("sinks", self.sinks is not None and self.sinks.requires_grad),
+            ("sinks", wants_grad(self.sinks)),
             ("lse", self.return_lse and self.any_grad),
         )
         return [name for name, is_wanted in wanted if is_wanted]
@@ -93,6 +93,10 @@ class SoftmaxRequest(Request):
             if spec is not None:
                 parts.append(f"{name}={spec}")
         return parts
+
+
+def wants_grad(spec: TensorSpec | None) -> bool:
+    return spec is not None and spec.requires_grad
 
 
 def phase_of(any_grad: bool, seqlen_q: int) -> Phase:

@@ -182,6 +182,6 @@ def check_values(
         ("k", k, cu_seqlens_k, max_seqlen_k),
     ):
         packed = isinstance(tensor, Tensor) and tensor.dim() == 3 and lengths.are_cu_seqlens(cu_seqlens)
-        if packed and lengths.readable(cu_seqlens, check):
+        if packed and checks.readable(cu_seqlens, torch.int32, on_device=check):
             lengths.check_lengths(f"cu_seqlens_{side}", cu_seqlens, tensor.shape[0], f"max_seqlen_{side}", bound)
     checks.check_slopes(alibi_slopes)

@@ -1,4 +1,4 @@
-"""One attention call out of command-line options: as a request for any device, or with tensors on this machine's."""
+"""One call of the default op out of options: as a request for any device, or with tensors on this machine's."""
 
 from __future__ import annotations
 
@@ -12,39 +12,33 @@ import torch
 import typer
 from torch import Tensor
 
+from xattn import AttentionRequest
+from xattn.cli import values
+from xattn.cli.request import NOWHERE, request_of
 from xattn.dispatch.choice import Choice, chosen
-from xattn.dispatch.registry import registry, split_names
+from xattn.dispatch.registry import split_names
 from xattn.ops.table import DEFAULT
-from xattn.plugin.request import Request
 
 # The optional tensors of a call, by name.
 Tensors = dict[str, Tensor]
 
-DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHAPE, FEATURES, WHERE = "Shape", "Features", "Where it runs"
-
-
-def _known(device: str) -> str:
-    """A device name as in `Request.device`: a typo would be a device that only `reference` serves."""
-    kernels = [kernel for entry in registry().entries.values() for kernel in entry.backend.kernels]
-    declared = {block.device for kernel in kernels for block in kernel.capabilities}
-    try:
-        plain = torch.device(device).type == device
-    except RuntimeError:
-        plain = False
-    if not plain and device not in declared - {"any"} | {"neuron"}:
-        raise typer.BadParameter(f"{device!r} is no device; name one as torch or a plugin does, without an index")
-    return device
+# What a call of any op has.
+COMMON = frozenset({"dtype", "device", "backend"})
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
-    """The options, as typed. `takes_call` gives them to a command."""
+class Flags:
+    """The options, as typed. `takes_flags` gives them to a command."""
 
     shape: Annotated[
-        str,
-        typer.Option(metavar="B,SQ,H,D", help="Shape of q: batch, seqlen_q, nheads, headdim.", rich_help_panel=SHAPE),
-    ]
+        str | None,
+        typer.Option(
+            metavar="B,SQ,H,D",
+            help="Shape of q: batch, seqlen_q, nheads, headdim. Has no default.",
+            rich_help_panel=SHAPE,
+        ),
+    ] = None
     shape_k: Annotated[
         str | None,
         typer.Option(
@@ -126,7 +120,7 @@ class Call:
         return chosen(names[0] if len(names) == 1 else names)
 
     def arguments(self, tensors: Tensors) -> dict[str, Any]:
-        """The keyword arguments of `xattn.attention`, but `backend`."""
+        """The keyword arguments of the op's function, but `backend`."""
         return {
             "causal": self.causal,
             "window": _window(self.window),
@@ -139,21 +133,32 @@ class Call:
             **tensors,
         }
 
-    def request(self, arch: str | None = None) -> Request:
+    def request(self, arch: str | None = None) -> AttentionRequest:
         """The call on a device that this machine need not have: validated with tensors that hold no data."""
-        q, k, v, tensors = self.tensors(torch.device("meta"))
-        request = DEFAULT.prepare(q, k, v, **self.arguments(tensors)).request
-        # What its values say, no meta tensor tells.
+        q, k, v, tensors = self.tensors(NOWHERE)
+        arguments = {"q": q, "k": k, "v": v, **self.arguments(tensors)}
+        request = request_of(DEFAULT, arguments, self.device, arch)
+        # What its values say, no tensor without data tells.
         if self.seqlens_k is not None and DEFAULT.check_values is not None:
-            DEFAULT.check_values(q, k, v, seqlens_k=torch.tensor(_ints(self.seqlens_k, "--seqlens-k")))
-        return dataclasses.replace(request, device=_known(self.device), arch=arch)
+            DEFAULT.check_values(q, k, v, seqlens_k=torch.tensor(values.sizes(self.seqlens_k, "--seqlens-k")))
+        assert isinstance(request, AttentionRequest)
+        return request
+
+    def refuse_shape_and_features(self) -> None:
+        """Raise where an option is given that has no place beside arguments by name."""
+        for field in dataclasses.fields(self):
+            if field.name not in COMMON and getattr(self, field.name) != field.default:
+                option = "--" + field.name.replace("_", "-")
+                raise typer.BadParameter("not beside an op's name or arguments as NAME=VALUE", param_hint=option)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensors]:
         """q, k, v and the optional tensors, random, with requires_grad as asked."""
-        batch, seqlen_q, nheads, headdim = _ints(self.shape, "--shape", 4)
+        if self.shape is None:
+            raise typer.BadParameter("missing; it is q's, as 1,1024,32,128", param_hint="--shape")
+        batch, seqlen_q, nheads, headdim = values.sizes(self.shape, "--shape", 4)
         batch_k, seqlen_k, nheads_k = self._shape_k(batch, seqlen_q, nheads)
         headdim_v = headdim if self.headdim_v is None else self.headdim_v
-        dtype = _dtype(self.dtype)
+        dtype = values.dtype(self.dtype, "--dtype")
 
         def random(*shape: int, grad: bool = False) -> Tensor:
             wide = torch.randn(shape, device=device)
@@ -169,11 +174,11 @@ class Call:
             # The slopes of the ALiBi paper: 2^(-8/n), 2^(-16/n), ...
             tensors["alibi_slopes"] = torch.exp2(-8.0 / nheads * torch.arange(1, nheads + 1, device=device)).float()
         if self.bias is not None:
-            tensors["bias"] = random(*_ints(self.bias, "--bias"), grad=self.grad_bias)
+            tensors["bias"] = random(*values.sizes(self.bias, "--bias"), grad=self.grad_bias)
         if self.mask is not None:
-            tensors["mask"] = torch.rand(_ints(self.mask, "--mask"), device=device) < 0.9
+            tensors["mask"] = torch.rand(values.sizes(self.mask, "--mask"), device=device) < 0.9
         if self.seqlens_k is not None:
-            lengths = torch.tensor(_ints(self.seqlens_k, "--seqlens-k"), dtype=torch.int32)
+            lengths = torch.tensor(values.sizes(self.seqlens_k, "--seqlens-k"), dtype=torch.int32)
             tensors["seqlens_k"] = lengths.to(device)
         for name, asked in (("bias", self.grad_bias), ("sinks", self.grad_sinks)):
             if asked and name not in tensors:
@@ -186,22 +191,22 @@ class Call:
             return batch, seqlen_k, nheads if self.nheads_k is None else self.nheads_k
         if self.seqlen_k is not None or self.nheads_k is not None:
             raise typer.BadParameter("not beside --seqlen-k or --nheads-k", param_hint="--shape-k")
-        batch_k, seqlen_k, nheads_k = _ints(self.shape_k, "--shape-k", 3)
+        batch_k, seqlen_k, nheads_k = values.sizes(self.shape_k, "--shape-k", 3)
         return batch_k, seqlen_k, nheads_k
 
 
-def takes_call(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Call` in place of its first parameter.
+def takes_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Flags` in place of its first parameter.
 
     Typer reads options from a signature, so this writes one: two commands share 24 options without repeating them.
     """
-    fields = dataclasses.fields(Call)
-    hints = get_type_hints(Call, include_extras=True)
+    fields = dataclasses.fields(Flags)
+    hints = get_type_hints(Flags, include_extras=True)
     parameters = [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            default=field.default,
             annotation=hints[field.name],
         )
         for field in fields
@@ -210,23 +215,12 @@ def takes_call(command: Callable[..., None]) -> Callable[..., None]:
     parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
 
     @functools.wraps(command)
-    def with_options(**values: Any) -> None:
-        call = Call(**{field.name: values.pop(field.name) for field in fields})
-        command(call, **values)
+    def with_options(**given: Any) -> None:
+        flags = Flags(**{field.name: given.pop(field.name) for field in fields})
+        command(flags, **given)
 
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return with_options
-
-
-def _ints(text: str, option: str, count: int | None = None) -> list[int]:
-    want = "whole numbers >= 0" if count is None else f"{count} whole numbers >= 0"
-    try:
-        sizes = [int(size) for size in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 0 or (count is not None and len(sizes) != count):
-        raise typer.BadParameter(f"{text!r} is not {want} with commas between", param_hint=option)
-    return sizes
 
 
 def _window(text: str | None) -> tuple[int | None, int | None] | None:
@@ -242,11 +236,7 @@ def _window(text: str | None) -> tuple[int | None, int | None] | None:
 
 def _align(text: str) -> str | int:
     """A name, or the key that query 0 is aligned with."""
-    return int(text) if text.lstrip("-").isdecimal() else text
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, DTYPES.get(name, name), None)
-    if not isinstance(dtype, torch.dtype):
-        raise typer.BadParameter(f"torch has no dtype {name!r}", param_hint="--dtype")
-    return dtype
+    try:
+        return int(text)
+    except ValueError:
+        return text
