@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +17,9 @@ from xattn_elsewhere.aiter import standin
 from xattn_rocm.installation import Installation
 
 import xattn
-from xattn import Reason, plans
+from xattn import Reason
 from xattn.plugin.devices import emulated
+from xattn.testing import fresh
 
 MATRIX = torch.zeros(160, 160, dtype=torch.bfloat16)
 ABSENT = Reason("aiter", "nothing", "aiter")
@@ -28,10 +30,9 @@ def a_clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(xattn_rocm.installation, "overridden", None)
     for name in ("ENABLE_CK", "AITER_TRITON_ONLY", "GPU_ARCHS", "CK_TILE_ATTENTION_LOGITS_SOFT_CAP_DEFAULT"):
         monkeypatch.delenv(name, raising=False)
-    plans.clear()
-    yield
+    with fresh():
+        yield
     emulated.clear()
-    plans.clear()
 
 
 class Vendor:
@@ -61,21 +62,24 @@ Install = Callable[..., Vendor]
 
 
 @pytest.fixture(name="vendor")
-def a_vendor(monkeypatch: pytest.MonkeyPatch) -> Install:
+def a_vendor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Put the recording aiter in place, on an arch and in a release."""
+    with ExitStack() as stack:
 
-    def install(arch: str = "gfx942", version: str = standin.VERSION) -> Vendor:
-        made = Vendor()
-        module = ModuleType("aiter")
-        module.__dict__.update(flash_attn_func=made.flash_attn_func, flash_attn_varlen_func=made.flash_attn_varlen_func)
-        monkeypatch.setitem(sys.modules, "aiter", module)
-        layout: Any = "flat" if version.startswith("0.1.7") else "attention"
-        monkeypatch.setattr(xattn_rocm.installation, "overridden", Installation(Path(), version, layout))
-        emulated["cpu"] = ("rocm", arch)
-        plans.clear()
-        return made
+        def install(arch: str = "gfx942", version: str = standin.VERSION) -> Vendor:
+            made = Vendor()
+            module = ModuleType("aiter")
+            module.__dict__.update(
+                flash_attn_func=made.flash_attn_func, flash_attn_varlen_func=made.flash_attn_varlen_func
+            )
+            monkeypatch.setitem(sys.modules, "aiter", module)
+            layout: Any = "flat" if version.startswith("0.1.7") else "attention"
+            monkeypatch.setattr(xattn_rocm.installation, "overridden", Installation(Path(), version, layout))
+            emulated["cpu"] = ("rocm", arch)
+            stack.enter_context(fresh())
+            return made
 
-    return install
+        yield install
 
 
 def qkv(

@@ -23,8 +23,9 @@ from xattn_rocm import rotary
 from xattn_rocm.installation import Installation
 
 import xattn
-from xattn import Reason, RotaryRequest, plans
+from xattn import Reason, RotaryRequest
 from xattn.plugin.devices import emulated
+from xattn.testing import fresh
 
 OP = OPS["apply_rotary"]
 SMALL = [case for case in (*OP.cases(), *OP.knob_cases()) if case.shape["seqlen_q"] <= 65]
@@ -38,11 +39,10 @@ def gfx942(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The stand-in of an MI300X, for one test."""
     monkeypatch.setattr(xattn_rocm.installation, "overridden", None)
     monkeypatch.setitem(sys.modules, "aiter", None)
-    plans.clear()
     standin.install("gfx942")
-    yield
+    with fresh():
+        yield
     emulated.clear()
-    plans.clear()
 
 
 @pytest.fixture
