@@ -14,7 +14,6 @@ from xattn_elsewhere.aiter import standin
 
 import xattn
 from xattn import AttentionOutput
-from xattn.dispatch.registry import registry
 
 
 # Of the dense function: (causal, window). Sizes are 160 queries and 160 keys where nothing else is said.
@@ -272,6 +271,6 @@ def test_results_are_what_was_asked_for(vendor: Install) -> None:
 )
 def test_auto_takes_aiter_where_its_kernels_are_known_to_build(vendor: Install, arch: str, first: str) -> None:
     vendor(arch=arch)
-    ordered = [entry.name for entry in registry().ordered(xattn.explain(*qkv(), backend="aiter").request)]
+    ordered = [candidate.name for candidate in xattn.explain(*qkv(), backend="aiter").candidates]
     assert next(name for name in ordered if name in ("aiter", "sdpa")) == first
     call(*qkv())

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from xattn_elsewhere.aiter.standin import ARCHS, VERSION, routes
-from xattn_rocm.ck.routing import Call, backward, forward
+from xattn_rocm.aiter.attention.routing import Passed, backward, forward
 from xattn_rocm.installation import Installation
 
 INSTALLED = Installation(Path(), VERSION, "attention")
@@ -87,7 +87,7 @@ CALL: dict[str, Any] = {
 }
 
 
-def standin(call: Call, arch: str) -> routes.Given:
+def standin(call: Passed, arch: str) -> routes.Given:
     """The call as the stand-in's gates see it: tensors, of which only shapes are read."""
 
     def tensor(seqlen: int, heads: int, width: int) -> Tensor:
@@ -116,7 +116,7 @@ def standin(call: Call, arch: str) -> routes.Given:
     )
 
 
-def standins_route(call: Call, arch: str) -> str:
+def standins_route(call: Passed, arch: str) -> str:
     seen = standin(call, arch)
     return routes.varlen(seen) if call.varlen else routes.dense(seen)
 
@@ -133,32 +133,32 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("changed", "wanted"), rows(DENSE))
 def test_the_plugin_has_the_forward_table(changed: Mapping[str, Any], wanted: tuple[str, ...]) -> None:
-    call = Call(**{**CALL, **changed})
+    call = Passed(**{**CALL, **changed})
     assert tuple(forward(call, arch, INSTALLED, {}) for arch in COLUMNS) == wanted
 
 
 @pytest.mark.parametrize(("changed", "wanted"), rows(DENSE))
 def test_the_standin_has_the_forward_table(changed: Mapping[str, Any], wanted: tuple[str, ...]) -> None:
-    call = Call(**{**CALL, **changed})
+    call = Passed(**{**CALL, **changed})
     assert tuple(standins_route(call, arch) for arch in COLUMNS) == wanted
 
 
 @pytest.mark.parametrize(("changed", "wanted"), rows(BACKWARD))
 def test_the_plugin_has_the_backward_table(changed: Mapping[str, Any], wanted: tuple[str, str]) -> None:
-    call = Call(**{**CALL, **changed})
+    call = Passed(**{**CALL, **changed})
     found = tuple(backward(call, arch) for arch in COLUMNS)
     assert found == (*wanted, "ck", "ck", "ck")
 
 
 @pytest.mark.parametrize(("changed", "wanted"), rows(BACKWARD))
 def test_the_standin_has_the_backward_table(changed: Mapping[str, Any], wanted: tuple[str, str]) -> None:
-    call = Call(**{**CALL, **changed})
+    call = Passed(**{**CALL, **changed})
     found = tuple(routes.backward(standin(call, arch)) for arch in COLUMNS)
     assert found == (*wanted, "ck", "ck", "ck")
 
 
 def test_opus_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    call, wide = Call(**CALL), Call(**{**CALL, "headdim": 192})
+    call, wide = Passed(**CALL), Passed(**{**CALL, "headdim": 192})
     for each, environment, wanted in (
         (call, {"AITER_ENABLE_FMHA_OPUS": "1"}, "opus"),
         (call, {"AITER_ENABLE_FMHA_OPUS": "0"}, "v3"),
@@ -173,18 +173,18 @@ def test_opus_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_old_releases_send_headdim_128_to_asm_on_every_arch() -> None:
     old = Installation(Path(), "0.1.15", "attention")
-    assert forward(Call(**CALL), "gfx90a", old, {}) == "v3"
-    assert forward(Call(**CALL), "gfx90a", Installation(Path(), "0.1.16", "attention"), {}) == "ck"
+    assert forward(Passed(**CALL), "gfx90a", old, {}) == "v3"
+    assert forward(Passed(**CALL), "gfx90a", Installation(Path(), "0.1.16", "attention"), {}) == "ck"
 
 
 def test_the_oldest_release_sends_a_softcap_to_asm() -> None:
-    call = Call(**{**CALL, "softcap": True})
+    call = Passed(**{**CALL, "softcap": True})
     assert forward(call, "gfx942", Installation(Path(), None, "flat"), {}) == "v3"
     assert forward(call, "gfx942", Installation(Path(), "0.1.8", "flat"), {}) == "ck"
 
 
 def test_the_oldest_release_has_asm_for_192_128_on_gfx950_alone() -> None:
-    call = Call(**{**CALL, "headdim": 192})
+    call = Passed(**{**CALL, "headdim": 192})
     oldest, next_one = (Installation(Path(), version, "flat") for version in ("0.1.7.post5", "0.1.8"))
     assert [forward(call, arch, oldest, {}) for arch in ("gfx942", "gfx950")] == ["ck", "v3"]
     assert [forward(call, arch, next_one, {}) for arch in ("gfx942", "gfx950")] == ["v3", "v3"]
@@ -194,7 +194,7 @@ sides = st.sampled_from((-1, -1, 0, 1, 16, 127, 128, 255, 256, 300))
 widths = st.sampled_from((8, 40, 64, 65, 72, 96, 121, 128, 128, 160, 185, 192, 256))
 flags = st.sampled_from((False, False, False, True))
 calls = st.builds(
-    Call,
+    Passed,
     dtype=st.sampled_from((torch.float16, torch.bfloat16)),
     seqlen_q=st.sampled_from((1, 16, 17, 128, 129, 256)),
     # The stand-in splits from two tiles of keys on, and aiter's heuristic is nobody's here.
@@ -217,9 +217,9 @@ calls = st.builds(
 
 @settings(max_examples=500, derandomize=True, deadline=None, database=None)
 @given(calls, st.sampled_from(ARCHS), st.booleans())
-def test_plugin_and_standin_pick_the_same_kernels(call: Call, arch: str, square: bool) -> None:
+def test_plugin_and_standin_pick_the_same_kernels(call: Passed, arch: str, square: bool) -> None:
     if square:
-        call = Call(**{**vars(call), "headdim_v": call.headdim})
+        call = Passed(**{**vars(call), "headdim_v": call.headdim})
     assert forward(call, arch, INSTALLED, {}) == standins_route(call, arch)
     assume(not call.varlen)
     assert backward(call, arch) == routes.backward(standin(call, arch))

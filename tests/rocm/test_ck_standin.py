@@ -16,8 +16,9 @@ from xattn_conformance.case import Case
 from xattn_conformance.ops.call import Execute, execute
 from xattn_elsewhere.aiter import standin
 
-from xattn import AttentionOutput, UnsupportedError, plans
+from xattn import AttentionOutput, UnsupportedError
 from xattn.plugin.devices import emulated
+from xattn.testing import fresh
 
 TRAPS, RIGHT = load().trap, load().right
 
@@ -29,11 +30,10 @@ def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setitem(sys.modules, "aiter", None)
     monkeypatch.delenv("AITER_ENABLE_FMHA_OPUS", raising=False)
     monkeypatch.delenv("AITER_DISABLE_FMHA_OPUS", raising=False)
-    plans.clear()
     standin.install(request.param)
-    yield request.param
+    with fresh():
+        yield request.param
     emulated.clear()
-    plans.clear()
 
 
 def naive(op: str, given: Mapping[str, Any], backend: str) -> Tensor | AttentionOutput:

@@ -12,14 +12,13 @@ import pytest
 import torch
 import xattn_rocm.installation
 from torch import Tensor
-from xattn.rotary import plain
 from xattn_conformance.case import Case
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
 from xattn_conformance.running import target
 from xattn_conformance.running.judge import judge
 from xattn_elsewhere.aiter import standin
-from xattn_rocm import rotary
+from xattn_rocm.aiter.apply_rotary import AiterRotary, addressable
 from xattn_rocm.installation import Installation
 
 import xattn
@@ -76,8 +75,9 @@ def tensors(
 
 def right(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor | None]:
     """In float64, rounded once, as the stand-in has it."""
-    wide = plain.apply(*(x if x is None else x.double() for x in (q, k, cos, sin)), interleaved)
-    return wide[0].to(q.dtype), None if wide[1] is None else wide[1].to(q.dtype)
+    wide = (x if x is None else x.double() for x in (q, k, cos, sin))
+    x, y = xattn.apply_rotary(*wide, interleaved=interleaved, backend="reference")  # type: ignore[call-overload]
+    return x.to(q.dtype), None if y is None else y.to(q.dtype)
 
 
 def asked(**changes: Any) -> RotaryRequest:
@@ -89,7 +89,7 @@ def asked(**changes: Any) -> RotaryRequest:
 
 
 def codes(request: RotaryRequest) -> list[str]:
-    return [reason.code for reason in rotary.reasons(request)]
+    return [reason.code for reason in AiterRotary().reasons(request)]
 
 
 def release(version: str) -> None:
@@ -198,8 +198,8 @@ def test_a_view_that_reaches_beyond_32_bits_is_copied(
 ) -> None:
     """rope-offsets-of-32-bits"""
     x = torch.empty_strided(sizes, strides, dtype=torch.bfloat16, device="meta")
-    assert rotary._within_reach(x).is_contiguous() is (copied or x.is_contiguous())
-    assert (rotary._within_reach(x) is x) is not copied
+    assert addressable(x).is_contiguous() is (copied or x.is_contiguous())
+    assert (addressable(x) is x) is not copied
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,11 +255,12 @@ def test_a_compiled_call_is_left_to_the_compiler(calls: Calls) -> None:
     """rope-declares-inputs-written"""
     given = tensors()
     compiled = torch.compile(lambda *x: xattn.apply_rotary(*x)[0], fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(*given), plain.apply(*given, interleaved=False)[0])
+    plain = xattn.apply_rotary(*given, backend="reference")[0]
+    assert torch.equal(compiled(*given), plain)
     assert not calls
     # By name it breaks the graph, and rotates in between.
     named = torch.compile(lambda *x: xattn.apply_rotary(*x, backend="aiter")[0] + 0, backend="aot_eager")
-    assert torch.equal(named(*given), plain.apply(*given, interleaved=False)[0])
+    assert torch.equal(named(*given), plain)
     assert len(calls) == 1
 
 
@@ -309,7 +310,7 @@ def test_auto_takes_aiter_where_it_can(calls: Calls) -> None:
         ({"headdim": 82, "rotary_dim": 80}, []),
         ({"headdim": 82, "rotary_dim": 80, "interleaved": True}, ["rotary_dim"]),
         ({"headdim": 84, "rotary_dim": 80, "interleaved": True}, []),
-        ({"arch": "gfx803", "headdim": 81, "rotary_dim": 80, "batch": 0}, ["arch", "empty", "rotary_dim"]),
+        ({"arch": "gfx803", "headdim": 81, "rotary_dim": 80, "batch": 0}, ["empty", "arch", "rotary_dim"]),
     ],
 )
 def test_everything_that_stops_it(changes: dict[str, Any], wanted: list[str]) -> None:
@@ -337,8 +338,8 @@ def test_what_a_release_has(version: str, changes: dict[str, Any], wanted: list[
 
 def test_without_aiter_the_reason_is_the_installations(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = Reason("aiter", "nothing", "AMD's amd-aiter", "Install it.")
-    monkeypatch.setattr(rotary, "installation", lambda: absent)
-    assert rotary.reasons(asked()) == [absent]
+    monkeypatch.setattr(xattn_rocm.installation, "overridden", absent)
+    assert AiterRotary().reasons(asked()) == [absent]
 
 
 def test_nothing_of_aiter_is_imported_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from xattn_rocm import installation, vendor
+from xattn_rocm import installation, vendor, xattn_backends
 from xattn_rocm.installation import Installation
 
 import xattn
-from xattn import Request, plans
-from xattn.dispatch.registry import registry
+from xattn import AttentionRequest
 from xattn.plugin.devices import emulated
+from xattn.testing import fresh
 
+BACKENDS = {backend.name: backend for backend in xattn_backends()}
 WHEEL = Installation(Path("/aiter"), "0.1.7.post2.dev18", "flat")
 NEWEST = Installation(Path("/aiter"), "0.1.20.post1", "attention")
 BEFORE_WINDOWS = Installation(Path("/aiter"), "0.1.11.post1", "attention")
@@ -53,9 +54,8 @@ def aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Given]:
     monkeypatch.setitem(emulated, "cpu", ("rocm", "gfx942"))
     monkeypatch.setattr(installation, "overridden", NEWEST)
     monkeypatch.setattr(vendor, "module", lambda name: given)
-    plans.clear()
-    yield given
-    plans.clear()
+    with fresh():
+        yield given
 
 
 def qkv(
@@ -199,10 +199,15 @@ def test_what_mha_is_given(
 @pytest.mark.parametrize("backend", ["aiter", "aiter-triton"])
 def test_fp8_is_declined_and_named_by_arch(monkeypatch: pytest.MonkeyPatch, backend: str, arch: str, own: str) -> None:
     monkeypatch.setattr(installation, "overridden", NEWEST)
-    asked = Request("rocm", torch.float8_e4m3fn, 1, 64, 64, 4, 4, 64, 64, arch=arch)
-    found = {reason.code: reason for reason in registry().entries[backend].backend.reasons(asked)}
-    assert {"dtype", "fp8"} <= set(found)
-    assert found["fp8"].hint.endswith(f"aiter's fp8 on {arch}: {own}.")
+    asked = AttentionRequest(
+        device="rocm", arch=arch, dtype=torch.float8_e4m3fn, batch=1, seqlen_q=64, seqlen_k=64, nheads=4, nheads_k=4,
+        headdim=64, headdim_v=64,
+    )  # fmt: skip
+    for kernel in BACKENDS[backend].kernels:
+        if kernel.op == "attention":
+            found = {reason.code: reason for reason in kernel.reasons(asked)}
+            assert {"dtype", "fp8"} <= set(found)
+            assert found["fp8"].hint.endswith(f"aiter's fp8 on {arch}: {own}.")
 
 
 def test_dead_rows_have_no_lse_and_no_out(aiter: Given) -> None:
@@ -303,8 +308,8 @@ def test_the_kernel_never_loads_a_page_past_the_last_key(aiter: Given, monkeypat
         monkeypatch.setattr(installation, "overridden", installed)
         for seqlen_q in (1, 2, 300):
             for seqlen_k in (*range(1, 140), 256, 1000, 1024):
-                plans.clear()
-                call(*qkv(seqlen_q, seqlen_k, headdim=16), causal=True, softcap=5.0)
+                with fresh():
+                    call(*qkv(seqlen_q, seqlen_k, headdim=16), causal=True, softcap=5.0)
                 given = aiter.last
                 page = given["k"].shape[1]
                 decodes, splits = given["max_seqlen_q"] == 1, given["window_size"][0] < 0
@@ -400,5 +405,5 @@ def test_keys_and_values_in_layouts_of_their_own_are_copied_once(aiter: Given) -
 
 
 def test_auto_takes_aiter_before_sdpa(aiter: Given) -> None:
-    ordered = [entry.name for entry in registry().ordered(xattn.explain(*qkv()).request)]
+    ordered = [candidate.name for candidate in xattn.explain(*qkv()).candidates]
     assert ordered.index("aiter") < ordered.index("aiter-triton") < ordered.index("sdpa")
