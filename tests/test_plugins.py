@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT, Load, backend_source, build, install, qkv, run_python, stranger
-from xattn_conformance.golden import rowwise
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention import rowwise
+from xattn_conformance.ops.attention.problem import Problem
 
 import xattn
 from xattn import AttentionKernel, AttentionRequest, Capabilities, RotaryRequest
