@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Call, Violation, array, calls, violations
 from torch import Tensor
-from xattn_conformance.golden import rowwise
+from xattn_conformance.ops.attention import rowwise
 
 import xattn
 from xattn import AttentionKernel

@@ -15,7 +15,8 @@ from xattn_conformance.golden import rowwise
 from xattn_conformance.problem import Problem
 
 import xattn
-from xattn.cli.bench import TORCH, duration, torch_arguments
+from xattn.cli.bench import duration
+from xattn.cli.candidates import TORCH, torch_arguments
 
 Q, K, V = qkv()
 

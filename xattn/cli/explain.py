@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +13,7 @@ from xattn.cli import values
 from xattn.cli.arguments import arguments_of, split
 from xattn.cli.flags import WHERE, Flags, takes_flags
 from xattn.cli.request import request_of
-from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
+from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
 from xattn.dispatch.op import Op
 from xattn.explain import Candidate, Explanation, explain_request
 from xattn.ops.table import DEFAULT
@@ -92,7 +91,7 @@ def show(explanation: Explanation, console: Console) -> None:
 
 
 def _candidates(explanation: Explanation) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = narrow_table()
     table.add_column("Backend", no_wrap=True)
     table.add_column("Serves it", no_wrap=True)
     table.add_column("Kernel, or what stops it")

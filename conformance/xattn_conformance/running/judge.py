@@ -11,7 +11,7 @@ import torch
 import xattn
 from xattn.dispatch.registry import registry
 from xattn_conformance.case import Case
-from xattn_conformance.golden import manifest
+from xattn_conformance.golden.inputs import digest_of
 from xattn_conformance.ops.base import Answer, Op
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.registry import OPS
@@ -95,10 +95,10 @@ def _accepted(op: Op[Any], call: Call, target: Target) -> tuple[bool, Fields]:
 
 
 def _other_inputs(case: Case, digest: str) -> str:
-    known = manifest.digest_of(case)
+    known = digest_of(case)
     if known is None:
-        return "the golden manifest does not know this case"
-    return "" if known == digest else "the inputs made here are not those of the golden manifest"
+        return "the golden inputs do not have those of this case"
+    return "" if known == digest else "the inputs made here are not the golden ones"
 
 
 def _asked(op: Op[Any], call: Call, target: Target) -> Answer:

@@ -43,6 +43,8 @@ def bound(name: str, given: int | None, cu_seqlens: Tensor) -> int:
         raise InvalidArgumentError(name, checks.short(given), "an int >= 0, or None to read it from the lengths")
     if cu_seqlens.numel() < 2:
         return 0
+    if cu_seqlens.is_meta:
+        raise InvalidArgumentError(name, "None beside lengths without values (a meta tensor)", "an int")
     if cu_seqlens.device.type != "cpu" and (is_compiling() or _is_capturing(cu_seqlens)):
         got = "None under torch.compile" if is_compiling() else "None while a CUDA graph is captured"
         raise InvalidArgumentError(name, got, "an int", "Reading it from the lengths would stop the stream.")
