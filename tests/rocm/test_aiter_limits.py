@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import xattn_rocm.installation
-from ck_vendor import ABSENT, MATRIX, Install, a_clean_process, a_vendor, qkv, reasons  # noqa: F401
+from aiter_recorder import ABSENT, MATRIX, Install, a_clean_process, a_vendor, qkv, reasons  # noqa: F401
 
 import xattn
 from xattn.plugin.devices import emulated

@@ -1,105 +1,25 @@
-"""aiter's fused rope under apply_rotary: what it is given, what it is not, and what comes of it."""
+"""`apply_rotary` by aiter's fused rope: what it is given, and what comes of it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-import xattn_rocm.installation
+from rotary_recorder import Calls, a_gfx942, recorded_calls, right, tensors  # noqa: F401
 from torch import Tensor
 from xattn_conformance.case import Case
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
 from xattn_conformance.running import target
 from xattn_conformance.running.judge import judge
-from xattn_elsewhere.aiter import standin
-from xattn_rocm.aiter.apply_rotary import AiterRotary, addressable
-from xattn_rocm.installation import Installation
+from xattn_rocm.aiter.apply_rotary import addressable
 
 import xattn
-from xattn import Reason, RotaryRequest
-from xattn.plugin.devices import emulated
-from xattn.testing import fresh
 
 OP = OPS["apply_rotary"]
 SMALL = [case for case in (*OP.cases(), *OP.knob_cases()) if case.shape["seqlen_q"] <= 65]
 PROFILE = 'schema = 1\nbackend = "aiter"\nhardware = []\n'
-
-Calls = list[tuple[str, tuple[Any, ...]]]
-
-
-@pytest.fixture(autouse=True)
-def gfx942(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The stand-in of an MI300X, for one test."""
-    monkeypatch.setattr(xattn_rocm.installation, "overridden", None)
-    monkeypatch.setitem(sys.modules, "aiter", None)
-    standin.install("gfx942")
-    with fresh():
-        yield
-    emulated.clear()
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """What aiter's rope is called with."""
-    made: Calls = []
-    module = sys.modules["aiter"]
-    for name in [name for name in vars(module) if name.startswith("rope_")]:
-        monkeypatch.setattr(module, name, _recorded(made, name, getattr(module, name)))
-    return made
-
-
-def _recorded(made: Calls, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def record(*given: Any) -> Any:
-        made.append((name, given))
-        return function(*given)
-
-    return record
-
-
-def tensors(
-    dtype: torch.dtype = torch.bfloat16, batched: bool = False, batch: int = 2, seqlen: int = 5, rotary_dim: int = 16
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randn(batch, seqlen, 4, 16, generator=generator).to(dtype)
-    k = torch.randn(batch, seqlen, 2, 16, generator=generator).to(dtype)
-    rows = (batch, seqlen) if batched else (seqlen,)
-    cos, sin = (torch.randn(*rows, rotary_dim // 2, generator=generator) for _ in range(2))
-    return q, k, cos, sin
-
-
-def right(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor | None]:
-    """In float64, rounded once, as the stand-in has it."""
-    wide = (x if x is None else x.double() for x in (q, k, cos, sin))
-    x, y = xattn.apply_rotary(*wide, interleaved=interleaved, backend="reference")  # type: ignore[call-overload]
-    return x.to(q.dtype), None if y is None else y.to(q.dtype)
-
-
-def asked(**changes: Any) -> RotaryRequest:
-    made: dict[str, Any] = {
-        "device": "rocm", "arch": "gfx942", "dtype": torch.bfloat16, "cos_dtype": torch.float32, "batch": 2,
-        "seqlen": 128, "nheads": 8, "nheads_k": 2, "headdim": 128, "rotary_dim": 128,
-    }  # fmt: skip
-    return RotaryRequest(**{**made, **changes})
-
-
-def codes(request: RotaryRequest) -> list[str]:
-    return [reason.code for reason in AiterRotary().reasons(request)]
-
-
-def release(version: str) -> None:
-    layout: Any = "flat" if version.startswith("0.1.7") else "attention"
-    xattn_rocm.installation.overridden = Installation(Path(), version, layout)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What it is given
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -202,11 +122,6 @@ def test_a_view_that_reaches_beyond_32_bits_is_copied(
     assert (addressable(x) is x) is not copied
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Gradients, torch.compile, auto
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("alone", [False, True])
@@ -271,94 +186,6 @@ def test_auto_takes_aiter_where_it_can(calls: Calls) -> None:
     q, k = (x.double() for x in wide[:2])
     xattn.apply_rotary(q, k, *wide[2:])
     assert len(calls) == 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What it declines
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "wanted"),
-    [
-        ({}, []),
-        ({"nheads_k": None}, []),
-        ({"dtype": torch.float32}, []),
-        ({"dtype": torch.float16, "cos_dtype": torch.float16}, []),
-        ({"batched": True, "requires_grad": True, "interleaved": True}, []),
-        ({"device": "cuda", "arch": "sm_90"}, ["device"]),
-        ({"device": "cpu", "arch": None}, ["device"]),
-        ({"dtype": torch.float64}, ["dtype"]),
-        ({"batch": 0}, ["empty"]),
-        ({"seqlen": 0}, ["empty"]),
-        ({"arch": "gfx803"}, ["arch"]),
-        ({"arch": None}, ["arch"]),
-        ({"arch": "gfx90a"}, []),
-        ({"arch": "gfx950"}, []),
-        ({"arch": "gfx1250"}, []),
-        ({"arch": "gfx1201"}, []),
-        ({"arch": "gfx1100"}, ["arch"]),
-        ({"arch": "gfx1151"}, ["arch"]),
-        # 2 GiB of q, and of k: 128 * 8 * 128 * 2 bytes a row of the batch.
-        ({"batch": 8191}, []),
-        ({"batch": 8192}, ["size"]),
-        ({"batch": 4096, "nheads": 4, "nheads_k": 16}, ["size"]),
-        ({"batch": 4096, "dtype": torch.float32}, ["size"]),
-        # What is left over in vectors of 2, and of 4.
-        ({"rotary_dim": 64}, []),
-        ({"headdim": 81, "rotary_dim": 80}, ["rotary_dim"]),
-        ({"headdim": 82, "rotary_dim": 80}, []),
-        ({"headdim": 82, "rotary_dim": 80, "interleaved": True}, ["rotary_dim"]),
-        ({"headdim": 84, "rotary_dim": 80, "interleaved": True}, []),
-        ({"arch": "gfx803", "headdim": 81, "rotary_dim": 80, "batch": 0}, ["empty", "arch", "rotary_dim"]),
-    ],
-)
-def test_everything_that_stops_it(changes: dict[str, Any], wanted: list[str]) -> None:
-    assert codes(asked(**changes)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("version", "changes", "wanted"),
-    [
-        ("0.1.11.post1", {"headdim": 81, "rotary_dim": 80}, []),
-        ("0.1.12", {"headdim": 81, "rotary_dim": 80}, ["rotary_dim"]),
-        ("0.1.7.post2.dev18", {"arch": "gfx1100"}, []),
-        ("0.1.12", {"arch": "gfx1100"}, ["arch"]),
-        ("0.1.14.post1", {"arch": "gfx1201"}, ["arch"]),
-        ("0.1.15", {"arch": "gfx1201"}, []),
-        ("0.1.11.post1", {"batch": 65535, "seqlen": 1}, []),
-        ("0.1.11.post1", {"batch": 65536, "seqlen": 1}, ["batch"]),
-        ("0.1.12", {"batch": 65536, "seqlen": 1}, []),
-    ],
-)
-def test_what_a_release_has(version: str, changes: dict[str, Any], wanted: list[str]) -> None:
-    release(version)
-    assert codes(asked(**changes)) == wanted
-
-
-def test_without_aiter_the_reason_is_the_installations(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = Reason("aiter", "nothing", "AMD's amd-aiter", "Install it.")
-    monkeypatch.setattr(xattn_rocm.installation, "overridden", absent)
-    assert AiterRotary().reasons(asked()) == [absent]
-
-
-def test_nothing_of_aiter_is_imported_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Trap(ModuleType):
-        def __getattr__(self, name: str) -> Any:
-            raise AssertionError(f"aiter.{name} was asked for")
-
-    monkeypatch.setitem(sys.modules, "aiter", Trap("aiter"))
-    assert codes(asked()) == []
-
-
-def test_the_other_backend_does_not_rotate() -> None:
-    with pytest.raises(xattn.UnsupportedError, match="op=apply_rotary"):
-        xattn.apply_rotary(*tensors(), backend="aiter-triton")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The suite's cases, and an adapter that knows nothing of aiter's traps
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", SMALL[::2], ids=lambda case: case.id)
