@@ -32,7 +32,7 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
 def _register() -> bool:
     global _done
     if not _done:
-        decorate = _decorator()
+        decorate = decorator()
         for function, fake in _OPERATORS:
             name = f"xattn_neuron::{function.__name__}"
             decorate(name, mutates_args=())(function)
@@ -41,7 +41,8 @@ def _register() -> bool:
     return True
 
 
-def _decorator() -> Any:
+def decorator() -> Any:
+    """What registers an operator."""
     installed = installation()
     version = None if isinstance(installed, Reason) else installed.torch_neuronx
     if version is None or not within(">=2.13", version, "torch_neuronx"):

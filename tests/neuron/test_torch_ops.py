@@ -139,6 +139,6 @@ def test_torchneuron_registers_its_own(
 
     module.__dict__["nki_op"] = nki_op
     monkeypatch.setitem(sys.modules, "torch_neuronx", module)
-    decorate = torch_ops._decorator()
+    decorate = torch_ops.decorator()
     assert (decorate is nki_op) is theirs
     assert theirs or decorate is torch.library.custom_op

@@ -2,8 +2,8 @@
 k in one launch.
 
 aiter's layout is (seqlen, batch, nheads, headdim) (rope-is-sbhd); it takes any strides, so BSNH goes in as a view and,
-with transpose_output, comes out as one. Its Triton twin is no way round: it rotates one tensor a call, for a power of 2
-as headdim and the half or the whole of it as rotary_dim, and writes (seqlen, batch, nheads, headdim) alone.
+with transpose_output, comes out as one. aiter's Triton rope cannot stand in for it: it rotates one tensor a call, wants
+a power of 2 as headdim and the half or the whole of it as rotary_dim, and writes (seqlen, batch, nheads, headdim).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _rotate(request: RotaryRequest) -> Rotate:
         given = [_aligned(cos.contiguous()).view(shape), _aligned(sin.contiguous()).view(shape)]
         if batched:
             # aiter's table is of positions, and it asks which one each token of (seqlen, batch) has.
-            # Laid out anew from one dimension: of a batch of 1, too, aiter asserts the last stride to be 1.
+            # aiter asserts a last stride of 1, for a batch of 1 too: reshape and view make it so.
             order = torch.arange(shape[0], device=q.device).view(batch, seqlen).t().reshape(-1)
             given.append(order.view(seqlen, batch))
         if k is None:
@@ -152,7 +152,7 @@ class _Rotate(Function):
     @staticmethod
     def backward(ctx: Any, dq: Tensor, dk: Tensor | None) -> Any:
         cos, sin = ctx.saved_tensors
-        # By itself, so that a gradient of the gradient is one more rotation.
+        # By way of _Rotate again, so that the gradient has a gradient.
         return None, *_Rotate.apply(ctx.rotate, _dense(dq), None if dk is None else _dense(dk), cos, -sin), None, None  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""The engines under one roof: which one computes, sinks, key lengths, gradients."""
+"""Which engine computes a call, and what is the same for all of them: sinks, key lengths, gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xattn_sdpa.attention.problem import Problem, rows, zero_result
 
 @dataclass(frozen=True)
 class Settings:
-    """The plain numbers of a call, as the ops take them.
+    """The plain numbers of a call, as the torch operators take them.
 
     offset: of every batch row, 0 for "top_left"; None is "bottom_right", which counts from the end of each row.
     """
@@ -41,7 +41,7 @@ def _problem(tensors: tuple[Tensor | None, ...], settings: Settings) -> Problem:
 
 
 def _sign(scale: float) -> float:
-    """What `_problem` has multiplied q with."""
+    """The factor on q that `_problem` has put in place of the scale's sign."""
     return 1.0 if scale > 0 else -1.0 if scale < 0 else 0.0
 
 

@@ -54,7 +54,7 @@ def _tiles(problem: Problem) -> list[Tile]:
 
 
 def _with_extras(problem: Problem, found: list[Tile]) -> Iterator[tuple[Tile, _Extra]]:
-    # Tiles that differ in place alone share their extras; they follow each other, so the last one suffices.
+    # Tiles of one form at different places have the same extras. They follow each other, so the last tile's are kept.
     last: object = None
     for tile in found:
         shape = (tile.kind, tile.row_end - tile.row, tile.key_end - tile.key, tile.row - tile.key)

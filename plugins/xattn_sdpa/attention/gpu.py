@@ -123,7 +123,7 @@ def _flash(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor,
 def _recurring(request: AttentionRequest, causal: bool) -> Plan:
     scale, grad = request.scale, request.requires_grad
     compiled, first = _whole(request, causal), _flash(request, causal)
-    # The layout that cuDNN has a plan for; counting calls costs 10 us, and this spares it.
+    # The layout that cuDNN has a plan for: for it calls need not be counted, which costs 10 us.
     planned: object = None
 
     def recurring(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def _masked(request: AttentionRequest, causal: bool) -> Plan:
             # Through F.scaled_dot_product_attention a bool mask gives a row without keys some other value than 0.
             added = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
         else:
-            # cuDNN takes the lowest finite numbers for -inf.
+            # cuDNN takes the lowest finite numbers for -inf, so they are raised.
             added = torch.where(bias == -torch.inf, bias, bias.clamp_min(-1e30))
             added = added if mask is None else added.masked_fill(~mask, -torch.inf)
         if q.dtype == torch.float32:

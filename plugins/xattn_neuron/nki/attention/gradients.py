@@ -38,7 +38,7 @@ def plan(request: AttentionRequest, installed: Installation, scaled: bool) -> Pl
     whole = Geometry.of(request)
     kept = whole.trimmed()
     first_q, end_q, first_k, end_k = whole.first_q, whole.end_q, whole.first_k, whole.end_k
-    # bwd-lengths: causal calls are as long in both, and the mask hides what is added.
+    # bwd-lengths. In a causal call seqlen_q is seqlen_k here, and the mask hides the keys that padding adds.
     length_k = keys_of_backward(kept)
     options = Options(
         scale=request.softmax_scale,
@@ -83,7 +83,7 @@ class Attend(Function):
         )  # fmt: skip
         out = layout.heads_last(heads.unflatten(0, (batch, nheads)), seqlen_q)
         lse = -(neg_max + sum_recip.log()).unflatten(0, (batch, nheads))
-        # Rows that were added and see no key: their gradients are cut off, but a NaN in them would reach real keys.
+        # Padding adds rows that see no key. Their gradients are cut off, but a NaN in their lse would reach real keys.
         lse = lse.masked_fill(lse < -1e38, 0.0)
         ctx.save_for_backward(q, k, v, out, lse, each)
         ctx.options, ctx.dtype = options, None if sinks is None else sinks.dtype

@@ -49,7 +49,7 @@ def _forward(request: AttentionRequest, installed: Installation) -> Plan:
     length = layout.up(seqlen_q, 128) if return_lse else seqlen_q
     shape = (batch, nheads, length, request.headdim)
     lay_q, call = _query_layout(request, installed, length), _call(request, installed, kept)
-    # By device: a request names none.
+    # prior_used_len by device: a request does not say which.
     used: dict[torch.device, Tensor] = {}
 
     def run(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor | None = None) -> Tensor | AttentionOutput:

@@ -30,7 +30,7 @@ class NkiLegacyAttention(AttentionKernel):
         installed = installation()
         if isinstance(installed, Reason):
             return [installed]
-        # legacy-causal-is-top-left: its block has no "offset", and that says all.
+        # legacy-causal-is-top-left. The block has no "offset": that reason is enough.
         return [] if request.align == "offset" else limits(request, installed)
 
     def plan(self, request: AttentionRequest) -> Plan:

@@ -91,7 +91,7 @@ def _call(request: AttentionRequest, installed: Installation, kept: Geometry, op
 
 
 def _options(request: AttentionRequest, kept: Geometry) -> Options:
-    # legacy-keys-of-whole-tiles: what is added lies behind the diagonal.
+    # legacy-keys-of-whole-tiles. Keys that padding adds lie behind the diagonal.
     length_k = layout.up(kept.seqlen_k, 512)
     return Options(
         scale=request.softmax_scale,
@@ -100,7 +100,7 @@ def _options(request: AttentionRequest, kept: Geometry) -> Options:
         window=-1 if kept.left is None else kept.left + 1,
         # legacy-mixed-precision-is-bfloat16
         mixed=request.dtype != torch.float32,
-        # legacy-tail-is-never-written; in training causal calls are as long in both.
+        # legacy-tail-is-never-written. In training a causal call wants as many queries as keys.
         length_q=length_k if request.any_grad and kept.causal else layout.up(kept.seqlen_q, 128),
         length_k=length_k,
         tile=next(tile for tile in (2048, 1024, 512) if length_k % tile == 0),

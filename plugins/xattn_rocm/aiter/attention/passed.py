@@ -1,8 +1,8 @@
 """What to pass to aiter for a request, so that the kernel it then picks computes the contract.
 
-A window can be written in several ways that mean the same, and aiter picks a kernel by how it is written: sides that
-hide nothing but are above 0 keep the ASM kernels away, which drop sinks and take a side of 0 for none. The first
-spelling that comes out right is taken.
+One window can be written in several ways, and aiter picks its kernel by how it is written. Its ASM kernels drop sinks
+and take a side of 0 for no window; beside a side above 0, even one that hides nothing, aiter picks CK. The first way to
+write the window that gives a right answer is passed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _GFX9 = ("gfx942", "gfx950")
 
 
 def _trimmed(request: AttentionRequest) -> Geometry:
-    """Of the queries and keys that aiter gets. Keys that no query sees do not, nor in training queries that see no
-    key; without gradients these are computed and written over, which saves a copy of the output."""
+    """Of the queries and keys that aiter gets. Keys that no query sees are cut off. Queries that see no key are cut off
+    in training alone: elsewhere aiter computes them and the plan writes over them, which saves a copy of the output."""
     whole = Geometry.of(request)
     first_q = whole.first_q if request.any_grad else 0
     return whole.part(first_q, request.seqlen_q, whole.first_k, request.seqlen_k).opened()
@@ -54,10 +54,10 @@ def passed_for(request: AttentionRequest, installed: Installation) -> Passed | R
         deterministic=request.deterministic,
     )
     if forward(plain, request.arch, installed, os.environ) == "opus" and holds("opus-type-error", installed):
-        # It has no lse, so that ASM gets a call that asks for one.
+        # OPUS returns no lse, so aiter gives a call that asks for one to ASM v3.
         plain = replace(plain, return_lse=True)
     wrong = ""
-    for window in _spellings(left, right, seqlen_q, seqlen_k):
+    for window in _written(left, right, seqlen_q, seqlen_k):
         candidate = replace(plain, window=window)
         said = _wrong(candidate, request.arch, installed, os.environ)
         if not said and request.any_grad:
@@ -68,14 +68,14 @@ def passed_for(request: AttentionRequest, installed: Installation) -> Passed | R
     return Reason("kernel", wrong, "CK", "Use another backend for this call: aiter offers no way to choose its kernel.")
 
 
-def _spellings(left: int | None, right: int | None, seqlen_q: int, seqlen_k: int) -> Iterator[tuple[int, int]]:
+def _written(left: int | None, right: int | None, seqlen_q: int, seqlen_k: int) -> Iterator[tuple[int, int]]:
     """Windows that mean the same to CK, the plainest first. Beside causal=True, CK takes any right side for 0."""
     plain = (-1 if left is None else left), (-1 if right is None else right)
     if right == 0 and left is None:
         plain = -1, -1
     yield plain
     if left is None and seqlen_k > 0:
-        # One less than the keys: as many as these, and aiter drops the side before it looks at it.
+        # Not seqlen_k: aiter takes a side as long as the keys for open before it picks a kernel.
         yield seqlen_k - 1, (-1 if right is None else right)
     if right == 0 and seqlen_k > 1:
         yield plain[0], 1

@@ -26,7 +26,7 @@ def _dense(request: AttentionRequest, passed: Passed) -> Plan:
     cut = seqlen_q - passed.seqlen_q
     dropout_p, scale, causal, window = request.dropout_p or 0.0, request.softmax_scale, passed.causal, passed.window
     deterministic, with_lse, return_lse = passed.deterministic, passed.return_lse, request.return_lse
-    # aiter pads the head to a multiple of 8 and hands out a part of what it computed.
+    # aiter pads such a head to a multiple of 8 and returns a view of the padded output.
     padded = request.headdim_v % 8 != 0
     finished = not (with_lse or padded or cut or dead)
 
@@ -86,7 +86,7 @@ def _varlen(request: AttentionRequest, passed: Passed) -> Plan:
     dropout_p, scale, causal, window = request.dropout_p or 0.0, request.softmax_scale, passed.causal, passed.window
     softcap, deterministic, return_lse = request.softcap, passed.deterministic, request.return_lse
     padded = request.headdim_v % 8 != 0
-    # Where sequences start, by device: a request names none.
+    # cu_seqlens of q and k, by device: a request does not say which GPU.
     starts: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def varlen(q: Tensor, k: Tensor, v: Tensor) -> Tensor | AttentionOutput:

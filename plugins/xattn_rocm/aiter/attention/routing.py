@@ -73,7 +73,7 @@ class Passed:
 
     @property
     def swa(self) -> bool:
-        """What aiter takes for a sliding window. A side of 0 is none to it."""
+        """Whether aiter takes it for a call with a sliding window. A side of 0 is none to it."""
         return self.sides[0] > 0 or self.sides[1] > 0
 
 

@@ -21,7 +21,7 @@ _TILE_MAX = 64
 class CacheLayout:
     """How the kernel finds its way in k and v as they lie.
 
-    copies: k and v differ too much for one table.
+    copies: k and v lie in memory so differently that one table cannot serve both; both are copied.
     k, v:   shape and strides of the first page, and the distance of two: all that the kernel asks of a cache.
     table:  block_table (batch, pages and a tile more, which the kernel reads and does not follow).
     starts: cu_seqlens_q (batch + 1,). lengths: seqused_k (batch,). Both int32.
@@ -46,7 +46,7 @@ def cache_layout(q: Tensor, k: Tensor, v: Tensor, page: int) -> CacheLayout:
     row, step = _places(k, page)
     pages = -(-seqlen_k // page) + _TILE_MAX // page + 1
     count = functools.partial(torch.arange, dtype=torch.int32, device=k.device)
-    # The kernel goes on in 64 bits.
+    # Entries alone must fit: the kernel multiplies them in 64 bits.
     wide = torch.int32 if batch * row + pages * step < 2**31 else torch.int64
     return CacheLayout(
         copies=copies,
@@ -60,11 +60,12 @@ def cache_layout(q: Tensor, k: Tensor, v: Tensor, page: int) -> CacheLayout:
 
 
 def _unit(x: Tensor, page: int) -> int:
+    """The distance of two pages as the kernel is told, u, in elements."""
     return math.gcd(x.stride(0), x.stride(1) * page) or 1
 
 
 def _places(x: Tensor, page: int) -> tuple[int, int]:
-    """Where a batch row and a page begin, in units."""
+    """The distance of two batch rows and of two pages, in units."""
     return x.stride(0) // _unit(x, page), x.stride(1) * page // _unit(x, page)
 
 

@@ -113,7 +113,7 @@ def _headdim_reasons(request: AttentionRequest, installed: Installation) -> list
 
 
 def _lds_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
-    """What does not fit: found by compiling aiter's kernels for the arch."""
+    """What does not fit into the LDS, as compiling aiter's kernels for the arch showed."""
     if request.arch != "gfx942" or request.dtype != torch.float32 or not holds("triton-float32-lds", installed):
         return []
     hint = "In float32 the kernel asks for 128 KiB of LDS, and this GPU has 64."
@@ -141,7 +141,7 @@ def _forward(request: AttentionRequest, installed: Installation) -> Plan:
         options["window_size"] = (left, -1)
     module = vendor.module(MODULES[installed.layout])
     kernel = functools.partial(module.flash_attn_func, **options)
-    # aiter pads other heads, and cuts its output back.
+    # aiter pads other heads, and returns a view of the padded output.
     cut = request.headdim % 8 != 0
 
     def run(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Tensor | AttentionOutput:
@@ -153,7 +153,7 @@ def _forward(request: AttentionRequest, installed: Installation) -> Plan:
             return returned.contiguous() if cut else returned  # type: ignore[no-any-return]
         out, lse = returned
         if dead:
-            # aiter says 0 there.
+            # aiter's lse is 0 there.
             fill_dead_rows(out, lse, dead, seqlen_q, given.get("sinks"))
         return AttentionOutput(out.contiguous() if cut else out, lse)
 

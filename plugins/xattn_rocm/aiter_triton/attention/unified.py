@@ -17,7 +17,8 @@ from xattn_rocm.installation import Installation
 from xattn_rocm.rules import holds
 
 _MODULES = {"flat": "aiter.ops.triton.unified_attention", "attention": "aiter.ops.triton.attention.unified_attention"}
-# Pages that are no tile of the kernel's (16, 32 or 64 keys): a page of a tile's size it loads whole, without a mask.
+# Keys in a page. None is as many as a tile of the kernel's has (16, 32 or 64): such a page it loads whole and without a
+# mask, past the last key too.
 _PAGES = (128, 24, 8, 1)
 
 
@@ -80,8 +81,9 @@ def _plan(request: AttentionRequest, installed: Installation) -> Plan:
     first, dead, left = whole.first_k, whole.first_q, whole.opened().left
     seqlen_k = request.seqlen_k - first
     page, freely = _page(request, seqlen_k, installed)
-    # Both are upper bounds to the kernel. From 2 queries on its tiles are 64 keys, and beside a window it does not
-    # split the keys, which it does in tiles of a page, and wrongly where a part hides all keys from a query.
+    # max_seqlen_q and the window are upper bounds, by which the kernel chooses how it works. From 2 queries on its tiles
+    # are 64 keys. Without a window it splits the keys into parts, with a page as its tile, and a query that sees no key
+    # of a part comes out wrong.
     most = seqlen_q if freely else max(2, seqlen_q)
     split = left is None and freely and seqlen_q == 1
     window = (-1, -1) if split else (seqlen_k if left is None else left, 0)
@@ -103,7 +105,7 @@ def _plan(request: AttentionRequest, installed: Installation) -> Plan:
         if first:
             k, v = k[:, first:], v[:, first:]
         if on_gpu and torch.cuda.is_current_stream_capturing():
-            # What a graph reads belongs to it: it may outlive the plan.
+            # A graph may outlive the plan, so it gets tables of its own.
             layout = cache_layout(q, k, v, page)
         else:
             key = (k.stride(), v.stride(), q.device)
@@ -149,7 +151,7 @@ def _plan(request: AttentionRequest, installed: Installation) -> Plan:
 
 
 def _page(request: AttentionRequest, seqlen_k: int, installed: Installation) -> tuple[int, bool]:
-    """The size of a page, and whether the kernel may choose its tiles freely: it never reads past the last key."""
+    """The keys in a page, and whether the kernel may choose its tiles freely. It then never reads past the last key."""
     if holds("unified-split-of-odd-heads", installed) and not _is_power(request.headdim):
         return next(page for page in _PAGES if page <= seqlen_k), False
     if not holds("unified-tile-is-page", installed) and seqlen_k >= _PAGES[0]:
