@@ -12,7 +12,7 @@ from torch import Tensor
 
 import xattn
 from xattn.measure import operations
-from xattn.request import dtype_name
+from xattn.plugin import dtype_name
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MASKS = ("none", "bool 2d", "bool 4d", "float")

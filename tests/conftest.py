@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
 
@@ -11,10 +12,18 @@ import pytest
 import torch
 from support import Load
 
-from xattn import plans, registry, selection
+from xattn.dispatch import registry
+from xattn.testing import fresh
 
 # The problems here are small: with more threads each call waits for them longer than it computes.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def as_a_process_starts() -> Iterator[None]:
+    """No test sees another's plans, nor which warnings it was given."""
+    with fresh():
+        yield
 
 
 @pytest.fixture
@@ -31,16 +40,13 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Make a registry of the plugin `reference` and the given entry points the one of this process, for one test."""
+def load() -> Iterator[Load]:
+    """Make the plugin `reference` and the given entry points the only ones of this process, for one test."""
+    reference = distribution("xattn").entry_points.select(group="xattn", name="reference")
+    with ExitStack() as stack:
 
-    def load(found: Sequence[EntryPoint], disabled: Sequence[str] = ()) -> registry.Registry:
-        loaded = registry.Registry(disabled)
-        loaded.load([*found, *distribution("xattn").entry_points.select(group="xattn", name="reference")])
-        monkeypatch.setattr(registry, "_registry", loaded)
-        plans.clear()
-        monkeypatch.setattr(selection, "_warned", set())
-        return loaded
+        def load(found: Sequence[EntryPoint], disabled: Sequence[str] = ()) -> registry.Registry:
+            stack.enter_context(fresh([*found, *reference], disabled))
+            return registry.registry()
 
-    yield load
-    plans.clear()
+        yield load

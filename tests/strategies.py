@@ -15,10 +15,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 from xattn import InvalidArgumentError, UnknownBackendError, UnsupportedError
-from xattn.request import dtype_name
+from xattn.plugin import dtype_name
 
 settings.register_profile("quick", max_examples=200, derandomize=True, deadline=None, database=None)
 settings.register_profile(
@@ -265,7 +265,7 @@ NOT_FLAGS = (2, 0.5, -1, None, "yes", [True], {}, np.ones(2))
 ILLEGAL_OPTIONS: dict[str, tuple[Any, ...]] = {
     "causal": NOT_FLAGS,
     "window": (-1, 3, (-1, 0), (0, -1), (1,), (1, 2, 3), (1.5, 0), (torch.inf, 0), ("a", None), "ab", ([1], 0), {}),
-    "align": ("bottom", "", None, 0, ["top_left"], {}),
+    "align": ("bottom", "", None, True, 0.0, 1.5, torch.tensor(1), ["top_left"], {}),
     "scale": NOT_NUMBERS,
     "softcap": (0, 0.0, -1.0, *NOT_NUMBERS),
     "dropout_p": (1.0, -0.1, 2, None, *NOT_NUMBERS),

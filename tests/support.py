@@ -9,10 +9,14 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
-from xattn.registry import Registry
+from xattn import Backend, Kernel, hookimpl
+from xattn.dispatch.registry import Registry
+from xattn.plugin.geometry import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +41,17 @@ def qkv(
     shapes = ((batch, seqlen_q, nheads, headdim), *[(batch, seqlen_k, nheads_k, headdim)] * 2)
     q, k, v = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
     return q, k, v
+
+
+def visible_pairs(geometry: Geometry) -> set[tuple[int, int]]:
+    """Every (query, key) that is visible, by the contract's formula."""
+    left, right, offset = geometry.left, geometry.right, geometry.offset
+    return {
+        (i, j)
+        for i in range(geometry.seqlen_q)
+        for j in range(geometry.seqlen_k)
+        if (left is None or i + offset - left <= j) and (right is None or j <= i + offset + right)
+    }
 
 
 def execute(command: Sequence[str | Path], cwd: Path, environment: Mapping[str, str] | None = None) -> str:
@@ -95,30 +110,57 @@ def stranger(
     return list(Distribution.at(info).entry_points)
 
 
-def backend_source(name: str, answer: float, priority: int = 1000, body: str = "") -> str:
-    """A plugin module with one backend that accepts every float32 call on the CPU and answers with a constant, so that
-    its answer tells who served. `body`: further members of the class, which may override the ones here."""
+def backend_source(name: str, answer: float, priority: int = 1000, body: str = "", backend: str = "") -> str:
+    """A plugin module with one backend, whose kernel accepts every float32 call of `attention` on the CPU and answers
+    with a constant, so that its answer tells who served.
+
+    body, backend: further members of the kernel's class and of the backend's, which may override the ones here.
+    """
     return f"""
 import torch
 import xattn
-from xattn.capabilities import FEATURES, GRADS
 
-class Stranger(xattn.Backend):
-    name = {name!r}
-    api_version = 1
+WORDS = xattn.AttentionRequest.vocabulary
+
+class Attention(xattn.AttentionKernel):
     capabilities = (
         xattn.Capabilities(
-            device="cpu", dtypes=frozenset({{torch.float32}}), features=frozenset(FEATURES), grads=frozenset(GRADS),
-            priority={{"default": {priority}}}, checked="never",
+            device="cpu", dtypes=frozenset({{torch.float32}}), features=frozenset(WORDS.feature_names),
+            grads=frozenset(WORDS.grads), priority={{"default": {priority}}}, checked="never",
         ),
     )
 
     def plan(self, request):
         return lambda q, k, v, **tensors: torch.full_like(q, {answer})
 
-{textwrap.indent(textwrap.dedent(body), "    ")}
+{_members(body)}
+
+class Stranger(xattn.Backend):
+    name = {name!r}
+    api_version = 1
+    kernels = (Attention(),)
+
+{_members(backend)}
 
 @xattn.hookimpl
 def xattn_backends():
     return [Stranger()]
 """
+
+
+def _members(source: str) -> str:
+    return textwrap.indent(textwrap.dedent(source), "    ")
+
+
+def backend_of(name: str, *kernels: Kernel[Any]) -> Backend:
+    """A backend of these kernels."""
+    made: type[Backend] = type("Made", (Backend,), {"name": name, "api_version": 1, "kernels": kernels})
+    return made()
+
+
+def plugin(name: str, *backends: Backend) -> EntryPoint:
+    """The entry point of a plugin of these backends, for `xattn.testing.fresh`."""
+    module = ModuleType(f"plugin_{name.replace('-', '_')}")
+    module.__dict__["xattn_backends"] = hookimpl(lambda: list(backends))
+    sys.modules[module.__name__] = module
+    return EntryPoint(name, module.__name__, "xattn")

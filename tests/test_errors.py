@@ -12,8 +12,9 @@ import torch
 from support import Load, backend_source, qkv, stranger
 
 import xattn
-from xattn import guard, plans
-from xattn.registry import registry
+from xattn.dispatch import guard
+from xattn.dispatch.registry import registry
+from xattn.testing import fresh
 
 # batch 2, seqlen_q 5, seqlen_k 6, nheads 4, nheads_k 2, headdim 8: no two sizes that matter are equal.
 Q, K, V = qkv(batch=2, seqlen_q=5, seqlen_k=6, nheads=4, nheads_k=2, headdim=8)
@@ -106,8 +107,15 @@ WRONG: dict[str, Row] = {
     "causal a list": ({"causal": [True]}, "causal", ("got [True]", "True or False")),
     "deterministic a str": ({"deterministic": "warn"}, "deterministic", ("'warn'", "True or False")),
     "return_lse None": ({"return_lse": None}, "return_lse", ("got None", "True or False")),
-    "align misspelt": ({"align": "bottom-right"}, "align", ("'bottom-right'", '"bottom_right" or "top_left"')),
+    "align misspelt": (
+        {"align": "bottom-right"},
+        "align",
+        ("'bottom-right'", '"bottom_right", "top_left" or an int, the key that query 0 is aligned with'),
+    ),
     "align None": ({"align": None}, "align", ("got None",)),
+    "align a bool": ({"align": True}, "align", ("got True", "or an int, the key that query 0 is aligned with")),
+    "align a float": ({"align": 2.0}, "align", ("got 2.0", "or an int, the key")),
+    "align a tensor": ({"align": torch.tensor(2)}, "align", ("got tensor(2)", "or an int, the key")),
     "align a list": ({"align": ["top_left"]}, "align", ("got ['top_left']",)),
     "window an int": ({"window": 4}, "window", ("got 4", "(left, right)", "sliding window of W keys", "(4 - 1, 0)")),
     "window a str": ({"window": "10"}, "window", ("'10'", "(left, right), each an int >= 0 or None")),
@@ -211,7 +219,6 @@ def call_rightly(names: set[str]) -> None:
 @pytest.mark.parametrize("row", WRONG)
 def test_a_wrong_argument(row: str, entry: Callable[..., Any]) -> None:
     wrong, argument, parts = WRONG[row]
-    plans.clear()
     with pytest.raises(xattn.InvalidArgumentError) as caught:
         call(entry, wrong)
     assert caught.value.argument == argument
@@ -231,7 +238,6 @@ def test_a_wrong_argument_after_right_calls(row: str, by: str, monkeypatch: pyte
     if by == "python_guard":
         monkeypatch.setattr(guard, "TensorGuards", None)
     wrong, _, _ = WRONG[row]
-    plans.clear()
     with pytest.raises(xattn.InvalidArgumentError) as first:
         call(xattn.attention, wrong)
     call_rightly(set(wrong))
@@ -244,7 +250,7 @@ def test_a_wrong_argument_after_right_calls(row: str, by: str, monkeypatch: pyte
 def test_a_plan_takes_the_tensors_it_was_made_with() -> None:
     run = xattn.plan(Q, K, V, sinks=LEGAL["sinks"], seqlens_k=LEGAL["seqlens_k"], backend="reference")
     for given in ({}, {"sinks": ones(4)}, {"sinks": ones(4), "seqlens_k": LEGAL["seqlens_k"], "bias": ones(5, 6)}):
-        with pytest.raises(TypeError, match=r"this plan takes the tensors \['seqlens_k', 'sinks'\], got"):
+        with pytest.raises(TypeError, match=r"this plan takes \['seqlens_k', 'sinks'\] by name, got"):
             run(Q, K, V, **given)
     with pytest.raises(xattn.InvalidArgumentError, match="seqlens_k: got values from 7 to 7"):
         run(Q, K, V, sinks=ones(4), seqlens_k=torch.tensor([7, 7]))
@@ -267,8 +273,8 @@ def test_a_plan_takes_the_tensors_it_was_made_with() -> None:
 )
 def test_what_equals_a_legal_value_is_legal(name: str, value: Any, same: Any) -> None:
     for first, second in ((value, same), (same, value)):
-        plans.clear()
-        one, two = (call(xattn.attention, {name: each}) for each in (first, second))
+        with fresh():
+            one, two = (call(xattn.attention, {name: each}) for each in (first, second))
         assert torch.equal(one, two)
     request = xattn.explain(Q, K, V, **{name: value}).request
     assert repr(getattr(request, name)) == repr(getattr(xattn.explain(Q, K, V, **{name: same}).request, name))
@@ -295,7 +301,7 @@ SMALL = backend_source(
     body="""
     capabilities = (
         xattn.Capabilities(device="cpu", dtypes=frozenset({torch.float16}), features=frozenset({"gqa", "softcap"}),
-                           headdim=(16, 128, 16), checked="never"),
+                           sizes={"headdim": (16, 128, 16), "headdim_v": (16, 128, 16)}, checked="never"),
         xattn.Capabilities(device="xpu", dtypes=frozenset({torch.float16}), features=frozenset(), checked="never"),
     )
     def limits(self, request):
@@ -319,7 +325,7 @@ EAGER = backend_source(
 
 def test_a_named_backend_gives_exactly_its_reasons(strangers: Path, load: Load) -> None:
     load([*stranger(strangers, "small", SMALL), *stranger(strangers, "eager", EAGER)])
-    eager = registry().entries["eager"].backend
+    eager = registry().entries["eager"].backend.kernels[0]
     wanted = [
         xattn.Reason("dtype", "float32", "float16"),
         xattn.Reason("headdim", 8, "16 to 128, a multiple of 16"),
@@ -436,5 +442,5 @@ def test_a_kernel_that_raises(how: str, arguments: dict[str, Any], strangers: Pa
         (note,) = caught.value.__notes__
         assert re.fullmatch(r"raised by xattn's backend 'vendor' for attention: q=\(2, 5, 4, 8\), .*scale=0\.5.*", note)
         assert ("sinks=(4,) float32" in note) == ("sinks" in arguments)
-    assert registry().entries["eager"].backend.served == 0  # never retried on another backend
+    assert registry().entries["eager"].backend.kernels[0].served == 0  # never retried on another backend
     torch.testing.assert_close(xattn.attention(Q, K, V, backend="reference"), EXPECTED)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import xattn
-from xattn import override, plans
+from xattn.dispatch import choice
 
 
 def qkv(seqlen_q: int = 20, seqlen_k: int = 5) -> list[Tensor]:
@@ -21,43 +21,9 @@ def qkv(seqlen_q: int = 20, seqlen_k: int = 5) -> list[Tensor]:
     return [torch.randn(2, seqlen, nheads, 8) for seqlen, nheads in ((seqlen_q, 4), (seqlen_k, 2), (seqlen_k, 2))]
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    plans.clear()
-
-
 def right(q: Tensor, k: Tensor, v: Tensor) -> None:
     want = xattn.attention(q, k, v, backend="reference")
     torch.testing.assert_close(xattn.attention(q, k, v, backend="sdpa"), want, rtol=1e-5, atol=1e-6)
-
-
-def test_the_second_call_of_a_kind_is_served_by_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    original = plans.call
-    monkeypatch.setattr(plans, "call", lambda *args: calls.append(args) or original(*args))
-    q, k, v = qkv()
-    for inputs in ((q, k, v), (q, k, k), (q, q, q)):
-        for options in ({}, {"causal": True, "window": (3, 0), "scale": 0.5}, {"softcap": 2.0, "return_lse": True}):
-            calls.clear()
-            for _ in range(3):
-                xattn.attention(*inputs, **options)
-            assert len(calls) == 1
-    with xattn.use_backend("reference"):
-        calls.clear()
-        xattn.attention(q, k, v)
-        xattn.attention(q, k, v)
-        assert len(calls) == 1
-
-
-def test_the_second_call_with_optional_tensors_makes_no_second_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolved = []
-    original = plans.resolve
-    monkeypatch.setattr(plans, "resolve", lambda *args: resolved.append(args) or original(*args))
-    q, k, v = qkv()
-    for _ in range(3):
-        xattn.attention(q, k, v, sinks=torch.zeros(4))
-        xattn.attention(q, k, v, mask=torch.ones(5, dtype=torch.bool))
-    assert len(resolved) == 2
 
 
 @pytest.mark.parametrize("few", [5, 40], ids=["few-keys", "many-keys"])
@@ -115,10 +81,10 @@ def test_a_scope_that_cannot_be_reset_is_closed_all_the_same() -> None:
 
     generator = scope()
     contextvars.copy_context().run(next, generator)
-    assert override.visible.choice == "reference"
+    assert choice.visible.backend == "reference"
     with pytest.raises(ValueError, match="different Context"):
         generator.close()
-    assert override.visible.choice is None
+    assert choice.visible.backend is None
 
 
 def test_one_tensor_in_two_places_of_a_compiled_call() -> None:

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT, Load, backend_source, build, install, qkv, run_python, stranger
-from xattn_conformance.golden import rowwise
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention import rowwise
+from xattn_conformance.ops.attention.problem import Problem
 
 import xattn
-from xattn import Backend, Capabilities, Request
-from xattn.registry import Registry
-from xattn.request import dtype_name
+from xattn import AttentionKernel, AttentionRequest, Capabilities, RotaryRequest
+from xattn.dispatch.registry import Registry
+from xattn.plugin import dtype_name
 
 ACME = ROOT / "tests" / "thirdparty" / "xattn-acme"
 PAGE = (ROOT / "docs" / "write-a-backend.md").read_text()
@@ -57,8 +57,10 @@ def test_the_page_shows_the_plugin_that_is_tested() -> None:
     assert blocks("python")[0] == (ACME / "xattn_acme" / "__init__.py").read_text()
 
 
-def test_the_page_names_every_feature_and_gradient() -> None:
-    for name in (*xattn.capabilities.FEATURES, *xattn.capabilities.GRADS):
+@pytest.mark.parametrize("request_type", [AttentionRequest, RotaryRequest])
+def test_the_page_names_every_word_of_a_block(request_type: type[xattn.Request]) -> None:
+    words = request_type.vocabulary
+    for name in (*words.feature_names, *words.grads, *words.sizes, *words.phases):
         assert f"`{name}`" in PAGE, name
 
 
@@ -92,7 +94,8 @@ def test_an_installed_plugin_is_found_and_takes_part(acme: Path, tmp_path: Path)
     told = json.loads(run_python(code, tmp_path, [acme], XATTN_DISABLE="sdpa,reference"))
     assert told.pop("file") == str(acme / "xattn_acme" / "__init__.py")
     plugin = {"name": "acme", "module": "xattn_acme", "distribution": "xattn-acme", "version": "1.0"}
-    backend = {"name": "acme", "plugin": "acme", "disabled_by": None, "devices": ["cpu"], "info": {"acme": "1.0"}}
+    backend = {"name": "acme", "plugin": "acme", "disabled_by": None, "devices": ["cpu"], "ops": ["attention"]}
+    backend["info"] = {"acme": "1.0"}
     assert told == {
         "plugin": [{**plugin, "backends": ["acme"], "failures": []}],
         "backend": [backend],
@@ -147,7 +150,7 @@ BROKEN = {
     "returns-a-str": (HOOK + "return 'acme'", "xattn_backends() returned 'acme', want a list of xattn.Backend"),
     "returns-rubbish": (HOOK + "return [42]", "xattn_backends() returned 42, which is no xattn.Backend"),
     "returns-a-class": (BAD.replace("Stranger()", "Stranger"), "which is no xattn.Backend; return an instance of it"),
-    "abstract": (BAD.replace("def plan", "def plant"), "raised TypeError: Can't instantiate abstract"),
+    "abstract": (BAD.replace("def plan", "def plant"), "TypeError: Can't instantiate abstract"),
     "takes-reference": (backend_source("reference", 1), 'plugin "reference" already has a backend of this name'),
     "takes-a-plugin": (backend_source("good-plugin", 1), "another plugin has this name"),
     "old-api": (BAD.replace("api_version = 1", "api_version = 0"), "written for plugin API 0, this xattn has 1"),
@@ -156,10 +159,31 @@ BROKEN = {
     "no-name": (BAD.replace("name = 'bad'", ""), "its name is no legal one"),
     "named-auto": (backend_source("auto", 1), "its name is no legal one: lower-case letters, digits,"),
     "named-badly": (backend_source("Bad Name", 1), "backend 'Bad Name': its name is no legal one"),
-    "capabilities-list": (BAD + "Stranger.capabilities = [*Stranger.capabilities]", "no tuple of xattn.Capabilities"),
-    "capabilities-dict": (BAD + "Stranger.capabilities = ({'device': 'cpu'},)", "no tuple of xattn.Capabilities"),
-    "no-capabilities": (BAD + "del Stranger.capabilities", "no tuple of xattn.Capabilities"),
-    "unknown-feature": (BAD.replace("frozenset(FEATURES)", "frozenset({'warp'})"), "unknown capability ['warp']"),
+    "capabilities-list": (BAD + "Attention.capabilities = [*Attention.capabilities]", "no tuple of xattn.Capabilities"),
+    "capabilities-dict": (BAD + "Attention.capabilities = ({'device': 'cpu'},)", "no tuple of xattn.Capabilities"),
+    "no-capabilities": (BAD + "del Attention.capabilities", "no tuple of xattn.Capabilities"),
+    "unknown-feature": (
+        BAD.replace("frozenset(WORDS.feature_names)", "{'warp'}"),
+        "attention has no feature 'warp'; it",
+    ),
+    "unknown-grad": (BAD.replace("frozenset(WORDS.grads)", "{'qk'}"), "attention has no gradient 'qk'; it has: qkv, "),
+    "unknown-size": (
+        BAD.replace("checked=", "sizes={'seqlen': (1, 2, 1)}, checked="),
+        "attention has no size 'seqlen'",
+    ),
+    "unknown-phase": (BAD.replace('{"default"', '{"inference": 1, "default"'), "no phase of a priority 'inference'"),
+    "unknown-op": (
+        BAD + "Attention.op = 'convolution'",
+        "Attention is of the op 'convolution'; there are: attention, ",
+    ),
+    "no-op": (
+        BAD.replace("xattn.AttentionKernel", "xattn.Kernel"),
+        "Attention is of the op None; there are: attention",
+    ),
+    "kernels-list": (BAD + "Stranger.kernels = [Attention()]", "kernels is no tuple of instances of xattn.Kernel"),
+    "kernels-class": (BAD + "Stranger.kernels = (Attention,)", "kernels is no tuple of instances of xattn.Kernel"),
+    "no-kernels": (BAD + "Stranger.kernels = ()", "kernels is no tuple of instances of xattn.Kernel"),
+    "kernels-missing": (BAD + "del Stranger.kernels", "kernels is no tuple of instances of xattn.Kernel"),
     "no-default": (BAD.replace('"default"', '"decode"'), 'priority has no "default"'),
 }
 
@@ -361,24 +385,22 @@ def test_a_plan_that_raises_is_an_error_with_a_note(backend: str, strangers: Pat
         assert "causal" in note
 
 
-def test_kernel_and_info_that_raise_are_reported_and_stop_no_call(strangers: Path, load: Load) -> None:
-    body = """
-    def kernel(self, request): raise KeyError("table")
-    def info(self): raise OSError("no driver")
-    """
-    load(stranger(strangers, "bad", backend_source("bad", 1, body=body)))
+def test_kernel_name_and_info_that_raise_are_reported_and_stop_no_call(strangers: Path, load: Load) -> None:
+    body = "def kernel_name(self, request): raise KeyError('table')"
+    info = "def info(self): raise OSError('no driver')"
+    load(stranger(strangers, "bad", backend_source("bad", 1, body=body, backend=info)))
     assert served() == 1
     explanation = xattn.explain(*qkv())
     assert (explanation.backend, explanation.kernel) == ("bad", "bad")
-    assert "bad: kernel() raised KeyError: 'table'" in explanation.notes
-    info = xattn.info()
-    assert "bad: info() raised OSError: no driver" in info["problems"]
-    assert [backend["info"] for backend in info["backends"] if backend["name"] == "bad"] == [{}]
+    assert "bad: kernel_name() raised KeyError: 'table'" in explanation.notes
+    told = xattn.info()
+    assert "bad: info() raised OSError: no driver" in told["problems"]
+    assert [backend["info"] for backend in told["backends"] if backend["name"] == "bad"] == [{}]
 
 
 @pytest.mark.parametrize("answer", ["None", "'1.0'", "['1.0']"])
 def test_info_of_the_wrong_type(answer: str, strangers: Path, load: Load) -> None:
-    load(stranger(strangers, "bad", backend_source("bad", 1, body=f"def info(self): return {answer}")))
+    load(stranger(strangers, "bad", backend_source("bad", 1, backend=f"def info(self): return {answer}")))
     assert any(line.startswith("bad: info() raised ") for line in xattn.info()["problems"])
 
 
@@ -390,10 +412,20 @@ def test_info_of_the_wrong_type(answer: str, strangers: Path, load: Load) -> Non
 @pytest.fixture
 def three(strangers: Path, load: Load) -> Callable[..., Registry]:
     """Backends that accept all: `one` and `two` of the plugin `pair`, ranks 1000 and 3000, and `solo`, rank 2000."""
-    second = "\n\nclass Second(Stranger):\n    name = 'two'\n    capabilities = (__import__('dataclasses').replace("
-    second += "Stranger.capabilities[0], priority={'default': 3000}),)\n"
-    second += "    def plan(self, request):\n        return lambda q, k, v, **tensors: torch.full_like(q, 2)\n"
-    pair = backend_source("one", 1) + second
+    pair = (
+        backend_source("one", 1)
+        + """
+class SecondAttention(Attention):
+    capabilities = (__import__("dataclasses").replace(Attention.capabilities[0], priority={"default": 3000}),)
+
+    def plan(self, request):
+        return lambda q, k, v, **tensors: torch.full_like(q, 2)
+
+class Second(Stranger):
+    name = "two"
+    kernels = (SecondAttention(),)
+"""
+    )
     points = stranger(strangers, "pair", pair.replace("[Stranger()]", "[Stranger(), Second()]"))
     points += stranger(strangers, "solo", backend_source("solo", 3, priority=2000))
     return lambda *disabled: load(points, disabled)
@@ -484,9 +516,9 @@ def test_disable(three: Callable[..., Registry]) -> None:
 
 
 def test_every_problem_is_listed(strangers: Path, load: Load) -> None:
-    body = "def info(self): raise OSError('no driver')"
+    broken = "def info(self): raise OSError('no driver')"
     points = stranger(strangers, "a-bad", "raise OSError('too old')") + stranger(strangers, "b-bad", "")
-    load([*points, *stranger(strangers, "good", backend_source("good", 7, body=body))], disabled=["nobody"])
+    load([*points, *stranger(strangers, "good", backend_source("good", 7, backend=broken))], disabled=["nobody"])
     assert [line.split(":")[0] for line in xattn.info()["problems"]] == [
         "plugin a-bad (a-bad 1.0)",
         "plugin b-bad (b-bad 1.0)",
@@ -689,16 +721,15 @@ def test_of_several_blocks_of_a_device_the_one_with_the_arch_counts() -> None:
             "acme", dtypes, features, "on paper", archs=frozenset(archs), priority={"default": priority}
         )
 
-    class Acme(Backend):
-        name = "acme"
-        api_version = 1
+    class Acme(AttentionKernel):
         capabilities = (block({"a1", "a2"}, 80), block({"a3"}, 40))
 
-        def plan(self, request: Request) -> Any:
+        def plan(self, request: AttentionRequest) -> Any:
             raise NotImplementedError
 
-    def asked(arch: str | None) -> Request:
-        return Request("acme", torch.float32, 1, 4, 4, 2, 2, 8, 8, arch=arch)
+    def asked(arch: str | None) -> AttentionRequest:
+        sizes = {"batch": 1, "seqlen_q": 4, "seqlen_k": 4, "nheads": 2, "nheads_k": 2, "headdim": 8, "headdim_v": 8}
+        return AttentionRequest(device="acme", dtype=torch.float32, arch=arch, **sizes)
 
     found = {arch: Acme().block(asked(arch)) for arch in ("a2", "a3", "a4", None)}
     assert [block.priority["default"] for block in found.values() if block] == [80, 40, 80, 80]

@@ -14,15 +14,14 @@ import tolerance
 import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
-from xattn_conformance.golden import rowwise
-from xattn_sdpa import fused
-from xattn_sdpa.backend import SdpaBackend
+from xattn_conformance.ops.attention import rowwise
+from xattn_sdpa.attention import fused
+from xattn_sdpa.attention.kernel import SdpaAttention
 
 import xattn
-from xattn.capabilities import FEATURES, GRADS
+from xattn import AttentionRequest, TensorSpec
 from xattn.explain import Candidate, explain_request
 from xattn.measure import memory, operations
-from xattn.request import Request, TensorSpec
 
 
 def attend(call: Call, **more: Any) -> Any:
@@ -575,7 +574,7 @@ def test_memory_of_a_window_grows_with_the_sequence_alone(right: int) -> None:
         assert forward < tensors + tile
         # dq, dk and dv, lse without infinities, and what the kernel returns for a tile.
         assert backward < tensors + 2 * tile
-        # All in all less than a band of float32 scores of one head.
+        # All in all less than the float32 scores of one head that the window shows.
         assert max(forward, backward) < tensors + 4 * seqlen * (64 + window + right)
         found[seqlen] = forward, backward
     for short, long in zip(found[2048], found[8192], strict=True):
@@ -645,14 +644,14 @@ def test_operators_are_what_they_register(name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def request(device: str = "cuda", arch: str | None = "sm_90", **changes: Any) -> Request:
+def request(device: str = "cuda", arch: str | None = "sm_90", **changes: Any) -> AttentionRequest:
     """A square call in bfloat16 on a device, and what is changed in it."""
     sizes = {"batch": 2, "seqlen_q": 1024, "seqlen_k": 1024, "nheads": 8, "nheads_k": 8, "headdim": 64, "headdim_v": 64}
     given: dict[str, Any] = {"device": device, "arch": arch, "dtype": torch.bfloat16, **sizes, **changes}
-    return Request(**given)
+    return AttentionRequest(**given)
 
 
-def declared(asked: Request) -> Candidate:
+def declared(asked: AttentionRequest) -> Candidate:
     (found,) = [each for each in explain_request(asked).candidates if each.name == "sdpa"]
     return found
 
@@ -731,7 +730,7 @@ def test_what_other_devices_cannot_serve(changes: dict[str, Any], codes: list[st
     assert_reasons(request(**changes), codes)
 
 
-def assert_reasons(asked: Request, codes: list[str]) -> None:
+def assert_reasons(asked: AttentionRequest, codes: list[str]) -> None:
     found = declared(asked)
     assert [reason.code for reason in found.reasons] == codes
     assert found.kernel == ""
@@ -833,8 +832,35 @@ def test_a_scale_that_is_not_positive_never_meets_torchs_mask(
     assert DIRECT not in found.kernel or found.kernel == BELOW
 
 
+AT_OFFSET = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes"),
+    [
+        ({}, []),
+        ({"offset_inside": False}, []),
+        ({"window": (3, 4), "causal": False}, []),
+        # Whether flash, which may give way to cuDNN, serves the call is known only when it comes.
+        ({"deterministic": True}, ["deterministic"]),
+        (ragged(), ["align"]),
+        (CPU, []),
+        ({**CPU, **ragged(), "deterministic": True}, []),
+    ],
+    ids=str,
+)
+def test_what_stops_an_int_align(changes: dict[str, Any], codes: list[str]) -> None:
+    assert [reason.code for reason in declared(request(**{**AT_OFFSET, **changes})).reasons] == codes
+
+
+def test_the_kernel_of_an_int_align() -> None:
+    assert declared(request(**AT_OFFSET)).kernel.endswith("or blocks of matmuls, as align falls")
+    assert declared(request(**AT_OFFSET, softcap=2.0)).kernel.startswith(BLOCKS)
+    assert "tile by tile" in declared(request(**{**AT_OFFSET, **CPU})).kernel
+
+
 def test_everything_but_dropout_is_declared_for_the_cpu() -> None:
     """What the sdpa backend leaves out, `auto` gives to a backend that holds the whole score matrix."""
-    (block,) = [each for each in SdpaBackend.capabilities if each.device == "cpu"]
-    assert set(FEATURES) - block.features == {"dropout_p"}
-    assert block.grads == set(GRADS)
+    (block,) = [each for each in SdpaAttention.capabilities if each.device == "cpu"]
+    assert set(AttentionRequest.vocabulary.feature_names) - block.features == {"dropout_p"}
+    assert block.grads == set(AttentionRequest.vocabulary.grads)

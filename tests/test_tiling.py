@@ -1,42 +1,25 @@
-"""The geometry of the sdpa plugin against a table of every (query, key) pair."""
+"""How the sdpa plugin cuts a call for its kernels, against a table of every (query, key) pair."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
-from xattn_sdpa import flash
-from xattn_sdpa.tiling import Tile, tiles
+from support import visible_pairs
+from xattn_sdpa.attention import flash
+from xattn_sdpa.attention.tiling import Tile, tiles
+
+from xattn.plugin.geometry import Geometry
 
 SIZES = range(6)
 OFFSETS = range(-6, 7)  # past both ends
 SIDES = (None, 0, 1, 2, 3, 7)  # 7 is wider than every problem
 
 
-@dataclass(frozen=True)
-class Geometry:
-    seqlen_q: int
-    seqlen_k: int
-    offset: int
-    left: int | None
-    right: int | None
-
-    def sees(self, i: int, j: int) -> bool:
-        if self.left is not None and j < i + self.offset - self.left:
-            return False
-        return self.right is None or j <= i + self.offset + self.right
-
-    def pairs(self) -> set[tuple[int, int]]:
-        """Every (query, key) that is visible."""
-        table = itertools.product(range(self.seqlen_q), range(self.seqlen_k))
-        return {(i, j) for i, j in table if self.sees(i, j)}
-
-
 def geometries(seqlen_q: int) -> Iterator[Geometry]:
-    for rest in itertools.product(SIZES, OFFSETS, SIDES, SIDES):
-        yield Geometry(seqlen_q, *rest)
+    for seqlen_k, left, right, offset in itertools.product(SIZES, SIDES, SIDES, OFFSETS):
+        yield Geometry(seqlen_q, seqlen_k, left, right, offset)
 
 
 def inside(tile: Tile) -> set[tuple[int, int]]:
@@ -51,8 +34,8 @@ def inside(tile: Tile) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("seqlen_q", SIZES)
 def test_tiles(seqlen_q: int, rows: int, causal_tiles: bool) -> None:
     for geometry in geometries(seqlen_q):
-        visible = geometry.pairs()
-        found = list(tiles(*vars(geometry).values(), rows, causal_tiles))
+        visible = visible_pairs(geometry)
+        found = list(tiles(geometry, rows, causal_tiles))
         covered: set[tuple[int, int]] = set()
         for tile in found:
             assert 0 <= tile.row < tile.row_end <= seqlen_q, (geometry, tile)
@@ -62,7 +45,7 @@ def test_tiles(seqlen_q: int, rows: int, causal_tiles: bool) -> None:
             pairs = claimed & visible
             assert not covered & pairs, f"{tile} covers pairs again in {geometry}"
             covered |= pairs
-            if tile.kind != "band":
+            if tile.kind != "masked":
                 assert claimed <= visible, f"{tile} claims what {geometry} hides"
                 whole = {(i, j) for i in range(tile.row, tile.row_end) for j in range(tile.key, tile.key_end)}
                 assert whole & visible == claimed, f"{tile} hides what {geometry} shows"
@@ -79,43 +62,44 @@ def test_tiles(seqlen_q: int, rows: int, causal_tiles: bool) -> None:
 
 def test_a_band_that_hides_nothing_needs_no_mask() -> None:
     """Else a full call would pay for one: wide sides, a decode, a block far behind the diagonal."""
-    assert list(tiles(5, 3, -2, 7, 7, 6, False)) == [Tile(0, 5, 0, 3, "full")]
-    assert list(tiles(1, 9, 8, 2, 0, 6, False)) == [Tile(0, 1, 6, 9, "full")]
-    assert list(tiles(4, 4, 0, None, 0, 6, True)) == [Tile(0, 4, 0, 4, "causal")]
-    assert list(tiles(2, 6, 4, None, 0, 6, True)) == [Tile(0, 2, 0, 4, "full"), Tile(0, 2, 4, 6, "causal")]
+    assert list(tiles(Geometry(5, 3, 7, 7, -2), 6, False)) == [Tile(0, 5, 0, 3, "full")]
+    assert list(tiles(Geometry(1, 9, 2, 0, 8), 6, False)) == [Tile(0, 1, 6, 9, "full")]
+    assert list(tiles(Geometry(4, 4, None, 0, 0), 6, True)) == [Tile(0, 4, 0, 4, "causal")]
+    assert list(tiles(Geometry(2, 6, None, 0, 4), 6, True)) == [Tile(0, 2, 0, 4, "full"), Tile(0, 2, 4, 6, "causal")]
 
 
 @pytest.mark.parametrize("seqlen_q", SIZES[1:])
-def test_flash_band(seqlen_q: int) -> None:
+def test_what_flash_is_told(seqlen_q: int) -> None:
     for geometry in geometries(seqlen_q):
-        visible = geometry.pairs()
-        band = flash.band(*vars(geometry).values())
-        if band is None:
+        visible, told = visible_pairs(geometry), flash.counted(geometry)
+        if told is None:
             assert visible, f"{geometry}: nothing is visible, which needs no kernel"
             continue
-        first, last, left, right = band
-        assert (first == last) == (not visible), geometry
+        assert (told.seqlen_k == 0) == (not visible), geometry
         if not visible:
             continue
-        assert {j for _, j in visible} == set(range(first, last)), geometry
-        assert left is None or left >= 0, geometry
-        assert right is None or right >= 0, geometry
-        # The kernel counts from the bottom right of the keys that it is given.
-        kernel = Geometry(seqlen_q, last - first, last - first - seqlen_q, left, right)
-        assert {(i, first + j) for i, j in kernel.pairs()} == visible, (geometry, band)
-        if last - first < seqlen_q and left is not None:
-            assert right is not None, f"{geometry}: the kernel mistakes an open right side here"
-        if last - first < seqlen_q and right is not None:
-            assert right < last - first, f"{geometry}: the kernel mistakes so wide a right side here"
+        # The kernel gets all queries and the keys that are seen, and counts from their bottom right.
+        assert (told.seqlen_q, told.seqlen_k) == (seqlen_q, geometry.end_k - geometry.first_k), geometry
+        assert told.offset == told.seqlen_k - seqlen_q, geometry
+        assert {(i, geometry.first_k + j) for i, j in visible_pairs(told)} == visible, (geometry, told)
+        assert told.left is None or told.left >= 0, geometry
+        assert told.right is None or told.right >= 0, geometry
+        if told.offset < 0 and told.left is not None:
+            assert told.right is not None, f"{geometry}: the kernel mistakes an open right side here"
+        if told.offset < 0 and told.right is not None:
+            assert told.right < told.seqlen_k, f"{geometry}: the kernel mistakes so wide a right side here"
 
 
 @pytest.mark.parametrize("seqlen_q", SIZES[1:])
 def test_flash_serves_the_bands_that_matter(seqlen_q: int) -> None:
     """Without these a GPU falls back to blocks of matmuls: everything, causal and causal windows from the bottom right,
-    a window on both sides where the lengths agree."""
+    a window on both sides where the lengths agree, a causal chunk anywhere in a cache."""
     for seqlen_k in range(seqlen_q, 12):
         offset = seqlen_k - seqlen_q
-        assert flash.band(seqlen_q, seqlen_k, offset, None, None) == (0, seqlen_k, None, None)
+        full = Geometry(seqlen_q, seqlen_k, None, None, offset)
+        assert flash.counted(full) == full
         for left in SIDES:
-            assert flash.band(seqlen_q, seqlen_k, offset, left, 0) is not None
-        assert flash.band(seqlen_q, seqlen_q, 0, 2, 2) is not None
+            assert flash.counted(Geometry(seqlen_q, seqlen_k, left, 0, offset)) is not None
+            for inside in range(offset):
+                assert flash.counted(Geometry(seqlen_q, seqlen_k, left, 0, inside)) is not None
+        assert flash.counted(Geometry(seqlen_q, seqlen_q, 2, 2, 0)) is not None

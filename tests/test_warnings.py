@@ -9,18 +9,11 @@ import pytest
 import torch
 
 import xattn
-from xattn import plans, selection
-from xattn.selection import LARGE
+from xattn.dispatch.selection import LARGE
+from xattn.testing import fresh
 
 # No backend but the reference drops out on the CPU.
 DROPOUT = {"dropout_p": 0.1}
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch):
-    """As in a new process: no plan remembered, nothing warned of."""
-    plans.clear()
-    monkeypatch.setattr(selection, "_warned", set())
 
 
 def qkv(scores: int, seqlen_q: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -67,8 +60,7 @@ def test_the_warning_points_at_the_caller():
     with pytest.warns(xattn.SlowBackendWarning) as caught:
         xattn.attention(q, k, v, **DROPOUT)
     assert caught[0].filename == __file__
-    selection._warned.clear()
-    with pytest.warns(xattn.SlowBackendWarning) as caught:
+    with fresh(), pytest.warns(xattn.SlowBackendWarning) as caught:
         xattn.plan(q, k, v, **DROPOUT)
     assert caught[0].filename == __file__
 

@@ -2,13 +2,11 @@
 
     out = xattn.attention(q, k, v, causal=True)
 
-`apply_rotary` rotates q and k in the same layout. `explain` says which backend a call of attention gets and why, `info`
-what is installed.
+`apply_rotary` rotates q and k in the same layout. `explain` says which backend a call gets and why, `info` what is
+installed.
 """
 
-from xattn.attention import attention, plan
-from xattn.backend import Backend, hookimpl
-from xattn.capabilities import Capabilities
+from xattn.dispatch.choice import use_backend
 from xattn.errors import (
     BrokenBackendWarning,
     InvalidArgumentError,
@@ -19,27 +17,33 @@ from xattn.errors import (
 )
 from xattn.explain import Explanation, explain
 from xattn.info import backends, info
-from xattn.output import AttentionOutput
-from xattn.override import use_backend
-from xattn.reasons import Reason
-from xattn.request import Request, TensorSpec
-from xattn.rotary.call import apply_rotary
-from xattn.rotary.request import RotaryRequest
+from xattn.ops.apply_rotary import RotaryKernel, RotaryRequest, apply_rotary
+from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
+from xattn.ops.shared.output import AttentionOutput
+from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
+from xattn.plan import plan
+from xattn.plugin import Backend, Capabilities, Kernel, Reason, Request, TensorSpec, hookimpl
 
 __all__ = [
+    "AttentionKernel",
     "AttentionOutput",
+    "AttentionRequest",
     "Backend",
     "BrokenBackendWarning",
     "Capabilities",
     "Explanation",
     "InvalidArgumentError",
+    "Kernel",
     "Reason",
     "Request",
+    "RotaryKernel",
     "RotaryRequest",
     "SlowBackendWarning",
     "TensorSpec",
     "UnknownBackendError",
     "UnsupportedError",
+    "VarlenKernel",
+    "VarlenRequest",
     "XattnError",
     "apply_rotary",
     "attention",
@@ -49,4 +53,5 @@ __all__ = [
     "info",
     "plan",
     "use_backend",
+    "varlen_attention",
 ]

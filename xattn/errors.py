@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xattn.reasons import Reason
-    from xattn.request import Request
-    from xattn.rotary.request import RotaryRequest
+    from xattn.plugin.reasons import Reason
+    from xattn.plugin.request import Request
 
 
 class XattnError(Exception):
@@ -33,7 +32,7 @@ class UnsupportedError(XattnError, NotImplementedError):
     `request` is the call, `reasons` maps each backend that was asked to everything that stops it.
     """
 
-    def __init__(self, message: str, request: Request | RotaryRequest, reasons: Mapping[str, Sequence[Reason]]) -> None:
+    def __init__(self, message: str, request: Request, reasons: Mapping[str, Sequence[Reason]]) -> None:
         super().__init__(message)
         self.request, self.reasons = request, reasons
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor
 
-from xattn import override, plans
-from xattn.arguments import check_values
-from xattn.attention import Arguments, split
+from xattn.dispatch.choice import Choice, Wish, allowed, chosen
+from xattn.dispatch.registry import PLUGIN_ERRORS, Entry, raised, registry
+from xattn.dispatch.selection import backend_reasons, select
 from xattn.errors import UnsupportedError
-from xattn.override import Choice
-from xattn.reasons import Reason
-from xattn.registry import STRANGER, Entry, raised, registry
-from xattn.request import Request
-from xattn.selection import candidates, entry_reasons, select
+from xattn.plan import described
+from xattn.plugin.backend import Kernel
+from xattn.plugin.reasons import Reason
+from xattn.plugin.request import Request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from xattn.ops.attention.call import Arguments
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class Explanation:
     backend: the chosen one's name, or None where the call would raise UnsupportedError.
     kernel:  what it would run.
     candidates: every registered backend in the order of `auto`.
-    notes:   faster backends that something keeps away, and plugins and backends with a failure.
+    notes:   what is legal in the call and unlikely to be meant, faster backends that something keeps away, and plugins
+             and backends with a failure.
     """
 
     request: Request
-    choice: Choice
+    choice: str | tuple[str, ...]
     backend: str | None
     kernel: str | None
     candidates: tuple[Candidate, ...]
@@ -67,9 +69,10 @@ class Explanation:
     def __str__(self) -> str:
         lines = [str(self.request)]
         lines.append(f"backend: {self.backend or 'none can serve it'}" + (f" ({self.kernel})" if self.kernel else ""))
-        elsewhere = [each.name for each in self.candidates if [r.code for r in each.reasons] == ["device"]]
+        without_op = [candidate.name for candidate in self.stopped_by("op")]
+        elsewhere = [candidate.name for candidate in self.stopped_by("device")]
         for candidate in self.candidates:
-            if candidate.name in elsewhere:
+            if candidate.name in (*without_op, *elsewhere):
                 continue
             if candidate.reasons:
                 lines.append(f"{candidate.name} cannot, because:")
@@ -78,50 +81,70 @@ class Explanation:
                 not_asked = "" if candidate.asked else ", not asked"
                 lines.append(f"{candidate.name} could ({candidate.kernel}){not_asked}")
         lines += [f"not for this device: {', '.join(elsewhere)}"] if elsewhere else []
+        lines += [f"without {self.request.op}: {', '.join(without_op)}"] if without_op else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
+    def stopped_by(self, code: str) -> list[Candidate]:
+        """Candidates with one reason, of this code."""
+        return [each for each in self.candidates if [reason.code for reason in each.reasons] == [code]]
 
+
+@overload
 def explain(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Unpack[Arguments]
-) -> Explanation:
-    """What `attention` with the same arguments would do, without doing it. Raises only InvalidArgumentError and
-    UnknownBackendError."""
-    options, tensors, backend = split(return_lse=return_lse, **arguments)
-    check_values(k, tensors)
-    return explain_request(plans.described(q, k, v, options, tensors), override.chosen(backend))
+) -> Explanation: ...
+@overload
+def explain(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Explanation: ...
+def explain(*arguments: Any, backend: str | Sequence[str] = "auto", **named: Any) -> Explanation:
+    """What a call would do, without doing it.
+
+        xattn.explain(q, k, v, causal=True)                     # of xattn.attention
+        xattn.explain(xattn.apply_rotary, q, k, cos, sin)       # of any other op
+
+    Takes the arguments of the op's function, after that function; a tensor in its place means `attention`. Raises only
+    InvalidArgumentError and UnknownBackendError.
+    """
+    _, prepared = described(arguments, named)
+    return explain_request(prepared.request, chosen(backend))
 
 
 def explain_request(request: Request, choice: Choice = "auto") -> Explanation:
     """`explain` for a request that was made by hand: another device's, say."""
-    allowed = candidates(choice)
+    names = allowed(choice, request.op)
     found: list[Candidate] = []
     failures: list[str] = []
-    for entry in registry().ordered(request):
-        reasons = tuple(entry_reasons(entry, request))
-        kernel = "" if reasons else _kernel(entry, request, failures)
-        asked = allowed is None or entry.name in allowed
-        found.append(Candidate(entry.name, entry.plugin, asked, kernel, reasons))
+    for entry in _in_order(request):
+        kernel, reasons = backend_reasons(entry, request)
+        kernel_name = "" if kernel is None else _kernel_name(entry, kernel, request, failures)
+        asked = names is None or entry.name in names
+        found.append(Candidate(entry.name, entry.plugin, asked, kernel_name, tuple(reasons)))
     try:
-        backend: str | None = select(request, choice, warn=False).name
+        backend: str | None = select(request, choice, warn=False)[0].name
     except UnsupportedError:
         backend = None
     by_name = {candidate.name: candidate for candidate in found}
     return Explanation(
         request,
-        choice,
+        choice.backend if isinstance(choice, Wish) else choice,
         backend,
         by_name[backend].kernel if backend is not None else None,
         tuple(found),
-        (*_kept_away(backend, by_name), *failures, *registry().problems()),
+        (*request.notes(), *_kept_away(backend, by_name), *failures, *registry().problems()),
     )
 
 
-def _kernel(entry: Entry, request: Request, failures: list[str]) -> str:
-    # A stranger's code, and no part of a call: a backend that cannot name its kernel can still serve.
+def _in_order(request: Request) -> list[Entry]:
+    """Every backend once: in the order of `auto`, then those that do not have the op."""
+    ordered = [entry for entry, _ in registry().ordered(request)]
+    return list(dict.fromkeys([*ordered, *registry().entries.values()]))
+
+
+def _kernel_name(entry: Entry, kernel: Kernel[Any], request: Request, failures: list[str]) -> str:
+    # A plugin's code, and no part of a call: a kernel that cannot name itself can still serve.
     try:
-        return entry.backend.kernel(request)
-    except STRANGER as error:
-        failures.append(f"{entry.name}: kernel() raised {raised(error)}")
+        return kernel.kernel_name(request)
+    except PLUGIN_ERRORS as error:
+        failures.append(f"{entry.name}: kernel_name() raised {raised(error)}")
         return entry.name
 
 

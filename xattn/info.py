@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from xattn import override
-from xattn.backend import API_VERSION
-from xattn.registry import STRANGER, Entry, raised, registry
+from xattn.dispatch import choice
+from xattn.dispatch.registry import PLUGIN_ERRORS, Entry, raised, registry
+from xattn.plugin.backend import API_VERSION
 
 
 def backends() -> tuple[str, ...]:
@@ -26,7 +26,7 @@ def info() -> dict[str, Any]:
     Imports no vendor package beyond what a backend's `info()` needs to say whether it can be used.
     """
     problems = registry().problems()
-    named = (override.environment,) if isinstance(override.environment, str) else override.environment
+    named = (choice.environment,) if isinstance(choice.environment, str) else choice.environment
     unknown = [name for name in named if name != "auto" and not registry().names(name)]
     problems += [f"XATTN_BACKEND: {registry().unknown(name)}" for name in unknown]
     return {
@@ -35,14 +35,15 @@ def info() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "devices": _devices(),
-        "environment": {"XATTN_BACKEND": override.environment, "XATTN_DISABLE": registry().disabled},
+        "environment": {"XATTN_BACKEND": choice.environment, "XATTN_DISABLE": registry().disabled},
         "plugins": [asdict(plugin) for plugin in registry().plugins],
         "backends": [
             {
                 "name": entry.name,
                 "plugin": entry.plugin,
                 "disabled_by": entry.disabled_by,
-                "devices": list(dict.fromkeys(block.device for block in entry.backend.capabilities)),
+                "devices": _devices_of(entry),
+                "ops": list(entry.ops),
                 "info": _account(entry, problems),
             }
             for entry in registry().entries.values()
@@ -51,11 +52,16 @@ def info() -> dict[str, Any]:
     }
 
 
+def _devices_of(entry: Entry) -> list[str]:
+    blocks = [block for kernel in entry.backend.kernels for block in kernel.capabilities]
+    return list(dict.fromkeys(block.device for block in blocks))
+
+
 def _account(entry: Entry, problems: list[str]) -> dict[str, str]:
-    # A stranger's code: its failure belongs in the table, not in the user's face.
+    # A plugin's code: its failure belongs in the table, not in the user's face.
     try:
         return {str(key): str(value) for key, value in entry.backend.info().items()}
-    except STRANGER as error:
+    except PLUGIN_ERRORS as error:
         problems.append(f"{entry.name}: info() raised {raised(error)}")
         return {}
 

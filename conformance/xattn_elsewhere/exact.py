@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from xattn_conformance.golden import oracle
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.array import Array
+from xattn_conformance.ops.attention import oracle
+from xattn_conformance.ops.attention.problem import Problem
 
 Bools = NDArray[np.bool_]
 

@@ -13,8 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from xattn import Reason, Request
-from xattn.devices import emulated
+from xattn import AttentionRequest, Reason
+from xattn.plugin.constant import traced_as_constant
+from xattn.plugin.devices import emulated
 from xattn_neuron import packages
 
 # Where the kernel says what the machine is, and where the driver puts its devices.
@@ -76,6 +77,13 @@ def installation() -> Installation | Reason:
     return _found() if overridden is None else overridden
 
 
+def usable() -> Installation:
+    """The packages of a kernel that had no reasons."""
+    found = installation()
+    assert isinstance(found, Installation)
+    return found
+
+
 def clear() -> None:
     """Forget what was found."""
     _cached.cache_clear()
@@ -92,18 +100,15 @@ def describe() -> str:
     return ". ".join([str(installed), *wrong])
 
 
-def gradient_reasons(request: Request, installed: Installation) -> list[Reason]:
+def gradient_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
     if not (request.any_grad and installed.forward_only):
         return []
     return [Reason("grad_qkv", "required", "forward only", "NxDI compiles no backward. Call it under torch.no_grad().")]
 
 
+@traced_as_constant
 def _found() -> Installation | Reason:
     return _cached()
-
-
-# As for `xattn.devices._arch`: torch.compile takes the answer for a constant instead of tracing the search.
-_found._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -90,9 +90,9 @@ def heads_last(x: Tensor, seqlen: int) -> Tensor:
 
 
 def among(x: Tensor, seqlen: int, first: int, total: int) -> Tensor:
-    """As heads_last, as rows from `first` on among `total`, the others 0."""
+    """As heads_last, as rows from `first` on among `total`, of which the others are left unwritten."""
     x = x[:, :, :seqlen].transpose(1, 2)
-    made = x.new_zeros(x.shape[0], total, *x.shape[2:])
+    made = x.new_empty(x.shape[0], total, *x.shape[2:])
     made[:, first : first + seqlen] = x
     _count(made)
     return made
@@ -109,12 +109,9 @@ def rows_of_tiles(tiles: Tensor, seqlen: int) -> Tensor:
     return rows if rows.shape[2] == seqlen else dense(rows[..., :seqlen])
 
 
-def buried(lse: Tensor, first: int, total: int, sinks: Tensor | None) -> Tensor:
-    """lse (batch, nheads, seqlen) of rows from `first` on among `total`, the others those of queries that see no key:
-    -inf, or the sink."""
-    made = lse.new_full((*lse.shape[:2], total), -float("inf"))
-    if sinks is not None:
-        made[:] = sinks[:, None]
+def lse_among(lse: Tensor, first: int, total: int) -> Tensor:
+    """As among, of lse (batch, nheads, seqlen)."""
+    made = lse.new_empty(*lse.shape[:2], total)
     made[..., first : first + lse.shape[2]] = lse
     _count(made)
     return made

@@ -19,11 +19,8 @@ import torch
 from torch import Tensor
 
 import xattn
-from xattn import AttentionOutput, InvalidArgumentError, Reason, plans
-from xattn.attention import split
-from xattn.devices import emulated
-from xattn.override import as_choice
-from xattn.selection import select
+from xattn import AttentionOutput, InvalidArgumentError, Reason
+from xattn.plugin.devices import emulated, taken_for
 from xattn_neuron import installation
 
 # What a module's tensors are on while NxDI traces it. The name says nothing of Neuron, and a TPU has it too.
@@ -85,13 +82,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor | Atten
     if q.device.type != _TRACED:
         found: Tensor | AttentionOutput = xattn.attention(q, k, v, **arguments)
         return found
-    options, tensors, backend = split(**arguments)
-    request = replace(plans.described(q, k, v, options, tensors), device="neuron")
-    run = select(request, as_choice(backend)).backend.plan(request)
-    dtype = plans.autocast_dtype(q)
-    if dtype is not None:
-        run = plans.under_autocast(run, dtype, q.device.type)
-    return run(q, k, v, **tensors)
+    found_here = installation.installation()
+    platform = None if isinstance(found_here, Reason) else found_here.platform
+    tensors = {"sinks": arguments.pop("sinks")} if arguments.get("sinks") is not None else {}
+    with taken_for(_TRACED, "neuron", platform):
+        run = xattn.plan(q, k, v, **tensors, **arguments)
+        returned: Tensor | AttentionOutput = run(q, k, v, **tensors)
+    return returned
 
 
 class Executor:
@@ -111,7 +108,9 @@ class Executor:
     def __call__(self, op: str, arguments: Mapping[str, Any], backend: str) -> Any:
         if op != "attention":
             return getattr(xattn, op)(**arguments, backend=backend)
-        xattn.plan(**arguments, backend=backend)  # raises with the backend's reasons, before anything is compiled
+        xattn.plan(
+            xattn.attention, **arguments, backend=backend
+        )  # raises with the backend's reasons, before anything is compiled
         named = {name: arguments.get(name) for name in ("q", "k", "v", "sinks")}
         tensors = tuple(x.detach() for x in named.values() if x is not None)
         q, k = tensors[:2]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from xattn import Reason, Request
-from xattn.request import dtype_name
+from xattn import AttentionRequest, Reason
+from xattn.plugin import dtype_name
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ ARCHS: dict[str, Arch] = {
 }
 
 
-def fp8_reasons(request: Request) -> list[Reason]:
+def fp8_reasons(request: AttentionRequest) -> list[Reason]:
     """Why an fp8 call is declined: xattn takes none yet, and what is fp8 depends on the arch."""
     if request.dtype.itemsize != 1 or not request.dtype.is_floating_point:
         return []

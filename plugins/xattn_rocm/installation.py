@@ -20,7 +20,8 @@ from urllib.parse import unquote, urlparse
 import torch
 
 from xattn import Reason
-from xattn.devices import emulated, hardware
+from xattn.plugin.constant import traced_as_constant
+from xattn.plugin.devices import device_and_arch, emulated
 from xattn_rocm.archs import ARCHS
 
 Layout = Literal["flat", "attention"]
@@ -62,6 +63,13 @@ def installation() -> Installation | Reason:
     return _found() if overridden is None else overridden
 
 
+def usable() -> Installation:
+    """The aiter of a kernel that had no reasons."""
+    found = installation()
+    assert isinstance(found, Installation)
+    return found
+
+
 def clear() -> None:
     """Forget what was found."""
     _cached.cache_clear()
@@ -85,19 +93,16 @@ def _device() -> str:
             return "but torch has no HIP: install ROCm's torch"
         if not torch.cuda.is_available():
             return "but torch sees no ROCm device: look at rocminfo, HIP_VISIBLE_DEVICES and the rights on /dev/kfd"
-        names = [hardware(torch.device("cuda", index))[1] for index in range(torch.cuda.device_count())]
+        names = [device_and_arch(torch.device("cuda", index))[1] for index in range(torch.cuda.device_count())]
     unknown = sorted({str(name) for name in names} - set(ARCHS))
     if unknown:
         return f"but {', '.join(unknown)} is no arch that xattn knows aiter on: {', '.join(ARCHS)}"
     return f"on {', '.join(dict.fromkeys(map(str, names)))}"
 
 
+@traced_as_constant
 def _found() -> Installation | Reason:
     return _cached()
-
-
-# As for `xattn.devices._arch`: torch.compile takes the answer for a constant instead of tracing the search.
-_found._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -15,8 +15,8 @@ PROFILE = 'schema = 1\nbackend = "{}"\nhardware = ["cpu"]\n[arithmetic]\nprobabi
 # Right by way of the reference backend. `before` and `after` surround the call.
 _HONEST = """
 def plan(self, request):
-    from xattn.registry import registry
-    inner = registry().entries["reference"].backend.plan(request)
+    from xattn.dispatch.registry import registry
+    (inner,) = [each.plan(request) for each in registry().entries["reference"].kernels(request.op)]
 
     def run(q, k, v, **tensors):
         {before}

@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 import torch
 from xattn_conformance.case import DTYPES, LEVELS, Case
-from xattn_conformance.golden import rowwise
-from xattn_conformance.inputs.visibility import hidden_slots
+from xattn_conformance.ops.attention import rowwise
 from xattn_conformance.ops.attention import table as tables
 from xattn_conformance.ops.attention.cases import build, knobs, load
+from xattn_conformance.ops.attention.inputs import make
 from xattn_conformance.ops.attention.op import AttentionOp
 from xattn_conformance.ops.attention.options import hides
-from xattn_conformance.ops.attention.problem import make
 from xattn_conformance.ops.attention.recipes import RECIPES
+from xattn_conformance.ops.attention.visibility import hidden_slots
 
 import xattn
-from xattn.capabilities import FEATURES, Capabilities
 
 # Sizes, options and families are the same in every dtype.
 CASES = [case for case in load() if case.dtype == "bfloat16"]
 FORWARD = [case for case in CASES if not case.grads]
 KNOBS = [knob for knob in knobs() if knob.on.dtype == "bfloat16"]
-NOTHING = Capabilities("cpu", frozenset({torch.bfloat16}), frozenset(), "made up", headdim=(1, None, 1))
+FEATURES = xattn.AttentionRequest.vocabulary.feature_names
+NOTHING = xattn.Capabilities("cpu", frozenset({torch.bfloat16}), frozenset(), "made up")
 SIDES = {0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129}
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.inputs.draw import STREAMS, Draw
-from xattn_conformance.inputs.families import FAMILIES
 from xattn_conformance.inputs.formats import FORMATS, decode, round_to
 from xattn_conformance.inputs.philox import KNOWN_ANSWERS, philox4x32, words
-from xattn_conformance.inputs.visibility import hidden_slots, visible
-from xattn_conformance.ops.attention.problem import bits, digest, make, poisoned_with
+from xattn_conformance.ops.attention.families import FAMILIES
+from xattn_conformance.ops.attention.inputs import bits, digest, make, poisoned_with
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.recipes import RECIPES
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention.visibility import hidden_slots, visible
 
 SIZES = ("batch", "seqlen_q", "seqlen_k", "nheads", "nheads_k", "headdim", "headdim_v")
 WIDE = (2, 33, 129, 4, 2, 64, 64)

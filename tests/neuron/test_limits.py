@@ -206,7 +206,7 @@ def test_nothing_installed_is_a_reason_of_both(qkv: Any, reasons: Any, monkeypat
     from xattn_neuron import installation
 
     from xattn import Reason
-    from xattn.devices import emulated
+    from xattn.plugin.devices import emulated
 
     emulated["cpu"] = ("neuron", None)
     absent = Reason("neuron", "nothing", "AWS's Neuron SDK")

@@ -17,7 +17,7 @@ from xattn_neuron.nxdi import AttentionModule, Executor
 
 import xattn
 from xattn import InvalidArgumentError, UnsupportedError
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 
 SETTINGS: dict[str, Any] = {"nheads": 4, "nheads_k": 2, "headdim": 64, "causal": True}
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.attention import attention
+from xattn import attention
 from xattn.errors import InvalidArgumentError
-from xattn.request import dtype_name
+from xattn.plugin import dtype_name
 
 # Arguments that reach the attention function because models hand all their keyword arguments down, and why each can
 # be ignored. What is neither here nor a parameter of `attention_forward` raises.

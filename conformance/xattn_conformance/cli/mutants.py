@@ -41,9 +41,8 @@ def mutants(
     dtypes = [name for name in DTYPES if name in (dtype or DTYPES)]
     if unknown := set(dtype or ()) - set(DTYPES):
         stop(f"no dtype {min(unknown)!r} in the suite: {', '.join(DTYPES)}")
-    compared = {
-        each.id for each in OPS["attention"].cases()
-    }  # the zoo's kernels compute it, and knobs ask another thing
+    # Knobs ask another thing.
+    compared = {each.id for op in OPS.values() if op.mutants() for each in op.cases()}
     possible = [each for each in select(a_level(level), dtypes, case) if each.id in compared]
     small = [each for each in possible if scores(each) <= SCORES_MAX]
     cases = small if full or case != "*" else sample(small)

@@ -9,12 +9,10 @@ import msgspec
 import numpy as np
 
 from xattn_conformance.case import DTYPES
-from xattn_conformance.mutants.backwards import BACKWARDS
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.render import METRICS, by_mutant, fraction, grouped, metric_of, nearest, percent
-from xattn_conformance.mutants.right import RIGHT
 from xattn_conformance.mutants.table import Outcome, survivors
-from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.mutants.zoo import MUTANTS, RIGHT
 from xattn_conformance.result import SUITE
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 
@@ -66,7 +64,7 @@ checks, on the same cases. *nearest* is the largest value of a check relative to
 
 def page(outcomes: Sequence[Outcome], right: Sequence[Outcome], command: str, cases: str) -> str:
     """command: what makes the page; cases: which cases it is about."""
-    backward = {mutant.name for mutant in BACKWARDS}
+    backward = {mutant.name for mutant in MUTANTS if mutant.backward}
     return _PAGE.format(
         command=command,
         suite=SUITE,

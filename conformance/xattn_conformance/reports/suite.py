@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from xattn_conformance.case import Case, Level
-from xattn_conformance.golden import manifest
-from xattn_conformance.golden.verify import manifest_digest
+from xattn_conformance.golden.inputs import digest_of
+from xattn_conformance.golden.manifest import manifest_digest
 from xattn_conformance.mutants.zoo import MUTANTS
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import load
@@ -50,7 +50,7 @@ def installed() -> Suite:
         goldens=manifest_digest(),
         select=select,
         limit=limit,
-        inputs=manifest.digest_of,
+        inputs=digest_of,
         refusals=_refusals,
         judged=_judged,
         mutants=frozenset(mutant.name for mutant in MUTANTS),

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 import xattn_conformance
-from xattn.devices import emulated, real
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
+from xattn.plugin.devices import emulated, real
 from xattn_conformance.result import SUITE
 from xattn_conformance.running.target import Target
 

@@ -6,9 +6,9 @@ import os
 import sys
 import traceback
 
-from xattn.registry import STRANGER, raised
+from xattn.dispatch.registry import PLUGIN_ERRORS, raised
 
-__all__ = ["STRANGER", "raised", "trace"]
+__all__ = ["PLUGIN_ERRORS", "raised", "trace"]
 
 
 def trace(error: BaseException) -> str:

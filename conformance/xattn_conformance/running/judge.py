@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 import xattn
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
 from xattn_conformance.case import Case
-from xattn_conformance.golden import manifest
+from xattn_conformance.golden.inputs import digest_of
 from xattn_conformance.ops.base import Answer, Op
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.registry import OPS
@@ -20,7 +20,7 @@ from xattn_conformance.result import CaseResult, Check, Worst
 from xattn_conformance.running import bits, rules, varied
 from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.dump import Dump
-from xattn_conformance.running.failures import STRANGER, raised, trace
+from xattn_conformance.running.failures import PLUGIN_ERRORS, raised, trace
 from xattn_conformance.running.reproduce import command
 from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.target import Target
@@ -35,7 +35,7 @@ def judge(case: Case, target: Target, dump: Dump | None = None) -> CaseResult:
     started = time.perf_counter()
     try:
         fields = _judge(case, target, dump)
-    except STRANGER as error:
+    except PLUGIN_ERRORS as error:
         fields = {"status": "ERROR", "message": raised(error), "detail": trace(error)}
     known: Fields = {"id": case.id, "case": case, "provenance": target.provenance}
     reproduce = command(case, target.backend, target.device, target.profile_file)
@@ -95,10 +95,10 @@ def _accepted(op: Op[Any], call: Call, target: Target) -> tuple[bool, Fields]:
 
 
 def _other_inputs(case: Case, digest: str) -> str:
-    known = manifest.digest_of(case)
+    known = digest_of(case)
     if known is None:
-        return "the golden manifest does not know this case"
-    return "" if known == digest else "the inputs made here are not those of the golden manifest"
+        return "the golden inputs do not have those of this case"
+    return "" if known == digest else "the inputs made here are not the golden ones"
 
 
 def _asked(op: Op[Any], call: Call, target: Target) -> Answer:
@@ -115,8 +115,12 @@ def _undeclared(answer: Answer, target: Target) -> list[str]:
     """What the call uses and the backend's capability block lacks."""
     if answer.request is None:
         return []
-    block = registry().entries[target.backend].backend.block(answer.request)
-    return [f"device={answer.request.device}"] if block is None else [r.code for r in block.reasons(answer.request)]
+    found = []
+    for kernel in registry().entries[target.backend].kernels(answer.request.op):
+        block = kernel.block(answer.request)
+        missing = [f"device={answer.request.device}"] if block is None else block.reasons(answer.request)
+        found.append([each if isinstance(each, str) else each.code for each in missing])
+    return min(found, key=len, default=[f"op={answer.request.op}"])
 
 
 def _declined(call: Call, answer: Answer, target: Target) -> Fields:
@@ -132,7 +136,7 @@ def _declined(call: Call, answer: Answer, target: Target) -> Fields:
             return {**fields, "status": "UNSUPPORTED", "message": f"declined, as declared: {codes}"}
         others = ", ".join(reason.code for reason in reasons) or "none"
         return {**fields, "message": f"states the reasons {codes}, and raises with others: {others}"}
-    except STRANGER as error:
+    except PLUGIN_ERRORS as error:
         said = f"states reasons ({codes}), and raises {raised(error)}; want xattn.UnsupportedError"
         return {**fields, "message": said, "detail": trace(error)}
     return {**fields, "message": f"states reasons ({codes}), and serves the call all the same"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from xattn.request import dtype_name
+from xattn.plugin import dtype_name
 from xattn_conformance.ops.base import Layout
 from xattn_conformance.ops.call import Call
 from xattn_conformance.result import Check

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 from math import prod
 
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
 from xattn_conformance.case import LEVELS, Case, Level
 from xattn_conformance.ops.registry import OPS
 

@@ -9,8 +9,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from xattn.devices import hardware
-from xattn.registry import registry
+from xattn.dispatch.registry import registry
+from xattn.plugin.devices import device_and_arch
 from xattn_conformance.case import Case
 from xattn_conformance.ops.call import Call, Execute, execute
 from xattn_conformance.profiles.schema import Profile
@@ -58,7 +58,7 @@ def make(backend: str, device: str, profile: Profile, profile_file: str = "") ->
     run, said = _executor(profile.executor) if profile.executor else (execute, _PROVENANCES[0])
     try:
         torch.empty(0, device=device)
-        kind, _ = hardware(torch.device(device))
+        kind, _ = device_and_arch(torch.device(device))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise TargetError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
     provenance: Provenance = "hardware" if kind in profile.hardware else "vendor code elsewhere"
@@ -84,8 +84,8 @@ def default_device(backend: str) -> str:
     if torch.accelerator.is_available():
         accelerator = torch.accelerator.current_accelerator()
         here += [] if accelerator is None else [accelerator.type]
-    kinds = {hardware(torch.device(name))[0]: name for name in here}
-    declared = [block.device for block in registry().entries[backend].backend.capabilities]
+    kinds = {device_and_arch(torch.device(name))[0]: name for name in here}
+    declared = [block.device for kernel in registry().entries[backend].backend.kernels for block in kernel.capabilities]
     for kind in declared:
         if kind in (*kinds, "any"):
             return kinds.get(kind, "cpu")

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import xattn
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 from xattn_elsewhere.aiter import source
 
 # Bytes of LDS that a workgroup can have.

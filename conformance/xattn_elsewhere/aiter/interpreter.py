@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import interpreter
 from xattn_rocm.installation import Installation
 
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 from xattn_elsewhere.aiter import source
 from xattn_elsewhere.executor import Elsewhere
 

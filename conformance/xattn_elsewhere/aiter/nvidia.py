@@ -12,7 +12,7 @@ os.environ["TRITON_F32_DEFAULT"] = "ieee"
 from triton.runtime.jit import JITFunction
 from xattn_rocm.installation import Installation
 
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 from xattn_elsewhere.aiter import source
 from xattn_elsewhere.executor import Elsewhere
 

@@ -1,54 +1,19 @@
-"""The `nki` backend: what it declares."""
+"""The `nki` backend."""
 
 from __future__ import annotations
 
-import torch
-
-from xattn import Backend, Capabilities, Reason, Request
-from xattn.backend import Plan
-from xattn_neuron.cut import cut
-from xattn_neuron.installation import Installation, describe, installation
-from xattn_neuron.nki import plans
-from xattn_neuron.nki.limits import availability, limits
+from xattn import Backend, Reason
+from xattn_neuron.installation import describe, installation
+from xattn_neuron.nki.attention.kernel import NkiAttention
+from xattn_neuron.nki.attention.limits import availability
 
 
 class NkiBackend(Backend):
     name = "nki"
     api_version = 1
-    capabilities = (
-        Capabilities(
-            device="neuron",
-            dtypes=frozenset({torch.bfloat16}),
-            features=frozenset({"causal", "window", "top_left", "bottom_right", "gqa", "sinks", "return_lse"}),
-            grads=frozenset({"qkv", "sinks"}),
-            headdim=(1, 128, 1),
-            priority={"default": 80},
-            checked="against a stand-in for AWS's kernels, and on their unmodified source by emulation of NKI on a "
-            "CPU; never on Trainium",
-        ),
-    )
-
-    def limits(self, request: Request) -> list[Reason]:
-        installed = installation()
-        return [installed] if isinstance(installed, Reason) else limits(request, installed)
-
-    def plan(self, request: Request) -> Plan:
-        return plans.plan(request, _installed())
-
-    def kernel(self, request: Request) -> str:
-        installed = _installed()
-        grid = f"[{installed.lnc}]" if installed.lnc > 1 else ""
-        prefix = ", prefix form" if plans.prior(cut(request)) else ""
-        backward = f"; backward: attention_bwd{grid}" if request.any_grad else ""
-        return f"nkilib attention_cte{grid}{prefix}{backward}"
+    kernels = (NkiAttention(),)
 
     def info(self) -> dict[str, str]:
         installed = installation()
         stops = [] if isinstance(installed, Reason) else availability(installed)
         return {"neuron": describe(), **({"nkilib": f"cannot be used: {'; '.join(map(str, stops))}"} if stops else {})}
-
-
-def _installed() -> Installation:
-    found = installation()
-    assert isinstance(found, Installation)
-    return found

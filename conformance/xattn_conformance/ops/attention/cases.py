@@ -8,17 +8,19 @@ from functools import cache
 from itertools import combinations, product
 from typing import Any
 
-from xattn.capabilities import GRADS
+from xattn import AttentionRequest
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.ops.attention import options as opts
 from xattn_conformance.ops.attention.table import Group, KnobRow, Pairs, Table, sizes, table
+
+_VOCABULARY = AttentionRequest.vocabulary
 
 
 @dataclass(frozen=True)
 class Knob:
     """Two values of one argument, whose answers on the same inputs must differ.
 
-    feature: what a backend declares to serve it: a name of `xattn.capabilities.FEATURES`, or "scale".
+    feature: what a backend declares to serve it: a name of `xattn's vocabulary`, or "scale".
     on:      the case.
     off:     fields of `Problem`, by name, that take the place of those of `on`.
     """
@@ -108,7 +110,11 @@ def _case(
     table: Table, group: Group, dtype: str, options: Mapping[str, Any], shape: str, family: str, grads: str
 ) -> Case:
     kept, size = opts.normal(options), sizes(shape)
-    asked = tuple(name for name in (*GRADS, *sorted(set(grads.split()) - set(GRADS))) if name in grads.split())
+    asked = tuple(
+        name
+        for name in (*_VOCABULARY.grads, *sorted(set(grads.split()) - set(_VOCABULARY.grads)))
+        if name in grads.split()
+    )
     if wrong := opts.check(table, kept, size, family, asked):
         raise ValueError(f"cases.toml: {group.why!r}, {shape}, {family}: {wrong}")
     return Case(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from xattn.capabilities import FEATURES, GRADS
+from xattn import AttentionRequest
 from xattn_conformance.ops.attention.table import Table
 
 # In the order in which a title has them.
@@ -27,6 +27,8 @@ OPTIONS = (
 )
 Options = Mapping[str, Any]
 Sizes = Mapping[str, int]
+
+_VOCABULARY = AttentionRequest.vocabulary
 
 
 def window(text: str) -> list[int | None]:
@@ -69,7 +71,7 @@ def band(options: Options) -> tuple[int | None, int | None]:
 
 
 def features(options: Options, sizes: Sizes, grads: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of `xattn.capabilities.FEATURES` that the call needs, "scale" and "grad"; "plain" where there are none."""
+    """Names of `xattn's vocabulary` that the call needs, "scale" and "grad"; "plain" where there are none."""
     positional = band(options) != (None, None) or "alibi_slopes" in options
     aligned = positional and ("seqlens_k" in options or sizes["seqlen_q"] != sizes["seqlen_k"])
     used = set(options)
@@ -85,7 +87,7 @@ def features(options: Options, sizes: Sizes, grads: tuple[str, ...]) -> tuple[st
         used.add("empty")
     if grads:
         used.add("grad")
-    return tuple(name for name in (*FEATURES, "scale", "grad") if name in used) or ("plain",)
+    return tuple(name for name in (*_VOCABULARY.feature_names, "scale", "grad") if name in used) or ("plain",)
 
 
 def hides(options: Options, sizes: Sizes) -> bool:
@@ -129,7 +131,7 @@ def check(table: Table, options: Options, sizes: Sizes, family: str, grads: tupl
         return "probe needs key 0 in sight, and a column beside its own"
     if "dropout_p" in options and family != "onehot":
         return "dropout is judged on the family onehot"
-    if unknown := set(grads) - set(GRADS):
+    if unknown := set(grads) - set(_VOCABULARY.grads):
         return f"unknown gradients {', '.join(sorted(unknown))}"
     needs = {"bias": "bias", "sinks": "sinks", "lse": "return_lse"}
     if missing := [name for name in grads if needs.get(name, "") not in ("", *options)]:

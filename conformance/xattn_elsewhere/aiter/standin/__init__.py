@@ -17,7 +17,7 @@ from types import ModuleType
 
 import xattn_rocm.installation
 
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 from xattn_elsewhere.aiter.standin import rope
 from xattn_elsewhere.aiter.standin.api import Functions
 from xattn_elsewhere.executor import Elsewhere

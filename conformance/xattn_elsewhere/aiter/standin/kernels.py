@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.array import Array
+from xattn_conformance.ops.attention.problem import Problem
 
 from xattn_elsewhere import exact
 from xattn_elsewhere.aiter.standin import routes

@@ -20,7 +20,7 @@ import xattn_neuron.installation
 import xattn_neuron.vendor
 from xattn_neuron.installation import Installation
 
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 from xattn_elsewhere.executor import Elsewhere
 from xattn_elsewhere.nki.emulation import kernels, loader
 

@@ -19,7 +19,7 @@ import xattn_neuron.installation
 import xattn_neuron.vendor
 from xattn_neuron.installation import Installation
 
-from xattn.devices import emulated
+from xattn.plugin.devices import emulated
 from xattn_elsewhere.executor import Elsewhere
 from xattn_elsewhere.nki.standin import flash_neuronxcc, flash_nxdi
 from xattn_elsewhere.nki.standin.nkilib_bwd import attention_bwd

@@ -10,27 +10,25 @@ from torch import Tensor
 import xattn
 
 
-class AcmeBackend(xattn.Backend):
-    name = "acme"
-    api_version = 1
+class AcmeAttention(xattn.AttentionKernel):
     capabilities = (
         xattn.Capabilities(
             device="cpu",
             dtypes=frozenset({torch.float32, torch.bfloat16}),
             features=frozenset({"causal", "bottom_right", "gqa"}),
-            headdim=(8, 256, 8),
+            sizes={"headdim": (8, 256, 8)},
             priority={"default": 1},
             checked="compared with the reference backend on a CPU",
         ),
     )
 
-    def limits(self, request: xattn.Request) -> list[xattn.Reason]:
+    def limits(self, request: xattn.AttentionRequest) -> list[xattn.Reason]:
         if request.causal and request.seqlen_q > request.seqlen_k:
             # The first queries see no key then, and the softmax below would give them NaN.
             return [xattn.Reason("seqlen_q", request.seqlen_q, "at most seqlen_k, with causal")]
         return []
 
-    def plan(self, request: xattn.Request) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def plan(self, request: xattn.AttentionRequest) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         scale, causal, heads = request.softmax_scale, request.causal, (request.nheads_k, request.group)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -45,8 +43,14 @@ class AcmeBackend(xattn.Backend):
 
         return run
 
-    def kernel(self, request: xattn.Request) -> str:
+    def kernel_name(self, request: xattn.AttentionRequest) -> str:
         return "acme einsum" + (" causal" if request.causal else "")
+
+
+class AcmeBackend(xattn.Backend):
+    name = "acme"
+    api_version = 1
+    kernels = (AcmeAttention(),)
 
     def info(self) -> dict[str, str]:
         return {"acme": "1.0"}

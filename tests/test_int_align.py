@@ -1,0 +1,126 @@
+"""An int `align` on `reference` and `sdpa`: the answer is that of the contract's formula, written out as a mask and a
+bias."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import xattn
+from xattn import AttentionOutput
+
+BACKENDS = ("reference", "sdpa")
+# In no chunk, at both ends of the keys, between, and past both.
+OFFSETS = (-30, -7, -1, 0, 2, 8, 11, 19, 40)
+SIZES = ((11, 19), (1, 19), (19, 11), (70, 130))
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "causal": {"causal": True},
+    "window": {"window": (3, 2)},
+    "causal window": {"causal": True, "window": (4, None)},
+    "left": {"window": (5, None)},
+    "right": {"window": (None, 1)},
+    "softcap": {"causal": True, "softcap": 1.5},
+}
+TENSORS = ("", "alibi_slopes", "mask", "bias", "sinks", "seqlens_k")
+
+
+def tensors_for(name: str, seqlen_q: int, seqlen_k: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    made = {
+        "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 1.0]),
+        "mask": torch.rand(2, 1, seqlen_q, seqlen_k, generator=generator) < 0.7,
+        "bias": torch.randn(4, seqlen_q, seqlen_k, generator=generator, dtype=torch.float64),
+        "sinks": torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64),
+        "seqlens_k": torch.tensor([seqlen_k, seqlen_k // 2]),
+    }
+    return {name: made[name]} if name else {}
+
+
+def leaves(seqlen_q: int, seqlen_k: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, seqlen_q, 4, 8), (2, seqlen_k, 2, 8), (2, seqlen_k, 2, 8))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def at_offset(backend: str, off: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> AttentionOutput:
+    found: AttentionOutput = xattn.attention(q, k, v, align=off, return_lse=True, backend=backend, **options)
+    return found
+
+
+def by_formula(
+    off: int, q: Tensor, k: Tensor, v: Tensor, tensors: dict[str, Tensor], *, causal: bool = False,
+    window: tuple[int | None, int | None] = (None, None), softcap: float | None = None,
+) -> AttentionOutput:  # fmt: skip
+    """The call with its band and ALiBi as a mask and a bias."""
+    i, j = torch.arange(q.shape[1]).view(-1, 1), torch.arange(k.shape[1])
+    left, right = window
+    sees = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+    if left is not None:
+        sees &= i + off - left <= j
+    if right is not None:
+        sees &= j <= i + off + right
+    if causal:
+        sees &= j <= i + off
+    given = dict(tensors)
+    given["mask"] = given["mask"] & sees if "mask" in given else sees
+    slopes = given.pop("alibi_slopes", None)
+    if slopes is not None:
+        given["bias"] = -slopes.double().view(-1, 1, 1) * (i + off - j).abs()
+    return xattn.attention(q, k, v, softcap=softcap, return_lse=True, backend="reference", **given)
+
+
+@pytest.mark.parametrize("tensor", TENSORS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_formula(backend: str, options: dict[str, Any], tensor: str) -> None:
+    for off, (seqlen_q, seqlen_k) in itertools.product(OFFSETS, SIZES):
+        given, wanted = leaves(seqlen_q, seqlen_k), leaves(seqlen_q, seqlen_k)
+        tensors = tensors_for(tensor, seqlen_q, seqlen_k)
+        out, lse = at_offset(backend, off, *given, **tensors, **options)
+        wanted_out, wanted_lse = by_formula(off, *wanted, tensors, **options)
+        torch.testing.assert_close(out, wanted_out, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(lse, wanted_lse, atol=1e-5, rtol=1e-5)  # float32 by contract
+        dead = wanted_out.abs().sum(-1) == 0
+        assert (out[dead] == 0).all()
+        dout = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(2))
+        out.backward(dout)
+        wanted_out.backward(dout)
+        for x, y in zip(given, wanted, strict=True):
+            torch.testing.assert_close(x.grad, y.grad, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keys_past_the_chunk_are_not_read(backend: str) -> None:
+    """A chunk in a cache whose rest was never written."""
+    q, k, v = (x.detach() for x in leaves(11, 19))
+    want = at_offset(backend, 3, q, k, v, causal=True)
+    for x in (k, v):
+        x[:, 14:] = torch.nan
+    for got, wanted in zip(at_offset(backend, 3, q, k, v, causal=True), want, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_named_alignments_are_offsets(backend: str) -> None:
+    q, k, v = (x.detach() for x in leaves(11, 19))
+    for align, off in (("top_left", 0), ("bottom_right", 8)):
+        named = xattn.attention(q, k, v, causal=True, align=align, backend=backend)
+        torch.testing.assert_close(at_offset(backend, off, q, k, v, causal=True).out, named, atol=1e-12, rtol=1e-12)
+
+
+def test_one_graph_for_a_chunk_that_moves() -> None:
+    q, k, v = (x.detach() for x in leaves(11, 19))
+
+    def chunk(off: int) -> Tensor:
+        out: Tensor = at_offset("sdpa", off, q, k, v, causal=True).out
+        return out
+
+    compiled = torch.compile(chunk, dynamic=True, fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for off in (2, 3, 5, 8):
+            torch.testing.assert_close(compiled(off), chunk(off), atol=1e-12, rtol=1e-12)

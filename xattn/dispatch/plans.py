@@ -1,0 +1,161 @@
+"""From a described call to its plan: made once, remembered, guarded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from xattn.dispatch.autocast import under_autocast
+from xattn.dispatch.choice import Choice
+from xattn.dispatch.guard import Check, Free, guard, kind
+from xattn.dispatch.op import Op, Prepared
+from xattn.dispatch.selection import select
+from xattn.errors import add_note
+from xattn.plugin.backend import Plan
+from xattn.plugin.request import Request
+from xattn.plugin.tensors import is_plain
+
+# A decode loop over a growing cache makes one key a step; past this many, start anew.
+_PLANS_MAX = 4096
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A request, the backend that serves it, and the plan, with the names of what it takes by keyword."""
+
+    request: Request
+    backend: str
+    run: Plan
+    given: tuple[str, ...] = ()
+
+    def __call__(self, *tensors: Any, **given: Any) -> Any:
+        try:
+            return self.run(*tensors, **given)
+        except Exception as error:
+            self.annotate(error)
+            raise
+
+    def annotate(self, error: Exception) -> None:
+        """Add to a kernel's error what was asked of whom."""
+        add_note(error, f"raised by xattn's backend {self.backend!r} for {self.request}")
+
+
+class PlanTable:
+    """What one op remembers of its calls.
+
+    A slot is all that decides a plan beside tensors, hashable: options, choice of backend, which optional tensors are
+    there. `recent` has the plan last used for each, behind a guard on the tensors: the hit that a model makes in every
+    layer, which the op's function looks up by itself. Behind it lie all plans, for calls that alternate between shapes.
+    """
+
+    def __init__(self) -> None:
+        self.recent: dict[object, tuple[Check, Plan, Planned]] = {}
+        self._plans: dict[object, Planned] = {}
+        _tables.append(self)
+
+    def find(self, slot: object, tensors: Sequence[Any], free: Free = ()) -> Planned | None:
+        """The plan that was made for a call of this kind. free: the dimensions whose sizes no plan depends on."""
+        if not _may_be_remembered(slot, tensors):
+            return None
+        last = self.recent.get(slot)
+        if last is not None and last[0](*tensors):
+            return last[2]
+        planned = self._plans.get((slot, kind(*tensors, free=free)))
+        if planned is not None:
+            self.recent[slot] = guard(*tensors, free=free), planned.run, planned
+        return planned
+
+    def make(
+        self, slot: object, tensors: Sequence[Any], prepared: Prepared, choice: Choice, free: Free = ()
+    ) -> Planned:
+        """A plan for a call that `find` does not know, remembered if it may be."""
+        planned = make_plan(prepared, choice)
+        if _may_be_remembered(slot, tensors):
+            if len(self._plans) >= _PLANS_MAX:
+                self.clear()
+            self._plans[slot, kind(*tensors, free=free)] = planned
+            self.recent[slot] = guard(*tensors, free=free), planned.run, planned
+        return planned
+
+    def clear(self) -> None:
+        self.recent.clear()
+        self._plans.clear()
+
+
+_tables: list[PlanTable] = []
+
+
+def clear() -> None:
+    """Forget every plan of every op."""
+    for table in _tables:
+        table.clear()
+
+
+def _may_be_remembered(slot: object, tensors: Sequence[Any]) -> bool:
+    # A plan may hold tensors of its own; made under a mode such as FakeTensorMode they are the mode's.
+    if not all(map(is_plain, tensors)) or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    try:
+        hash(slot)
+    except TypeError:  # an option of an illegal type, which describing the call names
+        return False
+    return True
+
+
+def make_plan(prepared: Prepared, choice: Choice) -> Planned:
+    """Select a kernel and ask it for its plan."""
+    request = prepared.request
+    entry, kernel = select(request, choice)
+    try:
+        run = kernel.plan(request)
+    except Exception as error:
+        add_note(error, f"raised by plan() of xattn's backend {entry.name!r}, which had accepted {request}")
+        raise
+    if prepared.autocast is not None:
+        device = next(tensor.device.type for tensor in flat(prepared.tensors))
+        run = under_autocast(run, prepared.autocast, device, prepared.cast)
+    return Planned(request, entry.name, run, tuple(prepared.given))
+
+
+def flat(tensors: Sequence[Any]) -> list[Tensor]:
+    """The tensors of a plan, out of lists of them and without None."""
+    found: list[Tensor] = []
+    for each in tensors:
+        found += [each] if isinstance(each, Tensor) else flat(each) if each is not None else []
+    return found
+
+
+def traced(prepared: Prepared, choice: Choice) -> Any:
+    """Serve a call that torch.compile traces, which leaves no trace in a table."""
+    return make_plan(prepared, choice).run(*prepared.tensors, **prepared.given)
+
+
+def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
+    """A plan for the caller to keep. Unguarded: the cheapest guard costs twice what the rest of the call does."""
+    planned = make_plan(prepared, choice)
+    run, options, given_names = planned.run, prepared.options, set(planned.given)
+
+    def run_plan(*tensors: Any) -> Any:
+        if is_dynamo_compiling():  # a kernel may have another plan for a graph
+            return traced(op.prepare(*tensors, **options), choice)
+        try:
+            return run(*tensors)
+        except Exception as error:
+            planned.annotate(error)
+            raise
+
+    def run_plan_with_given(*tensors: Any, **given: Any) -> Any:
+        if given.keys() != given_names:
+            raise TypeError(f"this plan takes {sorted(given_names)} by name, got {sorted(given)}")
+        if is_dynamo_compiling():
+            return traced(op.prepare(*tensors, **given, **options), choice)
+        if op.check_values is not None:
+            op.check_values(*tensors, **given)
+        return planned(*tensors, **given)
+
+    return run_plan_with_given if given_names else run_plan

@@ -1,0 +1,152 @@
+"""The frozen description of one call of `attention`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of, wants_grad
+from xattn.plugin import features
+from xattn.plugin.backend import Kernel
+from xattn.plugin.capabilities import Capabilities
+from xattn.plugin.features import Vocabulary
+from xattn.plugin.request import Phase, TensorSpec, dtype_name
+
+AttentionFeature = Literal[
+    "causal",
+    "window",
+    "top_left",
+    "bottom_right",
+    "offset",
+    "gqa",
+    "headdim_v",
+    "softcap",
+    "sinks",
+    "alibi_slopes",
+    "bias",
+    "mask",
+    "seqlens_k",
+    "dropout_p",
+    "deterministic",
+    "return_lse",
+    "empty",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRequest(SoftmaxRequest):
+    """What a call of `attention` asks for, validated. `None` means off.
+
+    offset_inside: with align "offset": 0 <= off <= seqlen_k - seqlen_q, and no seqlens_k.
+    bias carries a flag of its own for its gradient, as sinks do.
+    """
+
+    op: ClassVar[str] = "attention"
+    vocabulary: ClassVar[Vocabulary] = Vocabulary(
+        op="attention",
+        features=(
+            features.CAUSAL,
+            features.WINDOW,
+            features.TOP_LEFT,
+            features.BOTTOM_RIGHT,
+            features.OFFSET,
+            features.GQA,
+            features.HEADDIM_V,
+            features.SOFTCAP,
+            features.SINKS,
+            features.ALIBI_SLOPES,
+            features.BIAS,
+            features.MASK,
+            features.SEQLENS_K,
+            features.DROPOUT_P,
+            features.DETERMINISTIC,
+            features.RETURN_LSE,
+            features.EMPTY,
+        ),
+        grads=("qkv", "bias", "sinks", "lse"),
+        sizes=("headdim", "headdim_v"),
+        phases=PHASES,
+    )
+
+    batch: int
+    seqlen_q: int
+    seqlen_k: int
+    offset_inside: bool = False
+    bias: TensorSpec | None = None
+    mask: TensorSpec | None = None
+    seqlens_k: TensorSpec | None = None
+    dropout_p: float | None = None
+
+    @property
+    def offset(self) -> int | None:
+        """`off` of the contract, the key that query 0 is aligned with, where seqlens_k is None; None where the call
+        brings it."""
+        if self.align == "offset":
+            return None
+        return 0 if self.align == "top_left" else self.seqlen_k - self.seqlen_q
+
+    @property
+    def alignment_matters(self) -> bool:
+        """Whether another `align` is another answer."""
+        if not self.positional:
+            return False
+        return self.align == "offset" or self.seqlens_k is not None or self.seqlen_q != self.seqlen_k
+
+    @property
+    def any_grad(self) -> bool:
+        # Of a property, torch.compile cannot trace super().
+        return self.requires_grad or wants_grad(self.sinks) or wants_grad(self.bias)
+
+    def wanted_grads(self) -> list[str]:
+        wanted = super().wanted_grads()
+        return [*wanted, "bias"] if wants_grad(self.bias) else wanted
+
+    @property
+    def empty(self) -> bool:
+        return self.batch == 0 or self.seqlen_q == 0 or self.seqlen_k == 0
+
+    @property
+    def phase(self) -> Phase:
+        return phase_of(self.any_grad, self.seqlen_q)
+
+    @property
+    def scores(self) -> int:
+        return self.batch * self.nheads * self.seqlen_q * self.seqlen_k
+
+    def notes(self) -> list[str]:
+        found = []
+        _, right = self.band
+        unseen = 0 if right is None or self.offset is None else -(self.offset + right)
+        if self.seqlens_k is None and not self.empty and unseen > 0:
+            which = f"the first {min(unseen, self.seqlen_q)} of {self.seqlen_q} queries see no key, so their out is 0"
+            why = f'align="{self.align}" aligns query 0 with key {self.offset}'
+            found.append(f"{which}: {why}")
+        if self.nheads > self.seqlen_q and self.nheads_k > self.seqlen_k and not self.empty:
+            counts = f"{self.nheads} and {self.seqlen_q} of q, {self.nheads_k} and {self.seqlen_k} of k"
+            meant = "if these are (batch, nheads, seqlen, headdim), pass x.transpose(1, 2)"
+            found.append(f"more heads than tokens, {counts}: {meant}")
+        return found
+
+    def __str__(self) -> str:
+        parts = [
+            f"q=({self.batch}, {self.seqlen_q}, {self.nheads}, {self.headdim})",
+            f"k=({self.batch}, {self.seqlen_k}, {self.nheads_k}, {self.headdim})",
+            f"v=({self.batch}, {self.seqlen_k}, {self.nheads_k}, {self.headdim_v})",
+            dtype_name(self.dtype),
+            self.place,
+            *self._options(),
+        ]
+        return f"{self.op}: " + ", ".join(parts)
+
+
+class AttentionKernel(Kernel[AttentionRequest]):
+    """A kernel of `attention`.
+
+    `plan` returns a callable `run(q, k, v)`. Where the request has optional tensors they come as keywords, those alone:
+    `run(q, k, v, sinks=..., alibi_slopes=..., bias=..., mask=..., seqlens_k=...)`; with align "offset" the keyword
+    `align` is `off`, an int. It returns out, BSNH-contiguous, or `xattn.AttentionOutput(out, lse)` where the request
+    has return_lse.
+    """
+
+    op = "attention"
+    capabilities: ClassVar[tuple[Capabilities[AttentionFeature], ...]]

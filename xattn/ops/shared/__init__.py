@@ -1,0 +1,1 @@
+"""What several ops have in common: checks of arguments, and the parts of their requests."""

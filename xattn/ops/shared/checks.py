@@ -1,0 +1,199 @@
+"""Checks of arguments that several ops have. Each raises InvalidArgumentError, and names the argument."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from xattn.errors import InvalidArgumentError
+from xattn.ops.shared.softmax import ALIGNS
+from xattn.plugin.request import TensorSpec, dtype_name
+from xattn.plugin.tensors import is_plain
+
+BNSH = "Of a (batch, nheads, seqlen, headdim) tensor pass x.transpose(1, 2), which copies nothing."
+
+# The smallest normal and the largest number of float32.
+_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+
+def check_tensor(name: str, tensor: Any, want: str = "a torch.Tensor") -> None:
+    if not isinstance(tensor, Tensor):
+        raise InvalidArgumentError(name, type(tensor).__name__, want)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise InvalidArgumentError(name, f"a tensor of layout {tensor.layout}", "a dense, strided torch.Tensor")
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """The last dimension must be dense."""
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1 and tensor.numel() > 0:
+        hint = f"Call {name}.contiguous() first."
+        raise InvalidArgumentError(name, f"strides {tensor.stride()}", "a dense last dimension", hint)
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if not tensor.dtype.is_floating_point:
+        raise InvalidArgumentError(name, dtype_name(tensor.dtype), "a floating-point dtype", f"Cast {name} first.")
+
+
+def check_heads(name: str, tensor: Tensor) -> None:
+    """At least one head, of at least one dimension: the last two sizes."""
+    if tensor.shape[-1] == 0 or tensor.shape[-2] == 0:
+        raise InvalidArgumentError(name, f"shape {tuple(tensor.shape)}", "at least one head and one dimension")
+
+
+def check_like(name: str, tensor: Tensor, model: str, other: Tensor) -> None:
+    """Dtype and device must be those of another tensor, which the caller knows as `model`."""
+    if tensor.dtype != other.dtype:
+        want = f"{dtype_name(other.dtype)}, the dtype of {model}"
+        raise InvalidArgumentError(name, dtype_name(tensor.dtype), want)
+    check_device(name, tensor, model, other)
+
+
+def check_device(name: str, tensor: Tensor, model: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise InvalidArgumentError(name, f"device {tensor.device}", f"{other.device}, the device of {model}")
+
+
+def check_size(name: str, what: str, got: int, want: int, model: str, hint: str = "") -> None:
+    if got != want:
+        raise InvalidArgumentError(name, f"{what} {got}", f"{want}, the {what} of {model}", hint)
+
+
+def check_groups(nheads: int, nheads_k: int, hint: str = "") -> None:
+    if nheads % nheads_k != 0:
+        raise InvalidArgumentError("k", f"nheads_k {nheads_k}", f"a divisor of nheads, which is {nheads}", hint)
+
+
+def check_flag(name: str, flag: Any) -> None:
+    # Remembered plans are found by the values of the options, and to Python True == 1 == 1.0. So what equals a legal
+    # value is legal, and an error does not depend on what was called before.
+    if not isinstance(flag, numbers.Real) or flag not in (0, 1):
+        raise InvalidArgumentError(name, short(flag), "True or False")
+
+
+def check_align(align: Any, rows: str = "") -> None:
+    """rows: what else is legal, for an op that takes an offset a sequence."""
+    if isinstance(align, torch.SymInt) or (isinstance(align, int) and not isinstance(align, bool)):
+        return
+    if not isinstance(align, str) or align not in ALIGNS:
+        want = f'"bottom_right", "top_left"{rows} or an int, the key that query 0 is aligned with'
+        raise InvalidArgumentError("align", short(align), want)
+
+
+def check_window(window: Any) -> None:
+    if window is None:
+        return
+    want = "(left, right), each an int >= 0 or None for open"
+    if isinstance(window, int):
+        raise InvalidArgumentError(
+            "window", str(window), want, f"A sliding window of W keys that ends at the query is ({window} - 1, 0)."
+        )
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise InvalidArgumentError("window", short(window), want)
+    for side in window:
+        if side is None:
+            continue
+        if not isinstance(side, torch.SymInt) and not (is_number(side) and side == int(side)):
+            raise InvalidArgumentError("window", short(window), want)
+        if side < 0:
+            raise InvalidArgumentError("window", str(window), want, "None is open; xattn has no -1.")
+
+
+def check_scale(scale: Any) -> None:
+    if scale is not None and not is_number(scale):
+        raise InvalidArgumentError("scale", short(scale), "a finite float or None")
+
+
+def check_softcap(softcap: Any) -> None:
+    if softcap is None:
+        return
+    if not is_number(softcap):
+        raise InvalidArgumentError("softcap", short(softcap), "a finite float or None")
+    if not isinstance(softcap, torch.SymFloat) and softcap < _TINY:
+        raise InvalidArgumentError("softcap", str(softcap), "a float > 0, or None", "None switches it off.")
+
+
+def check_option(name: str, tensor: Any, q: Tensor, dtype: str, shapes: list[tuple[int, ...]], hint: str = "") -> None:
+    """An optional tensor: its device is q's, its dtype of the kind named (a key of `_FITS`), its shape one of `shapes`
+    where there are any."""
+    if not isinstance(tensor, Tensor):
+        raise InvalidArgumentError(name, type(tensor).__name__, "a torch.Tensor or None")
+    check_device(name, tensor, "q", q)
+    if not _FITS[dtype](tensor.dtype):
+        raise InvalidArgumentError(name, dtype_name(tensor.dtype), dtype, hint)
+    shape = tuple(tensor.shape)
+    if shapes and shape not in shapes:
+        raise InvalidArgumentError(name, f"shape {shape}", " or ".join(map(str, shapes)))
+
+
+_FITS: dict[str, Callable[[torch.dtype], bool]] = {
+    "floating-point": lambda dtype: dtype.is_floating_point,
+    "float32": lambda dtype: dtype == torch.float32,
+    "bool": lambda dtype: dtype == torch.bool,
+    "int32": lambda dtype: dtype == torch.int32,
+    "int32 or int64": lambda dtype: dtype in (torch.int32, torch.int64),
+}
+
+
+def check_slopes(slopes: Tensor | None) -> None:
+    """alibi_slopes: no gradient, and, where values are at hand, above 0."""
+    if slopes is not None and readable(slopes, torch.float32) and not bool((slopes > 0).all()):
+        raise InvalidArgumentError("alibi_slopes", f"a slope of {float(slopes.min())}", "slopes > 0")
+
+
+def check_without_grad(name: str, tensor: Tensor, hint: str) -> None:
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        raise InvalidArgumentError(name, "a tensor that requires grad", "one that does not", hint)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (numbers.Real, torch.SymFloat)) and _is_finite(value)
+
+
+def _is_finite(value: Any) -> bool:
+    # Finite in float32, in which backends compute. torch.compile traces this where the value is dynamic.
+    return bool(-_HUGE <= value <= _HUGE)
+
+
+def as_float(value: float | None) -> float | None:
+    return value if value is None or isinstance(value, torch.SymFloat) else float(value)
+
+
+def as_window(window: Any) -> tuple[int | None, int | None] | None:
+    """A checked window; (None, None) is none."""
+    if window is None or tuple(window) == (None, None):
+        return None
+    return _whole(window[0]), _whole(window[1])
+
+
+def _whole(side: int | None) -> int | None:
+    # No sequence is longer than this, and sums of positions and sides must not overflow in a backend.
+    return side if side is None or isinstance(side, torch.SymInt) else min(int(side), 2**31 - 1)
+
+
+def spec(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(tuple(tensor.shape), tensor.dtype, torch.is_grad_enabled() and tensor.requires_grad)
+
+
+def given_tensors(**named: Any) -> dict[str, Any]:
+    """The optional tensors that are not None."""
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def readable(tensor: Any, *dtypes: torch.dtype, on_device: bool = False) -> bool:
+    """Whether a tensor has legal values to look at: a plain one, no fake one, none inside vmap, none that torch.compile
+    traces. On a device it would stop the stream: only where the caller asked for it."""
+    if is_dynamo_compiling() or not is_plain(tensor) or tensor.dtype not in dtypes or tensor.numel() == 0:
+        return False
+    return on_device or bool(tensor.device.type == "cpu")
+
+
+def short(value: object) -> str:
+    """repr for a message: a tensor or an array passed by mistake is named, not printed."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else type(value).__name__

@@ -1,0 +1,87 @@
+"""Lengths of packed sequences: bounds, buckets, and the values that cu_seqlens may hold."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from xattn.errors import InvalidArgumentError
+from xattn.ops.shared import checks
+from xattn.plugin.tensors import is_plain
+
+
+def bucket(size: int) -> int:
+    """The next power of two from a size on: what a plan knows of a size that changes from step to step."""
+    return size if isinstance(size, torch.SymInt) else 1 << max(size - 1, 0).bit_length() if size > 0 else 0
+
+
+def bucket_of(size: Any) -> object:
+    """The bucket of a bound, or of the number of sequences of cu_seqlens; what is neither stays as it is, for `prepare`
+    to name."""
+    if isinstance(size, Tensor):
+        size = size.numel() - 1
+    return bucket(size) if isinstance(size, int) and not isinstance(size, bool) else size
+
+
+def are_cu_seqlens(*tensors: Any, device: torch.device | None = None) -> bool:
+    """Whether they are sums of lengths, on the device where one is named."""
+    return all(
+        isinstance(each, Tensor)
+        and (each.dim(), each.dtype) == (1, torch.int32)
+        and len(each) > 0
+        and device in (None, each.device)
+        for each in tensors
+    )
+
+
+def bound(name: str, given: int | None, cu_seqlens: Tensor) -> int:
+    """The upper bound of the lengths: as given, or read from cu_seqlens.
+
+    Reading is free on the CPU, and one sync on a device: an error while a CUDA graph is captured or torch.compile
+    traces, where it could not be had.
+    """
+    if given is not None:
+        if isinstance(given, torch.SymInt) or (isinstance(given, int) and not isinstance(given, bool) and given >= 0):
+            return given
+        raise InvalidArgumentError(name, checks.short(given), "an int >= 0, or None to read it from the lengths")
+    if cu_seqlens.numel() < 2:
+        return 0
+    if (where := _where_none_can_be_read(cu_seqlens)) is not None:
+        raise InvalidArgumentError(name, f"None {where}", "an int", "There the lengths cannot be read.")
+    return int(cu_seqlens.diff().max())
+
+
+def _where_none_can_be_read(cu_seqlens: Tensor) -> str | None:
+    if is_compiling():
+        return None if cu_seqlens.device.type == "cpu" else "under torch.compile"
+    if cu_seqlens.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "while a CUDA graph is captured"
+    # A fake tensor, one of the meta device, one inside vmap.
+    return None if is_plain(cu_seqlens) and not cu_seqlens.is_meta else "for tensors without values"
+
+
+def check_cu_seqlens(name: str, cu_seqlens: Any, q: Tensor) -> None:
+    """Type, device, dtype and shape."""
+    hint = f"Pass {name}.int()." if isinstance(cu_seqlens, Tensor) and cu_seqlens.dtype == torch.int64 else ""
+    checks.check_option(name, cu_seqlens, q, "int32", [], hint)
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
+        want = "(batch + 1,), beginning with 0"
+        raise InvalidArgumentError(name, f"shape {tuple(cu_seqlens.shape)}", want)
+
+
+def check_lengths(name: str, cu_seqlens: Tensor, total: int, bound_name: str, bound: int | None) -> None:
+    """The values: from 0, not decreasing, at most total, and no length above its bound."""
+    values = cu_seqlens.tolist()
+    if values[0] != 0:
+        raise InvalidArgumentError(name, f"{values[0]} as its first value", "0")
+    for i, (start, end) in enumerate(itertools.pairwise(values)):
+        if end < start:
+            raise InvalidArgumentError(name, f"{start}, {end} at {i}", "values that do not decrease")
+        if isinstance(bound, int) and end - start > bound:
+            raise InvalidArgumentError(bound_name, str(bound), f"at least {end - start}, the length of sequence {i}")
+    if values[-1] > total:
+        raise InvalidArgumentError(name, f"{values[-1]} as its last value", f"at most {total}, the packed tokens")

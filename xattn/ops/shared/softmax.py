@@ -1,0 +1,108 @@
+"""What ops have that are a softmax over scores q @ k.T: the band, the diagonal, softcap, sinks, ALiBi, groups, lse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from xattn.plugin.request import Phase, Request, TensorSpec
+
+# Where a caller says that the diagonal is, by name.
+Align = Literal["bottom_right", "top_left"]
+ALIGNS = get_args(Align)
+
+# (left, right), each an int >= 0 or None for open.
+Window = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxRequest(Request):
+    """align: "offset" where the caller gives `off` itself, an int, "offsets" where a tensor, one off a sequence. Its
+        value is no part of the request: a plan gets it with each call, as the keyword `align`.
+    requires_grad: a gradient is wanted for q, k or v; sinks carry their own flag.
+    """
+
+    nheads: int
+    nheads_k: int
+    headdim: int
+    headdim_v: int
+    causal: bool = False
+    window: Window | None = None
+    align: Literal["bottom_right", "top_left", "offset", "offsets"] = "bottom_right"
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: TensorSpec | None = None
+    alibi_slopes: TensorSpec | None = None
+    deterministic: bool = False
+    return_lse: bool = False
+    requires_grad: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.nheads // self.nheads_k
+
+    @property
+    def softmax_scale(self) -> float:
+        """The factor on q @ k.T: `scale`, or 1/sqrt(headdim) where it is None."""
+        return self.headdim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def band(self) -> Window:
+        """(left, right) of `causal` and `window` together: key j is visible to query i when
+        i + off - left <= j <= i + off + right; None is open."""
+        left, right = self.window if self.window is not None else (None, None)
+        return left, (0 if self.causal else right)
+
+    @property
+    def has_band(self) -> bool:
+        left, right = self.band
+        return left is not None or right is not None
+
+    @property
+    def positional(self) -> bool:
+        """Whether the answer depends on where the diagonal is."""
+        return self.has_band or self.alibi_slopes is not None
+
+    @property
+    def any_grad(self) -> bool:
+        """Whether a backward pass may follow."""
+        return self.requires_grad or wants_grad(self.sinks)
+
+    def wanted_grads(self) -> list[str]:
+        wanted = (
+            ("qkv", self.requires_grad),
+            ("sinks", wants_grad(self.sinks)),
+            ("lse", self.return_lse and self.any_grad),
+        )
+        return [name for name, is_wanted in wanted if is_wanted]
+
+    def sizes(self) -> dict[str, int]:
+        return {"headdim": self.headdim, "headdim_v": self.headdim_v}
+
+    def _options(self) -> list[str]:
+        """The options that are on, for `str`."""
+        parts = [name for name in ("causal", "deterministic", "return_lse", "requires_grad") if getattr(self, name)]
+        for name in ("window", "scale", "softcap", "dropout_p"):
+            if getattr(self, name, None) is not None:
+                parts.append(f"{name}={getattr(self, name)}")
+        if self.positional and self.align != "bottom_right":
+            parts.append(f"align={self.align}")
+        for name in ("sinks", "alibi_slopes", "bias", "mask", "seqlens_k"):
+            spec: TensorSpec | None = getattr(self, name, None)
+            if spec is not None:
+                parts.append(f"{name}={spec}")
+        return parts
+
+
+def wants_grad(spec: TensorSpec | None) -> bool:
+    return spec is not None and spec.requires_grad
+
+
+def phase_of(any_grad: bool, seqlen_q: int) -> Phase:
+    if any_grad:
+        return "train"
+    return "decode" if seqlen_q == 1 else "prefill"
+
+
+PHASES = ("train", "decode", "prefill")

@@ -1,0 +1,28 @@
+"""The ops that there are. Nothing else outside an op's room names one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xattn.dispatch.op import Op
+from xattn.dispatch.registry import declare
+from xattn.errors import InvalidArgumentError
+from xattn.ops import apply_rotary, attention, varlen_attention
+
+# By the name of its function.
+OPS: dict[str, Op] = {op.name: op for op in (attention.OP, apply_rotary.OP, varlen_attention.OP)}
+
+# What a call of `plan` or `explain` means that names no function.
+DEFAULT = attention.OP
+
+declare(op.vocabulary for op in OPS.values())
+
+
+def op_of(function: Callable[..., Any]) -> Op:
+    """The op that a public function is. Raises InvalidArgumentError for what is none."""
+    for op in OPS.values():
+        if op.function is function:
+            return op
+    want = f"a function of xattn: {', '.join(OPS)}"
+    raise InvalidArgumentError("function", getattr(function, "__name__", repr(function)), want)

@@ -1,0 +1,152 @@
+"""The op over packed sequences: `varlen_attention`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from xattn.dispatch import plans
+from xattn.dispatch.choice import Choice, chosen
+from xattn.ops.shared.checks import given_tensors
+from xattn.ops.shared.lengths import are_cu_seqlens, bound, bucket_of
+from xattn.ops.shared.output import AttentionOutput, Output
+from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.varlen_attention.arguments import check_values, kind_of_align, prepare
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Arguments(TypedDict, total=False):
+    """The keyword arguments of `varlen_attention`."""
+
+    max_seqlen_q: int | None
+    max_seqlen_k: int | None
+    causal: bool
+    window: Window | None
+    align: Align | int | Tensor
+    scale: float | None
+    softcap: float | None
+    sinks: Tensor | None
+    alibi_slopes: Tensor | None
+    deterministic: bool
+    check: bool
+    backend: str | Sequence[str]
+
+
+_table = plans.PlanTable()
+
+
+@overload
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    return_lse: Literal[False] = False,
+    **rest: Unpack[Arguments],
+) -> Tensor: ...
+@overload
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    return_lse: Literal[True],
+    **rest: Unpack[Arguments],
+) -> AttentionOutput: ...
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    causal: bool = False,
+    window: Window | None = None,
+    align: Align | int | Tensor = "bottom_right",
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_lse: bool = False,
+    check: bool = False,
+    backend: str | Sequence[str] = "auto",
+) -> Output:
+    """Attention over packed sequences, each by itself, by the best backend that can serve the call exactly as asked.
+
+    q: (total_q, nheads, headdim): the sequences one after the other. Any strides with a dense last dimension, as k, v.
+    k, v: (total_k, nheads_k, headdim) and (total_k, nheads_k, headdim_v), dtype and device of q.
+    cu_seqlens_q, cu_seqlens_k: (batch + 1,) int32, device of q: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1].
+        From 0, not decreasing; lengths of 0 are legal. The last may be below total: the rows after it are padding,
+        never read, and get out 0, lse -inf, gradient 0. cu_seqlens_k=None is that of q.
+    max_seqlen_q, max_seqlen_k: upper bounds of the lengths. None reads them from cu_seqlens: free on the CPU, a sync on
+        a device, and an error there while a CUDA graph is captured or torch.compile traces.
+    causal, window, scale, softcap, sinks, deterministic, return_lse, backend: as in `attention`, sequence by sequence.
+    align: as in `attention`, or a (batch,) int32 tensor on the device of q, one off a sequence.
+    alibi_slopes: (nheads,) or (batch, nheads) float32, > 0.
+    check: read cu_seqlens on a device, which stops the stream, and check its values. On the CPU they always are.
+
+    Returns out (total_q, nheads, headdim_v), contiguous, in the dtype of q (under autocast, in its dtype), and lse
+    (nheads, total_q) float32. Raises as `attention`.
+    """
+    choice = chosen(backend)
+    keys = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+    tensors = given_tensors(sinks=sinks, alibi_slopes=alibi_slopes)
+    options: dict[str, Any] = {
+        "causal": causal,
+        "window": tuple(window) if isinstance(window, list) else window,
+        "scale": scale,
+        "softcap": softcap,
+        "deterministic": deterministic,
+        "return_lse": return_lse,
+        "check": check,
+    }
+    named: dict[str, Any] = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, "align": align, **tensors}
+    if is_dynamo_compiling():
+        prepared = prepare(q, k, v, cu_seqlens_q, cu_seqlens_k, **named, **options)
+        return plans.traced(prepared, choice)  # type: ignore[no-any-return]
+    check_values(q, k, v, cu_seqlens_q, keys, **named, check=check)
+    if isinstance(q, Tensor) and are_cu_seqlens(cu_seqlens_q, keys, device=q.device):
+        named["max_seqlen_q"] = bound("max_seqlen_q", max_seqlen_q, cu_seqlens_q)
+        named["max_seqlen_k"] = bound("max_seqlen_k", max_seqlen_k, keys)
+    slot = _slot(cu_seqlens_q, keys is cu_seqlens_q, named, choice, **options)
+    every = (q, k, v, cu_seqlens_q, keys, *tensors.values(), *((align,) if isinstance(align, Tensor) else ()))
+    # The sizes of packed tensors and of what has one number a sequence change from step to step.
+    free = (*((0,),) * 5, *(_by_sequence(tensor) for tensor in every[5:]))
+    planned = _table.find(slot, every, free)
+    if planned is None:
+        prepared = prepare(q, k, v, cu_seqlens_q, cu_seqlens_k, **named, **options)
+        planned = _table.make(slot, every, prepared, choice, free)
+    given = {name: named[name] for name in planned.given}
+    return planned(q, k, v, cu_seqlens_q, keys, **given)  # type: ignore[no-any-return]
+
+
+def _by_sequence(tensor: Tensor) -> tuple[int, ...]:
+    """The dimension of an optional tensor that has one number a sequence: of slopes (batch, nheads) and of align."""
+    per_sequence = tensor.dim() == 2 or not tensor.is_floating_point()
+    return (0,) if per_sequence else ()
+
+
+def _slot(
+    cu_seqlens_q: Tensor, shared_lengths: bool, named: dict[str, Any], choice: Choice, **options: Any
+) -> tuple[object, ...]:
+    """What decides a plan beside tensors: a bound by its bucket alone, a tensor by being there."""
+    return (
+        *options.values(),
+        shared_lengths,
+        kind_of_align(named["align"]),
+        *("sinks" in named, "alibi_slopes" in named),
+        *map(bucket_of, (named["max_seqlen_q"], named["max_seqlen_k"], cu_seqlens_q)),
+        choice,
+    )

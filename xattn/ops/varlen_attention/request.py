@@ -1,0 +1,115 @@
+"""The frozen description of one call of `varlen_attention`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of
+from xattn.plugin import features
+from xattn.plugin.backend import Kernel
+from xattn.plugin.capabilities import Capabilities
+from xattn.plugin.features import Vocabulary
+from xattn.plugin.request import Phase, dtype_name
+
+VarlenFeature = Literal[
+    "causal",
+    "window",
+    "top_left",
+    "bottom_right",
+    "offset",
+    "offsets",
+    "gqa",
+    "headdim_v",
+    "softcap",
+    "sinks",
+    "alibi_slopes",
+    "deterministic",
+    "return_lse",
+    "empty",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarlenRequest(SoftmaxRequest):
+    """What a call of `varlen_attention` asks for, validated. `None` means off.
+
+    batch, max_seqlen_q, max_seqlen_k: rounded up to the next power of two; a plan gets the bounds with each call. No
+        size that changes from step to step is a part of the request: a plan serves every number of tokens.
+    shared_lengths: queries and keys have the same cu_seqlens: the caller gave one.
+    """
+
+    op: ClassVar[str] = "varlen_attention"
+    vocabulary: ClassVar[Vocabulary] = Vocabulary(
+        op="varlen_attention",
+        features=(
+            features.CAUSAL,
+            features.WINDOW,
+            features.TOP_LEFT,
+            features.BOTTOM_RIGHT,
+            features.OFFSET,
+            features.OFFSETS,
+            features.GQA,
+            features.HEADDIM_V,
+            features.SOFTCAP,
+            features.SINKS,
+            features.ALIBI_SLOPES,
+            features.DETERMINISTIC,
+            features.RETURN_LSE,
+            features.EMPTY,
+        ),
+        grads=("qkv", "sinks", "lse"),
+        sizes=("headdim", "headdim_v"),
+        phases=PHASES,
+    )
+
+    batch: int
+    max_seqlen_q: int
+    max_seqlen_k: int
+    shared_lengths: bool = False
+
+    @property
+    def alignment_matters(self) -> bool:
+        """Whether another `align` is another answer."""
+        if not self.positional:
+            return False
+        return self.align in ("offset", "offsets") or not self.shared_lengths
+
+    @property
+    def empty(self) -> bool:
+        return self.batch == 0 or self.max_seqlen_q == 0 or self.max_seqlen_k == 0
+
+    @property
+    def phase(self) -> Phase:
+        return phase_of(self.any_grad, self.max_seqlen_q)
+
+    @property
+    def scores(self) -> int:
+        """As many as there are at most."""
+        return self.nheads * self.batch * self.max_seqlen_q * self.max_seqlen_k
+
+    def __str__(self) -> str:
+        keys = "as q" if self.shared_lengths else f"up to {self.max_seqlen_k}"
+        parts = [
+            f"q=(total_q, {self.nheads}, {self.headdim})",
+            f"k=(total_k, {self.nheads_k}, {self.headdim})",
+            f"v=(total_k, {self.nheads_k}, {self.headdim_v})",
+            f"up to {self.batch} sequences of up to {self.max_seqlen_q} queries, keys {keys}",
+            dtype_name(self.dtype),
+            self.place,
+            *self._options(),
+        ]
+        return f"{self.op}: " + ", ".join(parts)
+
+
+class VarlenKernel(Kernel[VarlenRequest]):
+    """A kernel of `varlen_attention`.
+
+    `plan` returns a callable `run(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q=..., max_seqlen_k=...)`, the bounds
+    as ints. Where the request has them, sinks and alibi_slopes come as keywords, and `align` with align "offset" as an
+    int, with "offsets" as a (batch,) int32 tensor. It returns out (total_q, nheads, headdim_v), contiguous, or
+    `xattn.AttentionOutput(out, lse)` with lse (nheads, total_q) where the request has return_lse.
+    """
+
+    op = "varlen_attention"
+    capabilities: ClassVar[tuple[Capabilities[VarlenFeature], ...]]

@@ -1,0 +1,90 @@
+"""What every request has: the frozen description of one call, the only thing a kernel sees before it runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from xattn.plugin.features import Vocabulary
+
+# What the priority of a capability block may depend on: "train" where a backward pass may follow, "decode" for one
+# query a sequence, "prefill" for more, "inference" in ops that tell no such kinds apart.
+Phase = Literal["train", "decode", "prefill", "inference"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of an optional tensor argument, and whether a gradient is wanted for it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool = False
+
+    def __str__(self) -> str:
+        return f"{tuple(self.shape)} {dtype_name(self.dtype)}" + (" requires_grad" if self.requires_grad else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(ABC):
+    """What a call asks for, validated. Each op has its own, with a field for every argument; `None` means off, and a
+    kernel that ignores a field serves a wrong answer.
+
+    op:         the name of the op's function.
+    vocabulary: the words that a capability block may use of it.
+    device:     torch's device type, but "rocm" where torch was built for HIP ("cuda" is NVIDIA alone).
+    dtype:      of the tensors that are computed with, under autocast the one they are cast to.
+    arch:       "sm_90", "gfx942", ...; None where the device has no such name.
+    Sizes may be symbolic under torch.compile: compare them, never use them as keys.
+    """
+
+    op: ClassVar[str]
+    vocabulary: ClassVar[Vocabulary]
+
+    device: str
+    dtype: torch.dtype
+    arch: str | None = None
+
+    def needs(self) -> list[tuple[str, object, str]]:
+        """(feature, what the call has of it, hint) for every feature that the call uses."""
+        found = []
+        for feature in self.vocabulary.features:
+            got = feature.used(self)
+            if got is not None:
+                found.append((feature.name, got, feature.hint))
+        return found
+
+    @abstractmethod
+    def wanted_grads(self) -> list[str]:
+        """The gradients that the call wants, by the names that `Capabilities.grads` has."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The sizes that a capability block may bound, by name."""
+
+    @property
+    @abstractmethod
+    def phase(self) -> Phase:
+        """The key of a priority."""
+
+    @property
+    def scores(self) -> int:
+        """Number of elements of the full score matrix; 0 for an op that has none."""
+        return 0
+
+    def notes(self) -> list[str]:
+        """What is legal in this call and unlikely to be meant, for `explain`, a sentence each."""
+        return []
+
+    @property
+    def place(self) -> str:
+        """The device, and its architecture where it has a name."""
+        return self.device if self.arch is None else f"{self.device} {self.arch}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.bfloat16 -> "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,15 @@
+"""What may be done with a tensor before a kernel runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_plain(tensor: object) -> bool:
+    """Whether a tensor has values to look at, and plans may be remembered for it: no subclass, no functorch wrapper."""
+    return (
+        isinstance(tensor, Tensor)
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
