@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xattn.measure import hardware
+from xattn.measure import processor
 
 SUBJECTS = {
     "overhead": overhead,
@@ -58,7 +58,7 @@ def main() -> None:
         rows += SUBJECTS[name].rows(arguments.quick)
         print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
 
-    devices = [hardware("cpu"), *([hardware("cuda")] if torch.cuda.is_available() else [])]
+    devices = [processor("cpu"), *([processor("cuda")] if torch.cuda.is_available() else [])]
     where = f"torch {torch.__version__}, Python {platform.python_version()}, {', '.join(devices)}"
     if arguments.quick:
         where += "; --quick: not to quote"

@@ -9,9 +9,12 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
+from xattn import Backend, Kernel, hookimpl
 from xattn.dispatch.registry import Registry
 from xattn.plugin.geometry import Geometry
 
@@ -147,3 +150,17 @@ def xattn_backends():
 
 def _members(source: str) -> str:
     return textwrap.indent(textwrap.dedent(source), "    ")
+
+
+def backend_of(name: str, *kernels: Kernel[Any]) -> Backend:
+    """A backend of these kernels."""
+    made: type[Backend] = type("Made", (Backend,), {"name": name, "api_version": 1, "kernels": kernels})
+    return made()
+
+
+def plugin(name: str, *backends: Backend) -> EntryPoint:
+    """The entry point of a plugin of these backends, for `xattn.testing.fresh`."""
+    module = ModuleType(f"plugin_{name.replace('-', '_')}")
+    module.__dict__["xattn_backends"] = hookimpl(lambda: list(backends))
+    sys.modules[module.__name__] = module
+    return EntryPoint(name, module.__name__, "xattn")

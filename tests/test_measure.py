@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import statistics
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 
-from xattn.measure import Timing, alternate, hardware, memory, operations
+from xattn.measure import Timing, alternate, memory, operations, processor
 
 MIB = 2**20
 QUARTER = (256, 256)  # a quarter of a MiB in float32
@@ -46,7 +47,7 @@ def test_as_dict_holds_the_numbers_and_the_method() -> None:
 
 def test_candidates_alternate_and_the_order_rotates() -> None:
     calls: list[str] = []
-    timing = alternate({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=6)
+    timing = alternate({name: partial(calls.append, name) for name in "abc"}, rounds=6)
     assert {name: len(samples) for name, samples in timing.samples.items()} == {"a": 6, "b": 6, "c": 6}
     measured = calls[-18:]
     rounds = ["".join(measured[i : i + 3]) for i in range(0, 18, 3)]
@@ -97,7 +98,7 @@ def test_seconds_are_turned_into_rounds() -> None:
 
 def test_the_method_says_where_and_how() -> None:
     method = alternate({"a": lambda: None, "b": lambda: None}, rounds=7).method
-    for part in ("2 candidates", "perf_counter_ns", "7 rounds", torch.__version__, hardware("cpu")):
+    for part in ("2 candidates", "perf_counter_ns", "7 rounds", torch.__version__, processor("cpu")):
         assert part in method
 
 
@@ -229,7 +230,7 @@ def test_forward_and_backward_are_counted_apart() -> None:
             return grad.clone() * 2
 
     x = torch.randn(4, 6, requires_grad=True)
-    ran = operations(lambda: CopiesGradient.apply(x), [x])
+    ran = operations(lambda: CopiesGradient.apply(x), [x])  # type: ignore[no-untyped-call]
     assert ran.forward == Counter(mul=1)
     assert ran.backward == Counter(clone=1, mul=1)
     assert ran.materialising() == {"clone": 1}

@@ -15,8 +15,8 @@ import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
 from xattn_conformance.ops.attention import rowwise
-from xattn_sdpa import fused
-from xattn_sdpa.attention import SdpaAttention
+from xattn_sdpa.attention import fused
+from xattn_sdpa.attention.kernel import SdpaAttention
 
 import xattn
 from xattn import AttentionRequest, TensorSpec
@@ -574,7 +574,7 @@ def test_memory_of_a_window_grows_with_the_sequence_alone(right: int) -> None:
         assert forward < tensors + tile
         # dq, dk and dv, lse without infinities, and what the kernel returns for a tile.
         assert backward < tensors + 2 * tile
-        # All in all less than a band of float32 scores of one head.
+        # All in all less than the float32 scores of one head that the window shows.
         assert max(forward, backward) < tensors + 4 * seqlen * (64 + window + right)
         found[seqlen] = forward, backward
     for short, long in zip(found[2048], found[8192], strict=True):
@@ -830,6 +830,33 @@ def test_a_scale_that_is_not_positive_never_meets_torchs_mask(
     found = declared(request(causal=True, scale=scale, dtype=dtype, **place))
     assert found.reasons == ()
     assert DIRECT not in found.kernel or found.kernel == BELOW
+
+
+AT_OFFSET = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes"),
+    [
+        ({}, []),
+        ({"offset_inside": False}, []),
+        ({"window": (3, 4), "causal": False}, []),
+        # Whether flash, which may give way to cuDNN, serves the call is known only when it comes.
+        ({"deterministic": True}, ["deterministic"]),
+        (ragged(), ["align"]),
+        (CPU, []),
+        ({**CPU, **ragged(), "deterministic": True}, []),
+    ],
+    ids=str,
+)
+def test_what_stops_an_int_align(changes: dict[str, Any], codes: list[str]) -> None:
+    assert [reason.code for reason in declared(request(**{**AT_OFFSET, **changes})).reasons] == codes
+
+
+def test_the_kernel_of_an_int_align() -> None:
+    assert declared(request(**AT_OFFSET)).kernel.endswith("or blocks of matmuls, as align falls")
+    assert declared(request(**AT_OFFSET, softcap=2.0)).kernel.startswith(BLOCKS)
+    assert "tile by tile" in declared(request(**{**AT_OFFSET, **CPU})).kernel
 
 
 def test_everything_but_dropout_is_declared_for_the_cpu() -> None:

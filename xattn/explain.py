@@ -69,8 +69,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = [str(self.request)]
         lines.append(f"backend: {self.backend or 'none can serve it'}" + (f" ({self.kernel})" if self.kernel else ""))
-        without_op = self._stopped_by("op")
-        elsewhere = self._stopped_by("device")
+        without_op = [candidate.name for candidate in self.stopped_by("op")]
+        elsewhere = [candidate.name for candidate in self.stopped_by("device")]
         for candidate in self.candidates:
             if candidate.name in (*without_op, *elsewhere):
                 continue
@@ -84,9 +84,9 @@ class Explanation:
         lines += [f"without {self.request.op}: {', '.join(without_op)}"] if without_op else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
-    def _stopped_by(self, code: str) -> list[str]:
-        """Candidates with this one reason."""
-        return [each.name for each in self.candidates if [reason.code for reason in each.reasons] == [code]]
+    def stopped_by(self, code: str) -> list[Candidate]:
+        """Candidates with one reason, of this code."""
+        return [each for each in self.candidates if [reason.code for reason in each.reasons] == [code]]
 
 
 @overload

@@ -9,19 +9,20 @@ import pytest
 import torch
 import xattn_neuron
 
-from xattn import Request, TensorSpec
+from xattn import AttentionRequest
+from xattn.plugin import TensorSpec
 from xattn.plugin.offset import as_bottom_right
 
-BACKENDS = {backend.name: backend for backend in xattn_neuron.xattn_backends()}
-NKI = BACKENDS["nki"]
+KERNELS = {backend.name: backend.kernels[0] for backend in xattn_neuron.xattn_backends()}
+NKI = KERNELS["nki"]
 
 
-def request_for(seqlen_q: int, seqlen_k: int, **changes: Any) -> Request:
+def request_for(seqlen_q: int, seqlen_k: int, **changes: Any) -> AttentionRequest:
     given: dict[str, Any] = {
         "device": "neuron", "dtype": torch.bfloat16, "batch": 2, "nheads": 4, "nheads_k": 2, "headdim": 64,
         "headdim_v": 64, "causal": True, "align": "offset", "offset_inside": True,
     }  # fmt: skip
-    return Request(seqlen_q=seqlen_q, seqlen_k=seqlen_k, **{**given, **changes})
+    return AttentionRequest(seqlen_q=seqlen_q, seqlen_k=seqlen_k, **{**given, **changes})
 
 
 def test_what_is_accepted_is_served_at_every_offset(aws: Any) -> None:
@@ -53,9 +54,9 @@ def test_other_offsets_are_declined(aws: Any, changes: dict[str, Any]) -> None:
 
 def test_legacy_says_no_more_than_its_block(aws: Any) -> None:
     aws()
-    backend = BACKENDS["nki-legacy"]
-    assert backend.limits(request_for(16, 40)) == []
-    assert "offset" in [reason.code for reason in backend.reasons(request_for(16, 40))]
+    kernel = KERNELS["nki-legacy"]
+    assert kernel.limits(request_for(16, 40)) == []
+    assert "offset" in [reason.code for reason in kernel.reasons(request_for(16, 40))]
 
 
 def test_one_plan_for_a_chunk_that_moves(aws: Any, qkv: Any) -> None:
@@ -72,4 +73,4 @@ def test_one_plan_for_a_chunk_that_moves(aws: Any, qkv: Any) -> None:
         _, keys, values = made.last.arguments[:3]
         assert keys.shape[1] == values.shape[1] == 16
         assert torch.equal(keys[0], k[0, offset : offset + 16, 0])
-    assert "attention_cte" in NKI.kernel(request)
+    assert "attention_cte" in NKI.kernel_name(request)

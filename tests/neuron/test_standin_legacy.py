@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_cases import Row, failures
 from torch import Tensor
 from torch.autograd import Function
 from xattn_conformance.ops.call import execute
@@ -19,7 +20,6 @@ from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_elsewhere.nki import standin
 from xattn_elsewhere.nki.standin import flash_neuronxcc as neuronxcc
 from xattn_elsewhere.nki.standin import flash_nxdi as nxdi
-from xattn_elsewhere.nki.standin.cases import Row, failures
 
 from xattn import AttentionOutput, UnsupportedError
 

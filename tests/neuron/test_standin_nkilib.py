@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_cases import Row, failures
 from torch import Tensor
 from torch.autograd import Function
 from xattn_conformance.ops.call import execute
 from xattn_elsewhere.nki import standin
-from xattn_elsewhere.nki.standin.cases import Row, failures
 from xattn_elsewhere.nki.standin.nkilib_bwd import attention_bwd
 from xattn_elsewhere.nki.standin.nkilib_cte import attention_cte
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_cases import Row, failures, golden
 from torch import Tensor
 from xattn_conformance.ops.call import execute
 from xattn_conformance.profiles.load import find
 from xattn_conformance.profiles.schema import ProfileError, parse
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 from xattn_elsewhere.nki import standin
-from xattn_elsewhere.nki.standin.cases import Row, failures, golden
 from xattn_elsewhere.nki.standin.flash_nxdi import FlashConfig, flash_fwd
 
 from xattn import UnsupportedError

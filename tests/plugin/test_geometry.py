@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import visible_pairs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import xattn
+from xattn import AttentionRequest
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 
 SIZES = range(6)
@@ -105,13 +108,42 @@ def test_causal_and_square() -> None:
     assert not Geometry(3, 9, 2, None, 6).causal
 
 
-@pytest.mark.parametrize("offset", ["top_left", "bottom_right"])
-def test_of_a_request(offset: str) -> None:
-    request = xattn.AttentionRequest(
-        device="cpu", dtype=torch.float32, batch=1, seqlen_q=3, seqlen_k=8, nheads=1, nheads_k=1, headdim=8,
-        headdim_v=8, causal=True, window=(2, 4), align=offset,
+def request_for(seqlen_q: int, seqlen_k: int, **options: Any) -> AttentionRequest:
+    return AttentionRequest(
+        device="cpu", dtype=torch.float64, batch=2, seqlen_q=seqlen_q, seqlen_k=seqlen_k, nheads=1, nheads_k=1,
+        headdim=8, headdim_v=8, **options,
     )  # fmt: skip
-    assert Geometry.of(request) == Geometry(3, 8, 2, 0, 0 if offset == "top_left" else 5)
+
+
+def test_of_a_request() -> None:
+    options: dict[str, Any] = {"causal": True, "window": (2, 4)}
+    assert Geometry.of(request_for(3, 8, align="top_left", **options)) == Geometry(3, 8, 2, 0, 0)
+    assert Geometry.of(request_for(3, 8, **options)) == Geometry(3, 8, 2, 0, 5)
+    with pytest.raises(ValueError, match="offset"):
+        Geometry.of(request_for(3, 8, align="offset", **options))
+
+
+@pytest.mark.parametrize("align", ["top_left", "bottom_right"])
+def test_the_example(align: str) -> None:
+    """A kernel without windows and alignments serves every call that equals a full or a square causal one."""
+    served = 0
+    for seqlen_q, seqlen_k, left, causal in itertools.product((1, 3, 5), (2, 4, 5), (None, 1, 9), (False, True)):
+        request = request_for(seqlen_q, seqlen_k, window=(left, None), causal=causal, align=align)
+        whole = Geometry.of(request)
+        kept = whole.trimmed()
+        if not (kept.full or (kept.left is None and kept.square)):
+            continue
+        served += 1
+        q = torch.randn(2, seqlen_q, 1, 8, dtype=torch.float64)
+        k, v = torch.randn(2, 2, seqlen_k, 1, 8, dtype=torch.float64)
+        wanted = xattn.attention(q, k, v, window=(left, None), causal=causal, align=align, backend="reference")
+        q = q[:, whole.first_q : whole.end_q]
+        k, v = k[:, whole.first_k : whole.end_k], v[:, whole.first_k : whole.end_k]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=kept.causal).transpose(1, 2)
+        out = F.pad(out, (0, 0, 0, 0, whole.first_q, whole.seqlen_q - whole.end_q))
+        torch.testing.assert_close(out, wanted)
+    assert served > 15
 
 
 @pytest.mark.parametrize("seqlen_q", SIZES[1:])

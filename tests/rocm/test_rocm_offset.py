@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,10 +13,16 @@ from torch import Tensor
 from xattn_rocm import installation, vendor
 from xattn_rocm.installation import Installation
 
-from xattn import Backend, Request, TensorSpec
+from xattn import AttentionKernel, AttentionRequest
+from xattn.plugin import TensorSpec
 from xattn.plugin.offset import as_bottom_right
 
-BACKENDS = {backend.name: backend for backend in xattn_rocm.xattn_backends()}
+KERNELS = {
+    type(kernel).__name__: kernel
+    for backend in xattn_rocm.xattn_backends()
+    for kernel in backend.kernels
+    if kernel.op == "attention"
+}
 RELEASES = ("0.1.7.post2.dev18", "0.1.13", "0.1.18", "0.1.20.post1")
 ARCHS = ("gfx942", "gfx950", "gfx90a", "gfx1250")
 
@@ -27,12 +32,12 @@ def installed(monkeypatch: pytest.MonkeyPatch, version: str = RELEASES[-1]) -> N
     monkeypatch.setattr(installation, "overridden", Installation(Path(), version, layout))
 
 
-def request_for(seqlen_q: int, seqlen_k: int, **changes: Any) -> Request:
+def request_for(seqlen_q: int, seqlen_k: int, **changes: Any) -> AttentionRequest:
     given: dict[str, Any] = {
         "device": "rocm", "arch": "gfx942", "dtype": torch.bfloat16, "batch": 2, "nheads": 4, "nheads_k": 2,
         "headdim": 128, "headdim_v": 128, "causal": True, "align": "offset", "offset_inside": True,
     }  # fmt: skip
-    return Request(seqlen_q=seqlen_q, seqlen_k=seqlen_k, **{**given, **changes})
+    return AttentionRequest(seqlen_q=seqlen_q, seqlen_k=seqlen_k, **{**given, **changes})
 
 
 SINKS = {"sinks": TensorSpec((4,), torch.float32)}
@@ -44,64 +49,66 @@ SIZES: tuple[dict[str, Any], ...] = ({}, {"headdim": 64, "headdim_v": 64}, {"hea
 
 
 @pytest.mark.parametrize("version", RELEASES)
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", KERNELS)
 def test_what_is_accepted_is_served_at_every_offset(monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
     installed(monkeypatch, version)
-    backend, accepted = BACKENDS[name], 0
+    kernel, accepted = KERNELS[name], 0
     for arch, options, sizes, left in itertools.product(ARCHS, OPTIONS, SIZES, (None, 0, 3, 20)):
         changes = {"arch": arch, "window": None if left is None else (left, None), **options, **sizes}
         for seqlen_q, seqlen_k in ((1, 30), (2, 9), (129, 134)):
             request = request_for(seqlen_q, seqlen_k, **changes)
-            if backend.limits(request):
+            if kernel.reasons(request):
                 continue
             accepted += 1
             for fewer in range(seqlen_q, seqlen_k + 1):
-                assert backend.limits(as_bottom_right(request, fewer)) == [], (request, fewer)
+                assert kernel.reasons(as_bottom_right(request, fewer)) == [], (request, fewer)
     assert accepted > 100
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
     "changes", [{"causal": False, "window": (4, 4)}, {"offset_inside": False}, {"window": (None, 2), "causal": False}]
 )
 def test_other_offsets_are_declined(monkeypatch: pytest.MonkeyPatch, name: str, changes: dict[str, Any]) -> None:
     installed(monkeypatch)
-    assert [reason.code for reason in BACKENDS[name].limits(request_for(16, 40, **changes))] == ["align"]
+    assert [reason.code for reason in KERNELS[name].limits(request_for(16, 40, **changes))] == ["align"]
 
 
-class Kernel:
-    """aiter's functions: keep the keys that they were given."""
+class Vendors:
+    """aiter's functions: keep which keys they were given."""
 
     _MHA_IMPL = "default"
 
     def __init__(self) -> None:
-        self.keys: list[Tensor] = []
+        self.keys: list[list[int]] = []
 
     def flash_attn_func(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> Any:
-        self.keys.append(k)
+        self.keys.append(k[0, :, 0, 0].int().tolist())
         out = torch.ones(*q.shape[:3], v.shape[3], dtype=q.dtype)
         return (out, torch.ones(q.shape[0], q.shape[2], q.shape[1])) if options.get("return_lse") else out
 
+    def unified_attention(self, **options: Any) -> None:
+        first = int(options["k"][0, 0, 0, 0])
+        self.keys.append(list(range(first, first + int(options["seqused_k"][0]))))
+
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    made, module = Kernel(), ModuleType("aiter")
-    module.__dict__.update(flash_attn_func=made.flash_attn_func, _MHA_IMPL="default")
-    monkeypatch.setattr(vendor, "module", lambda name: module)
+def vendors(monkeypatch: pytest.MonkeyPatch) -> Vendors:
+    made = Vendors()
+    monkeypatch.setattr(vendor, "module", lambda name: made)
     installed(monkeypatch)
     return made
 
 
-@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
-def test_one_plan_for_a_chunk_that_moves(kernel: Kernel, backend: Backend) -> None:
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_one_plan_for_a_chunk_that_moves(vendors: Vendors, kernel: AttentionKernel) -> None:
     q = torch.zeros(2, 16, 4, 128, dtype=torch.bfloat16)
     k = torch.arange(40.0).view(1, 40, 1, 1).expand(2, 40, 2, 128).to(torch.bfloat16)
     request = request_for(16, 40, window=(8, None))
-    assert backend.limits(request) == []
-    run = backend.plan(request)
+    assert kernel.limits(request) == []
+    run = kernel.plan(request)
     for offset in (0, 5, 20, 24):
         assert run(q, k, k, align=offset).shape == q.shape
         # The window starts 8 keys before the first query's own, and the last query's own is the last key.
-        seen = kernel.keys[-1][0, :, 0, 0].tolist()
-        assert seen == list(range(max(0, offset - 8), offset + 16))
-    assert "aiter" in backend.kernel(request)
+        assert vendors.keys[-1] == list(range(max(0, offset - 8), offset + 16))
+    assert "aiter" in kernel.kernel_name(request)

@@ -1,34 +1,30 @@
-"""`xattn bench`: one call on every backend that can serve it, and on torch's own SDPA where that can express it."""
+"""`xattn bench`: a call of the default op on every backend that can serve it, and on torch's own SDPA where that can
+express it."""
 
 from __future__ import annotations
 
 import json as jsonlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-import xattn
-from xattn.cli.call import Call, Tensors, takes_call
-from xattn.cli.explain import present_arch, show
+from xattn.cli.candidates import TORCH, candidates_of
+from xattn.cli.explain import show
+from xattn.cli.flags import Flags, takes_flags
 from xattn.cli.plot import plot
-from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
+from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
 from xattn.explain import Explanation, explain_request
-from xattn.measure import Timing, alternate, hardware
-from xattn.measure.timing import OnRound
+from xattn.measure import Timing, alternate, processor
+from xattn.measure.timing import Candidates, OnRound
 
-TORCH = "torch SDPA"
 # The progress bar is drawn between rounds, this rarely, so that drawing it costs the measurement nothing.
 REDRAW_SECONDS = 0.25
 
@@ -60,9 +56,9 @@ class Bench:
         return {*(() if self.timing is None else self.timing.samples), *self.failures}
 
 
-@takes_call
+@takes_flags
 def bench(
-    call: Call,
+    flags: Flags,
     seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure, about.")] = 3.0,
     out_dir: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write bench.json and bench.png there.")
@@ -75,14 +71,15 @@ def bench(
     Exits with 1 where no backend can serve the call or one fails.
     """
     with usage_errors():
-        device = _device(call.device)
-        request = call.request(present_arch(call.device))
-        explanation = explain_request(request, call.choice)
+        device = _device(flags.device)
+        request = flags.request()
+        explanation = explain_request(request, flags.choice)
         if explanation.backend is None:
             show(explanation, err())
             raise typer.Exit(FAILED)
+        candidates = candidates_of(flags, request, explanation, device)
         with _Bar() as on_round:
-            result = measure(call, explanation, device, seconds, on_round)
+            result = measure(candidates, explanation, device, seconds, on_round)
     if json:
         print_json(result.as_dict())
     else:
@@ -131,46 +128,23 @@ class _Bar:
 
 
 def measure(
-    call: Call, explanation: Explanation, device: torch.device, seconds: float, on_round: OnRound | None = None
+    candidates: Candidates,
+    explanation: Explanation,
+    device: torch.device,
+    seconds: float,
+    on_round: OnRound | None = None,
 ) -> Bench:
-    q, k, v, tensors = call.tensors(device)
-    arguments = call.arguments(tensors)
-    leaves = [tensor for tensor in (q, k, v, *tensors.values()) if tensor.requires_grad]
-    candidates: dict[str, Callable[[], object]] = {}
-    native = torch_arguments(explanation.request, tensors)
-    if native is not None:
-        candidates[TORCH] = _trained(lambda: _torch(q, k, v, native), leaves)
-    for candidate in explanation.candidates:
-        if candidate.asked and not candidate.reasons:
-            # Bound by default arguments: each candidate keeps its own name.
-            def attend(name: str = candidate.name) -> Any:
-                return xattn.attention(q, k, v, backend=name, **arguments)
-
-            candidates[candidate.name] = _trained(attend, leaves)
     failures = _failures(candidates)
     working = {name: run for name, run in candidates.items() if name not in failures}
     if not working:
-        return Bench(explanation, hardware(device), None, None, failures)
+        return Bench(explanation, processor(device), None, None, failures)
     base = next((name for name in (TORCH, explanation.backend) if name in working), next(iter(working)))
     assert base is not None
     timing = alternate(working, device=device, seconds=seconds, on_round=on_round)
-    return Bench(explanation, hardware(device), base, timing, failures)
+    return Bench(explanation, processor(device), base, timing, failures)
 
 
-def _trained(run: Callable[[], Any], leaves: list[Tensor]) -> Callable[[], object]:
-    """Forward alone, or with the backward pass of the output where a gradient is wanted."""
-    if not leaves:
-        return run
-
-    def both() -> object:
-        result = run()
-        outputs = result if isinstance(result, tuple) else (result,)
-        return torch.autograd.grad(outputs, leaves, [torch.ones_like(output) for output in outputs])
-
-    return both
-
-
-def _failures(candidates: Mapping[str, Callable[[], object]]) -> dict[str, str]:
+def _failures(candidates: Candidates) -> dict[str, str]:
     failures = {}
     for name, run in candidates.items():
         # Whatever a vendor's kernel raises is one line of the table, and the others are measured all the same.
@@ -179,33 +153,6 @@ def _failures(candidates: Mapping[str, Callable[[], object]]) -> dict[str, str]:
         except Exception as error:
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return failures
-
-
-def torch_arguments(request: Any, tensors: Tensors) -> dict[str, Any] | None:
-    """The arguments of F.scaled_dot_product_attention that mean the same call, or None where it has none.
-
-    Only what it takes as it is: no mask built to stand for a window, say.
-    """
-    lacks = (request.window, request.softcap, request.sinks, request.alibi_slopes, request.seqlens_k)
-    if any(feature is not None for feature in lacks) or request.return_lse or request.deterministic:
-        return None
-    # One query, aligned with the last key, sees every key.
-    causal = request.causal and request.offset < request.seqlen_k - 1
-    given = [tensors[name] for name in ("bias", "mask") if name in tensors]
-    if len(given) + causal > 1 or (causal and request.offset != 0):
-        return None
-    return {
-        "attn_mask": given[0] if given else None,
-        "is_causal": causal,
-        "scale": request.scale,
-        "dropout_p": request.dropout_p or 0.0,
-        "enable_gqa": request.group > 1,
-    }
-
-
-def _torch(q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]) -> Tensor:
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, **arguments).transpose(1, 2)
 
 
 def kernels(explanation: Explanation) -> dict[str, str]:
@@ -217,11 +164,11 @@ def show_bench(result: Bench, console: Console) -> None:
     console.print(Text(str(result.explanation.request)))
     if result.explanation.request.phase == "train":
         console.print("Forward and backward together.")
-    table = Table(box=box.SIMPLE_HEAD)
+    table = narrow_table()
     table.add_column("Candidate", no_wrap=True)
     for column in ("p50", "p10 to p90", "Difference", "Ratio"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("Kernel")
+    table.add_column("Kernel", overflow="fold")
     named = kernels(result.explanation)
     if result.timing is not None and result.base is not None:
         for name in sorted(result.timing.samples, key=result.timing.p50):

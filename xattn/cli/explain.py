@@ -4,35 +4,56 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xattn.cli.call import Call, takes_call
-from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
+from xattn.cli import values
+from xattn.cli.arguments import arguments_of, split
+from xattn.cli.flags import WHERE, Flags, takes_flags
+from xattn.cli.request import request_of
+from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
+from xattn.dispatch.op import Op
 from xattn.explain import Candidate, Explanation, explain_request
-from xattn.plugin.devices import device_and_arch
+from xattn.ops.table import DEFAULT
+from xattn.plugin.request import Request
+
+# Reasons that take a line below the table, where a backend has no other: code -> what the line says.
+ELSEWHERE = {"device": "For other devices", "op": "Without {op}"}
 
 
-@takes_call
+@takes_flags
 def explain(
-    call: Call,
+    flags: Flags,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="OP NAME=VALUE", help="An op, and the arguments of its call by name.", show_default=False
+        ),
+    ] = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="gfx942, sm_90, ...; by default this machine's.", rich_help_panel="Where it runs"),
+        typer.Option(help="gfx942, sm_90, ...; by default this machine's.", rich_help_panel=WHERE),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Which backend a call would get, its kernel, and what stops every other. Runs nothing, needs no such device.
 
+    A call of attention is made of the options below. One of any op has its name and arguments by name:
+
+    xattn explain apply_rotary q=2,16,8,64 k=none cos=16,32 sin=16,32
+
+    A tensor is its sizes; :float32 after them is its dtype where that is not --dtype, :grad says that its gradient is
+    wanted. A list of tensors has + between them. Other values: true, false, none, numbers, words, pairs as 1023,0.
+
     Exits with 1 where no backend can serve the call.
     """
+    op, named = split(words or ())
     with usage_errors(), err().status("Asking every backend"):
-        request = call.request(arch or present_arch(call.device))
-        explanation = explain_request(request, call.choice)
+        by_name = named or op is not DEFAULT
+        request = _by_name(op, named, flags, arch) if by_name else flags.request(arch)
+        explanation = explain_request(request, flags.choice)
     if json:
         print_json(explanation.as_dict())
     else:
@@ -41,12 +62,10 @@ def explain(
         raise typer.Exit(FAILED)
 
 
-def present_arch(device: str) -> str | None:
-    """The architecture of this machine's first device of that name, if it has one."""
-    if not torch.cuda.is_available():
-        return None
-    name, arch = device_and_arch(torch.device("cuda"))
-    return arch if name == device else None
+def _by_name(op: Op, named: list[str], flags: Flags, arch: str | None) -> Request:
+    flags.refuse_shape_and_features()
+    arguments = arguments_of(op, named, values.dtype(flags.dtype, "--dtype"))
+    return request_of(op, arguments, flags.device, arch)
 
 
 def show(explanation: Explanation, console: Console) -> None:
@@ -57,7 +76,12 @@ def show(explanation: Explanation, console: Console) -> None:
     else:
         console.print(Text.assemble("Backend  ", (explanation.backend, "bold green")))
         console.print(Text.assemble("Kernel   ", (explanation.kernel or "", "bold")))
-    console.print(_candidates(explanation))
+    table = _candidates(explanation)
+    console.print(table if table.row_count else "")
+    for code, text in ELSEWHERE.items():
+        if stopped := explanation.stopped_by(code):
+            names = ", ".join(candidate.name for candidate in stopped)
+            console.print(Text(f"{text.format(op=explanation.request.op)}: {names}", "dim"))
     notes = list(explanation.notes)
     unnamed = any(reason.code == "arch" for candidate in explanation.candidates for reason in candidate.reasons)
     if explanation.request.arch is None and unnamed:
@@ -67,11 +91,14 @@ def show(explanation: Explanation, console: Console) -> None:
 
 
 def _candidates(explanation: Explanation) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = narrow_table()
     table.add_column("Backend", no_wrap=True)
     table.add_column("Serves it", no_wrap=True)
     table.add_column("Kernel, or what stops it")
+    aside = {candidate.name for code in ELSEWHERE for candidate in explanation.stopped_by(code)}
     for candidate in explanation.candidates:
+        if candidate.name in aside:
+            continue
         chosen = candidate.name == explanation.backend
         table.add_row(
             Text(candidate.name, style="bold green" if chosen else ""),

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import xattn
-from xattn.cli.terminal import err, out, print_json
+from xattn.cli import capabilities
+from xattn.cli.capabilities import Block
+from xattn.cli.terminal import err, narrow_table, out, print_json
 from xattn.dispatch.op import Op
 from xattn.dispatch.registry import registry
 from xattn.ops.table import OPS
-from xattn.plugin import Capabilities, Kernel, dtype_name
+
+# A capability block with its number in the tables and its backend.
+Numbered = tuple[int, Mapping[str, Any], Block]
 
 
 def info(json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
-    """What is installed: versions, devices, plugins and their failures, backends and what they serve."""
+    """What is installed: versions, devices, plugins and their failures, backends and what they serve of each op."""
     with err().status("Asking every backend what it finds"):
         document = report()
     if json:
@@ -33,38 +36,31 @@ def report() -> dict[str, Any]:
     """`xattn.info()`, and each backend's capability blocks under "capabilities"."""
     document = xattn.info()
     for backend in document["backends"]:
-        kernels = registry().entries[backend["name"]].backend.kernels
-        backend["capabilities"] = [_as_data(kernel, block) for kernel in kernels for block in kernel.capabilities]
+        backend["capabilities"] = capabilities.blocks_of(registry().entries[backend["name"]])
     return document
 
 
-def _as_data(kernel: Kernel[Any], block: Capabilities[Any]) -> dict[str, Any]:
-    vocabulary = OPS[kernel.op].vocabulary
-    return {
-        "op": kernel.op,
-        "device": block.device,
-        "archs": None if block.archs is None else sorted(block.archs),
-        "dtypes": sorted(map(dtype_name, block.dtypes)),
-        "sizes": {name: list(bound) for name, bound in block.sizes.items()},
-        "features": [feature for feature in vocabulary.feature_names if feature in block.features],
-        "grads": [grad for grad in vocabulary.grads if grad in block.grads],
-        "priority": dict(block.priority),
-        "fallback": block.fallback,
-        "checked": block.checked,
-    }
-
-
 def show(document: Mapping[str, Any], console: Console) -> None:
+    blocks = list(_numbered(document))
     console.print(_versions(document))
-    console.print(_plugins(document))
-    console.print(_backends(document))
+    tables = {
+        "Plugins": _plugins(document),
+        "Backends": _backends(blocks),
+        "How they were checked": _checked(blocks),
+        **{f"Features of {op.name}": _features(op, blocks) for op in OPS.values()},
+    }
+    for title, table in tables.items():
+        console.print("", Text(title, "bold"), table, sep="\n", end="")
     for line in _says(document):
         console.print(line, soft_wrap=True)
-    console.print()
-    for table in _features(document):
-        console.print(table)
     for problem in document["problems"]:
         console.print(Text.assemble(("Problem: ", "bold red"), (problem, "red")), soft_wrap=True)
+
+
+def _numbered(document: Mapping[str, Any]) -> Iterator[Numbered]:
+    blocks = ((backend, block) for backend in document["backends"] for block in backend["capabilities"])
+    for number, (backend, block) in enumerate(blocks, start=1):
+        yield number, backend, block
 
 
 def _versions(document: Mapping[str, Any]) -> Table:
@@ -81,7 +77,7 @@ def _versions(document: Mapping[str, Any]) -> Table:
 
 
 def _plugins(document: Mapping[str, Any]) -> Table:
-    table = Table(title="Plugins", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = narrow_table()
     table.add_column("Plugin", no_wrap=True)
     table.add_column("From")
     table.add_column("Module")
@@ -99,29 +95,42 @@ def _plugins(document: Mapping[str, Any]) -> Table:
     return table
 
 
-def _backends(document: Mapping[str, Any]) -> Table:
-    """One row a block, numbered as the columns of the features are."""
-    table = Table(title="Backends", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("", justify="right")
+def _backends(blocks: list[Numbered]) -> Table:
+    """One row a backend and op, with a line for each capability block, numbered as in the tables of features."""
+    table = narrow_table()
     table.add_column("Backend", no_wrap=True)
-    for column in ("Op", "Device", "Dtypes", "Sizes", "Checked"):
-        table.add_column(column)
-    for number, (backend, block) in enumerate(_blocks(document), start=1):
-        archs = "" if block["archs"] is None else "\n" + "\n".join(block["archs"])
+    table.add_column("Op", no_wrap=True)
+    table.add_column("", justify="right")
+    table.add_column("Device")
+    table.add_column("Dtypes")
+    table.add_column("Sizes", no_wrap=True)
+    shown: tuple[str, str] | None = None
+    for number, backend, block in blocks:
+        of = backend["name"], block["op"]
+        name, op = of if of != shown else ("", "")
+        shown = of
         table.add_row(
+            Text(name, style="yellow" if backend["disabled_by"] else ""),
+            Text(op),
             str(number),
-            Text(backend["name"], style="yellow" if backend["disabled_by"] else ""),
-            Text(block["op"]),
-            Text(block["device"] + archs),
-            Text("\n".join(block["dtypes"])),
-            Text("\n".join(f"{name} {_span(*bound)}" for name, bound in block["sizes"].items()) or "any"),
-            Text(block["checked"]),
+            Text("\n".join(capabilities.place(block))),
+            Text(" ".join(capabilities.dtypes(block))),
+            Text("\n".join(capabilities.sizes(block)) or "any"),
         )
     return table
 
 
-def _blocks(document: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    return [(backend, block) for backend in document["backends"] for block in backend["capabilities"]]
+def _checked(blocks: list[Numbered]) -> Table:
+    """How each block was checked; what several say alike, once."""
+    numbers: dict[str, list[str]] = {}
+    for number, _, block in blocks:
+        numbers.setdefault(block["checked"], []).append(str(number))
+    table = narrow_table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for checked, of in numbers.items():
+        table.add_row(", ".join(of), Text(checked))
+    return table
 
 
 def _says(document: Mapping[str, Any]) -> list[Text]:
@@ -135,28 +144,13 @@ def _says(document: Mapping[str, Any]) -> list[Text]:
     return [Text.assemble((", ".join(names), "bold"), "  ", line) for line, names in said.items()]
 
 
-def _span(smallest: int, largest: int | None, multiple: int) -> str:
-    span = f"{smallest} and up" if largest is None else f"{smallest} to {largest}"
-    return "any" if span == "1 and up" and multiple == 1 else span + (f", by {multiple}" if multiple > 1 else "")
-
-
-def _features(document: Mapping[str, Any]) -> list[Table]:
-    """A table an op: one row a feature, one column a block, by number."""
-    numbered = list(enumerate((block for _, block in _blocks(document)), start=1))
-    return [_features_of(op, [each for each in numbered if each[1]["op"] == op.name]) for op in OPS.values()]
-
-
-def _features_of(op: Op, blocks: list[tuple[int, Mapping[str, Any]]]) -> Table:
-    table = Table(title=f"Features of {op.name}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+def _features(op: Op, blocks: list[Numbered]) -> Table:
+    """One row a feature, one column a capability block of the op, by number."""
+    blocks = [each for each in blocks if each[2]["op"] == op.name]
+    table = narrow_table()
     table.add_column("", no_wrap=True)
-    for number, _ in blocks:
+    for number, _, _ in blocks:
         table.add_column(str(number), justify="center")
-    rows = [(name, "features", name) for name in op.vocabulary.feature_names]
-    rows += [
-        (f"gradients of {', '.join(name) if set(name) <= set('qkv') else name}", "grads", name)
-        for name in op.vocabulary.grads
-    ]
-    for label, kind, name in rows:
-        cells = (Text("yes", "green") if name in block[kind] else Text("-", "dim") for _, block in blocks)
-        table.add_row(label, *cells)
+    for label, served in capabilities.rows(op, [block for _, _, block in blocks]):
+        table.add_row(label, *(Text("yes", "green") if each else Text("-", "dim") for each in served))
     return table

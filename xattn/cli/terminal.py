@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from xattn.errors import InvalidArgumentError, UnknownBackendError
@@ -33,6 +35,11 @@ def out() -> Console:
 def err() -> Console:
     """Errors, spinners and progress: stderr."""
     return Console(stderr=True, highlight=False)
+
+
+def narrow_table(show_header: bool = True) -> Table:
+    """A table with little between its columns: 80 of a terminal are few for what there is to say."""
+    return Table(box=box.SIMPLE_HEAD, show_header=show_header, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def print_json(document: Any) -> None:

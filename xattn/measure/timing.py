@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-Call = Callable[[], object]
+# What to time, by name.
+Candidates = Mapping[str, Callable[[], object]]
 OnRound = Callable[[int, int], None]
 
 WARM_UP_ROUNDS = 3
@@ -65,7 +66,7 @@ class Timing:
 
 
 def alternate(
-    candidates: Mapping[str, Call],
+    candidates: Candidates,
     *,
     device: torch.device | str = "cpu",
     seconds: float = 2.0,
@@ -108,7 +109,7 @@ def alternate(
     return Timing(samples, _method(device, rounds, len(names)))
 
 
-def _cpu_round(candidates: Mapping[str, Call], order: Sequence[str]) -> dict[str, float]:
+def _cpu_round(candidates: Candidates, order: Sequence[str]) -> dict[str, float]:
     clock = time.perf_counter_ns
     taken = {}
     for name in order:
@@ -124,7 +125,7 @@ class _CudaRounds:
         self.device = device
         self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
-    def __call__(self, candidates: Mapping[str, Call], order: Sequence[str]) -> dict[str, float]:
+    def __call__(self, candidates: Candidates, order: Sequence[str]) -> dict[str, float]:
         marks = {}
         with torch.cuda.device(self.device):
             for name in order:
@@ -165,12 +166,12 @@ def _method(device: torch.device, rounds: int, candidates: int) -> str:
     together = "alone" if candidates == 1 else f"{candidates} candidates alternating in one process, order rotating"
     return (
         f"{together}; {clock}, garbage collector off; medians of {rounds} rounds, differences and ratios taken in each "
-        f"round; torch {torch.__version__}, Python {platform.python_version()}, {hardware(device)}"
+        f"round; torch {torch.__version__}, Python {platform.python_version()}, {processor(device)}"
     )
 
 
-def hardware(device: torch.device | str = "cpu") -> str:
-    """The processor's name."""
+def processor(device: torch.device | str = "cpu") -> str:
+    """The name of the CPU or GPU."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

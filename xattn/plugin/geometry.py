@@ -5,21 +5,25 @@ In the contract's words: query i sees key j when i + off - left <= j <= i + off 
 is aligned with, seqlen_k - seqlen_q for "bottom_right" and 0 for "top_left". A side of None is open. (left, right) is
 the band of the call: causal=True makes its right side 0, whatever the window says.
 
-A kernel that knows fewer bands than the contract serves more calls when it gets the smallest equal problem:
+A kernel that has few bands serves more calls when it gets the smallest equal problem. One that has none, but causal
+from the first query and key to the last of both:
 
     whole = Geometry.of(request)
     kept = whole.trimmed()
-    if kept.left is None and (kept.right is None or kept.square):
+    if kept.full or (kept.left is None and kept.square):
+
         def run(q, k, v):
             q = q[:, whole.first_q : whole.end_q]
             k, v = k[:, whole.first_k : whole.end_k], v[:, whole.first_k : whole.end_k]
-            ...  # kernel(q, k, v, causal=kept.causal); what was cut off of q are rows of 0
+            out = kernel(q, k, v, causal=kept.causal)
+            # The queries that were cut off see no key: rows of 0.
+            return F.pad(out, (0, 0, 0, 0, whole.first_q, whole.seqlen_q - whole.end_q))
 
 Keys that no query sees may hold NaN. A kernel that loads them multiplies NaN by a weight of 0, and the NaN reaches the
 output: so cut them off, as above, whatever the kernel masks.
 
 Sizes, sides and offsets may be symbolic under torch.compile. Here they are added and compared, never hashed and never
-made text.
+made text. What torch cannot tell before the graph runs is answered as "not so": a side stays, a band is not square.
 """
 
 from __future__ import annotations
@@ -28,7 +32,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, sym_max, sym_min
+
+from xattn.plugin.symbolic import holds
 
 
 class Banded(Protocol):
@@ -79,16 +85,16 @@ class Geometry:
         """(first_q, end_q, first_k, end_k): queries [first_q, end_q) see a key, all others see none; keys
         [first_k, end_k) are seen by some query, all others by none. Each pair is equal where no query sees a key."""
         seqlen_q, seqlen_k, left, right, offset = self.seqlen_q, self.seqlen_k, self.left, self.right, self.offset
-        if seqlen_q == 0 or seqlen_k == 0:
+        if holds(seqlen_q == 0) or holds(seqlen_k == 0):
             return 0, 0, 0, 0
         first_q, end_q, first_k, end_k = 0, seqlen_q, 0, seqlen_k
         if right is not None:
-            first_q = min(seqlen_q, max(0, -offset - right))
+            first_q = sym_min(seqlen_q, sym_max(0, -offset - right))
         if left is not None:
-            end_q = max(first_q, min(seqlen_q, seqlen_k - offset + left))
-            first_k = min(seqlen_k, max(0, first_q + offset - left))
+            end_q = sym_max(first_q, sym_min(seqlen_q, seqlen_k - offset + left))
+            first_k = sym_min(seqlen_k, sym_max(0, first_q + offset - left))
         if right is not None:
-            end_k = max(first_k, min(seqlen_k, end_q + offset + right))
+            end_k = sym_max(first_k, sym_min(seqlen_k, end_q + offset + right))
         return first_q, end_q, first_k, end_k
 
     @property
@@ -114,13 +120,13 @@ class Geometry:
     @property
     def causal(self) -> bool:
         """Whether no query sees a key behind the one that it is aligned with."""
-        return self.right == 0
+        return self.right is not None and holds(self.right == 0)
 
     @property
     def square(self) -> bool:
         """Whether it is causal from the first query and key to the last of both: "top_left" and "bottom_right" agree,
         and keys added behind the last would stay hidden from every query."""
-        return self.causal and self.offset == 0 and self.seqlen_q == self.seqlen_k
+        return self.causal and holds(self.offset == 0) and holds(self.seqlen_q == self.seqlen_k)
 
     @property
     def full(self) -> bool:
@@ -130,9 +136,9 @@ class Geometry:
     def opened(self) -> Geometry:
         """The same, with None for each side that hides nothing."""
         left, right = self.left, self.right
-        if left is not None and self.seqlen_q - 1 + self.offset <= left:
+        if left is not None and holds(self.seqlen_q - 1 + self.offset <= left):
             left = None
-        if right is not None and self.offset + right >= self.seqlen_k - 1:
+        if right is not None and holds(self.offset + right >= self.seqlen_k - 1):
             right = None
         return Geometry(self.seqlen_q, self.seqlen_k, left, right, self.offset)
 

@@ -1,0 +1,81 @@
+"""`varlen_attention` as one attention of all tokens with all tokens, in which each sequence sees its own keys alone."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from xattn import AttentionOutput, VarlenKernel, VarlenRequest
+from xattn.plugin import Plan
+from xattn_reference.block import everything
+from xattn_reference.softmax import Scores, attend, wide, within
+
+
+class ReferenceVarlen(VarlenKernel):
+    capabilities = (everything(VarlenRequest, fallback=True),)
+
+    def plan(self, request: VarlenRequest) -> Plan:
+        return functools.partial(varlen_attention, request)
+
+    def kernel_name(self, request: VarlenRequest) -> str:
+        return "PyTorch matmul and exp over all tokens"
+
+
+def varlen_attention(
+    request: VarlenRequest,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    align: int | Tensor | None = None,
+) -> Tensor | AttentionOutput:
+    """Shapes as in `xattn.varlen_attention`; the bounds are not needed. Computes in float32, or in float64 for float64
+    tensors."""
+    sequence_q, i = _places(cu_seqlens_q, q.shape[0])
+    sequence_k, j = _places(cu_seqlens_k, k.shape[0])
+    off = _of_each(_offsets(request, cu_seqlens_q, cu_seqlens_k, align), sequence_q)
+    distance = (i + off).unsqueeze(1) - j  # (total_q, total_k)
+    padding = sequence_q == cu_seqlens_q.numel() - 1
+    own = (sequence_q.unsqueeze(1) == sequence_k) & ~padding.unsqueeze(1)
+    added = []
+    if alibi_slopes is not None:
+        slopes = alibi_slopes.to(wide(q))
+        if slopes.dim() == 2:
+            slopes = _of_each(slopes, sequence_q).t().unsqueeze(-1)  # (nheads, total_q, 1)
+        added.append(-slopes.view(1, request.nheads, -1, 1) * distance.abs())
+    visible = (within(distance, request.band) & own)[None, None]
+    how = Scores(request.softmax_scale, request.softcap, visible, added, sinks)
+    out, lse = (each.squeeze(0) for each in attend(q[None], k[None], v[None], how))
+    if not request.return_lse:
+        return out
+    # A token of no sequence has no sink.
+    return AttentionOutput(out, lse.masked_fill(padding, -torch.inf))
+
+
+def _places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """The sequence of each token, the number of sequences for padding, and the token's place in it."""
+    token = torch.arange(total, device=cu_seqlens.device)
+    sequence = torch.bucketize(token, cu_seqlens[1:].long(), right=True)
+    return sequence, token - cu_seqlens.long()[sequence]
+
+
+def _offsets(request: VarlenRequest, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, align: int | Tensor | None) -> Tensor:
+    """`off` of each sequence: (batch,)."""
+    if align is not None:
+        return torch.zeros_like(cu_seqlens_q[1:], dtype=torch.int64) + align
+    if request.align == "top_left":
+        return torch.zeros_like(cu_seqlens_q[1:], dtype=torch.int64)
+    return (cu_seqlens_k.diff() - cu_seqlens_q.diff()).long()
+
+
+def _of_each(values: Tensor, sequence: Tensor) -> Tensor:
+    """What the sequence of each token has, and 0 for padding: (total, ...)."""
+    return torch.cat((values, values.new_zeros(1, *values.shape[1:])))[sequence]

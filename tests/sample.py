@@ -1,0 +1,71 @@
+"""A call of an op, as the tests over every op take it from the room of that op's tests.
+
+tests/ops/<op>/samples.py has `samples`, tests/ops/<op>/illegal.py has `illegal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call.
+
+    tensors: the arguments that stand in place. named: the others. differentiable: the places of those in `tensors` for
+    which a gradient may be wanted.
+    """
+
+    tensors: tuple[Any, ...]
+    named: dict[str, Any] = field(default_factory=dict)
+    differentiable: tuple[int, ...] = ()
+
+    def of(self, function: Callable[..., Any], **more: Any) -> Any:
+        """What a function of these arguments returns."""
+        return function(*self.tensors, **{**self.named, **more})
+
+    def requiring_grad(self) -> Sample:
+        """The same call on leaves that want a gradient."""
+        leaves = [_leaves(x) if i in self.differentiable else x for i, x in enumerate(self.tensors)]
+        return replace(self, tensors=tuple(leaves))
+
+
+def _leaves(given: Any) -> Any:
+    """A tensor, or those of a list, as leaves; what is neither stays."""
+    if isinstance(given, Tensor):
+        return given.detach().clone().requires_grad_()
+    return [_leaves(each) for each in given] if isinstance(given, list) else given
+
+
+@dataclass(frozen=True)
+class Illegal:
+    """A call that contradicts the contract, the argument that its error names, and parts of the message.
+
+    beside: legal calls that differ from it in its fault alone.
+    """
+
+    call: Sample
+    argument: str
+    said: tuple[str, ...] = ()
+    beside: tuple[Sample, ...] = ()
+
+
+def flat(answer: Any) -> list[Tensor]:
+    """The tensors in what a call returned, or in one of its arguments."""
+    if isinstance(answer, Tensor):
+        return [answer]
+    return [tensor for each in answer for tensor in flat(each)] if isinstance(answer, (list, tuple)) else []
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two answers are the same, bit for bit but for the sign of a NaN."""
+    first, second = flat(one), flat(other)
+    return len(first) == len(second) and all(
+        x.dtype == y.dtype and x.shape == y.shape and torch.equal(x.nan_to_num(), y.nan_to_num())
+        for x, y in zip(first, second, strict=True)
+    )

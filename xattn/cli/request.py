@@ -1,0 +1,46 @@
+"""The request of a call on a device that this machine need not have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import typer
+
+from xattn.dispatch.op import Op
+from xattn.dispatch.registry import registry
+from xattn.plugin.devices import device_and_arch, taken_for
+from xattn.plugin.request import Request
+
+# What a call's tensors are made on where nothing is run: they have shapes and no data.
+NOWHERE = torch.device("meta")
+
+
+def request_of(op: Op, arguments: Mapping[str, Any], device: str, arch: str | None) -> Request:
+    """The request of an op's call. Its tensors are on NOWHERE, and described as if they were on `device`; without
+    `arch`, that of this machine's first such device is taken, if there is one."""
+    with taken_for(NOWHERE.type, _known(device), arch or _present_arch(device)):
+        return op.prepare(**arguments).request
+
+
+def _known(device: str) -> str:
+    """A device name as in `Request.device`: a typo would be a device that only a backend for any device serves."""
+    kernels = [kernel for entry in registry().entries.values() for kernel in entry.backend.kernels]
+    declared = {block.device for kernel in kernels for block in kernel.capabilities}
+    try:
+        plain = torch.device(device).type == device
+    except RuntimeError:
+        plain = False
+    if not plain and device not in declared - {"any"}:
+        raise typer.BadParameter(
+            f"{device!r} is no device; name one as torch or a plugin does, without an index", param_hint="--device"
+        )
+    return device
+
+
+def _present_arch(device: str) -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    name, arch = device_and_arch(torch.device("cuda"))
+    return arch if name == device else None
