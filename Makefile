@@ -20,7 +20,7 @@ AITER_VENV ?= .venv-aiter
 AITER_BIN := $(AITER_VENV)/bin
 AITER_READY := $(AITER_VENV)/.ready
 
-.PHONY: demo test conformance standins test-aiter lint bench browser clean
+.PHONY: demo test conformance standins test-aiter lint bench docs browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
@@ -56,6 +56,10 @@ lint: $(READY)  ## ruff and mypy --strict
 
 bench: $(READY)  ## measure what the documentation promises: a table, build/bench/bench.json and bench.png
 	$(BIN)/python benchmarks/run.py $(BENCH)
+
+# mkdocstrings looks for ruff on the path, to break long signatures.
+docs: $(READY)  ## the documentation site: build/site/index.html. A link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m mkdocs build --quiet --strict
 
 # Debian's packages, where they are missing; there it needs root, or sudo. The tests that need them are skipped without.
 browser:  ## Chromium and its driver, for the tests that read the report page as a person does
