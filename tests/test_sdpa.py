@@ -15,8 +15,8 @@ import torch
 from strategies import LAYOUTS, Call, array
 from torch import Tensor
 from xattn_conformance.ops.attention import rowwise
-from xattn_sdpa import fused
-from xattn_sdpa.attention import SdpaAttention
+from xattn_sdpa.attention import fused
+from xattn_sdpa.attention.kernel import SdpaAttention
 
 import xattn
 from xattn import AttentionRequest, TensorSpec

@@ -60,6 +60,12 @@ def test_an_honest_report_of_a_part_verifies() -> None:
     assert "50 cases are not of the run" in verify(replace(report, cases=SMALL.cases), SUITE_1)[0]
 
 
+def test_a_report_verifies_where_its_executor_is_not_installed() -> None:
+    profile = PROFILE.replace("[arithmetic]", 'executor = "nowhere.to.be.found:run"\n[arithmetic]')
+    assert profile != PROFILE
+    assert verify(replace(SMALL, profile=profile), SUITE_1) == []
+
+
 WITH_LSE = next(result for result in SMALL.cases if result.status == "PASS" and "return_lse" in result.case.features)
 PASSED, FAILED, DECLINED, CRASHED = (first(SMALL, status) for status in ("PASS", "FAIL", "UNSUPPORTED", "ERROR"))
 NAMELESS = PROFILE.replace(WAIVED, PASSED.id)

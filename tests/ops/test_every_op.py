@@ -145,12 +145,12 @@ def test_a_plan_gives_what_the_call_gives(op: Op, name: str, mine: Mine) -> None
         want = sample.of(op.function)
         before = kernel.plans
         run = sample.of(entries(op)["plan"])
-        given = op.prepare(*sample.tensors, **sample.named).given
+        takes = op.prepare(*sample.tensors, **sample.named)
         for _ in range(2):
-            assert equal(run(*sample.tensors, **given), want)
+            assert equal(run(*takes.tensors, **takes.given), want)
         assert kernel.plans == before + 1
-        with pytest.raises(TypeError, match="got an unexpected keyword|by name, got|got multiple"):
-            run(*sample.tensors, **given, surprise=1)
+        with pytest.raises(TypeError, match="unexpected keyword|by name, got"):
+            run(*takes.tensors, **takes.given, surprise=1)
 
 
 def test_a_tensor_in_first_place_means_attention() -> None:
@@ -331,8 +331,8 @@ def test_a_kernel_that_raises_is_an_error_with_a_note(op: Op, name: str, mine: M
     mine(op, plan=lambda self, request: raises(RuntimeError("invalid argument")))
     sample = samples(op)[name]
     run = sample.of(entries(op)["plan"])
-    given = op.prepare(*sample.tensors, **sample.named).given
-    for call in (lambda: sample.of(op.function), lambda: sample.of(op.function), lambda: run(*sample.tensors, **given)):
+    takes = op.prepare(*sample.tensors, **sample.named)
+    for call in (*[lambda: sample.of(op.function)] * 2, lambda: run(*takes.tensors, **takes.given)):
         with pytest.raises(RuntimeError, match="invalid argument") as caught:
             call()
         assert f"raised by xattn's backend 'mine' for {op.name}: " in caught.value.__notes__[-1]

@@ -1,7 +1,5 @@
-"""What the kernel that was picked makes of aiter's arguments, where that is wrong as well.
-
-Facts of CK are from its pipelines (ck_tile/ops/fmha) as aiter builds them, with CK_TILE_FMHA_FWD_FAST_EXP2=1.
-"""
+"""What the kernel that was picked makes of aiter's arguments, where that is wrong as well: the problem that it solves,
+and what it does to the right answer. Facts of CK are from its pipelines (ck_tile/ops/fmha) as aiter builds them."""
 
 from __future__ import annotations
 
