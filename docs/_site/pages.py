@@ -1,4 +1,4 @@
-"""What the pages need to be a site: they are written for a checkout, where README.md is the first page and links lead to
+"""What the pages need to be a site: they are written for a checkout, where README.md comes first and links lead to
 files anywhere in the tree."""
 
 from __future__ import annotations
