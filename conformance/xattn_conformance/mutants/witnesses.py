@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from math import prod
 from multiprocessing import get_context
 from typing import Any
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.case import DTYPES, Case, scores
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.table import mutants_on
 from xattn_conformance.ops.base import Op
@@ -55,11 +54,6 @@ def witnesses() -> Mapping[str, tuple[str, ...]]:
 def witnesses_in(mutant: str, dtype: str) -> tuple[str, ...]:
     """The ids of a mutant's witnesses in a dtype."""
     return tuple(case.replace("/*/", f"/{dtype}/") for case in witnesses()[mutant])
-
-
-def scores(case: Case) -> int:
-    """Sizes multiplied, but for those of a head and of what stands beside another size."""
-    return prod(size for name, size in case.shape.items() if name not in ("nheads_k", "headdim", "headdim_v"))
 
 
 def sample(cases: Sequence[Case]) -> list[Case]:

@@ -59,10 +59,16 @@ def _caught(name: str, arithmetic: Arithmetic, waivers: Waivers, dtype: str) -> 
 
 
 def _witnesses(name: str, dtype: str) -> Iterator[str]:
-    """The cases that a mutant is tried on: its own witnesses, and where it hides from these, those of all others."""
+    """The cases that a mutant is tried on: its own witnesses, and where it hides from these, those of all others of its
+    op."""
     own = witnesses_in(name, dtype)
     yield from own
-    yield from (case for case in _panel(dtype) if case not in own)
+    yield from (case for case in _panel(dtype) if case not in own and _op(case) == _op(own[0]))
+
+
+def _op(case: str) -> str:
+    """The op that the id of a case begins with."""
+    return case.partition("/")[0]
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from torch import Tensor
 from xattn import AttentionKernel, AttentionOutput, AttentionRequest, Capabilities, Reason
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
+from xattn.plugin.symbolic import holds
 from xattn_sdpa.attention import direct, flash, gpu, torch_ops
 from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.attention.masks import with_four
@@ -98,7 +99,7 @@ def _simple(request: AttentionRequest) -> bool:
 
 
 def _cpu_direct(request: AttentionRequest) -> direct.Direct | None:
-    if not _simple(request) or request.headdim_v != request.headdim:
+    if not _simple(request) or not holds(request.headdim_v == request.headdim):
         return None
     how = direct.direct(request)
     if how is None or not how.causal:
