@@ -72,8 +72,9 @@ class Run:
             # Then no row is looked at for having seen nothing.
             out[(lse == -np.inf).swapaxes(1, 2)] = np.nan
         if self.scale <= 0 and problem.bias is None and problem.softcap is None:
-            # Without anything to add, keys are hidden before they are scaled, and a sink is divided by the scale.
-            lost = ~seen.all(axis=1) | (self.scale == 0 and problem.sinks is not None)
+            # Without anything to add, keys are hidden and the largest score is found before they are scaled, and a sink
+            # is divided by the scale: NaN, or exponentials that overflow.
+            lost = ~seen.all(axis=1) | (self.scale < 0 or problem.sinks is not None)
             out[:, lost], lse[..., lost] = np.nan, np.nan
         if self.kernel != "ck":
             # The source says nothing of rows that see no key.
