@@ -45,7 +45,7 @@ def served(**arguments: Any) -> float:
 def acme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that xattn-acme is installed in, by way of a wheel."""
     folder = tmp_path_factory.mktemp("acme")
-    return install(build(ACME, folder, "--wheel"), folder / "site")
+    return install(folder / "site", build(ACME, folder, "--wheel"))
 
 
 def blocks(language: str) -> list[str]:

@@ -23,6 +23,7 @@ from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
 from xattn.plan import plan
 from xattn.plugin import Backend, Capabilities, Kernel, Reason, Request, TensorSpec, hookimpl
+from xattn.version import __version__
 
 __all__ = [
     "AttentionKernel",
@@ -45,6 +46,7 @@ __all__ = [
     "VarlenKernel",
     "VarlenRequest",
     "XattnError",
+    "__version__",
     "apply_rotary",
     "attention",
     "backends",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from xattn.dispatch import choice
 from xattn.dispatch.registry import PLUGIN_ERRORS, Entry, raised, registry
 from xattn.plugin.backend import API_VERSION
+from xattn.version import __version__
 
 
 def backends() -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def info() -> dict[str, Any]:
     unknown = [name for name in named if name != "auto" and not registry().names(name)]
     problems += [f"XATTN_BACKEND: {registry().unknown(name)}" for name in unknown]
     return {
-        "xattn": version("xattn"),
+        "xattn": __version__,
         "plugin_api": API_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,

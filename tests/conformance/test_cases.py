@@ -208,6 +208,7 @@ def test_knobs_change_the_answer() -> None:
     assert {knob.feature for knob in KNOBS} == {
         *PAIRED[:-2],
         "top_left",
+        "offset",
         "scale",
         "dropout_p",
     }

@@ -13,7 +13,8 @@ from xattn.plugin.tensors import is_plain
 Check = Callable[..., bool]
 
 # The dimensions, tensor by tensor, whose sizes are no part of a kind, such as the tokens of a packed tensor. Tensors
-# past the end have none.
+# past the end have none. Of a tensor that has some, the strides are no part either, but the last: whether it is dense
+# decides whether a call is legal.
 Free = Sequence[Sequence[int]]
 
 TensorGuards: Any
@@ -36,9 +37,7 @@ def guard(*tensors: Tensor, free: Free = ()) -> Check:
     check: Check = TensorGuards(
         *(tensors[i] for i in distinct),
         dynamic_dims_sizes=[_unless_free(tensors[i].shape, _of(free, i)) for i in distinct],
-        dynamic_dims_strides=[
-            [None] * tensors[i].dim() if _of(free, i) else list(tensors[i].stride()) for i in distinct
-        ],
+        dynamic_dims_strides=[_strides(tensors[i], _of(free, i)) for i in distinct],
     ).check
     if len(distinct) < len(tensors):
         check = _with_repeats(check, first, distinct)
@@ -78,7 +77,13 @@ def kind(*tensors: Tensor, free: Free = ()) -> tuple[object, ...]:
 
 def _extent(tensor: Tensor, free: Sequence[int]) -> tuple[object, object]:
     """Sizes and strides, as far as they are fixed."""
-    return (tuple(_unless_free(tensor.shape, free)), None) if free else (tensor.shape, tensor.stride())
+    if free:
+        return tuple(_unless_free(tensor.shape, free)), tuple(_strides(tensor, free))
+    return tensor.shape, tensor.stride()
+
+
+def _strides(tensor: Tensor, free: Sequence[int]) -> list[int | None]:
+    return [*[None] * (tensor.dim() - 1), tensor.stride(-1)] if free else list(tensor.stride())
 
 
 def _of(free: Free, i: int) -> Sequence[int]:

@@ -11,13 +11,13 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from xattn_conformance.case import DTYPES, LEVELS, Case
+from xattn_conformance.case import DTYPES, LEVELS, Case, scores
 from xattn_conformance.cli.suite import a_level
 from xattn_conformance.cli.terminal import FAILED, OK, err, out, stop
 from xattn_conformance.mutants import render, table
 from xattn_conformance.mutants.page import page
 from xattn_conformance.mutants.table import Outcome
-from xattn_conformance.mutants.witnesses import SCORES_MAX, sample, scores
+from xattn_conformance.mutants.witnesses import SCORES_MAX, sample
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.running.selection import select
 

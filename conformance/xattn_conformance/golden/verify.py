@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from xattn_conformance.case import SUITES
 from xattn_conformance.golden.inputs import every_case, known
 from xattn_conformance.golden.manifest import GENERATOR, SEMANTICS, GoldenError, Manifest, folder, read, sha256
 from xattn_conformance.inputs.philox import KNOWN_ANSWERS, philox4x32
 from xattn_conformance.ops.base import Op
 from xattn_conformance.ops.registry import OPS
-from xattn_conformance.result import SUITE
 
 
 def verify(where: Path | None = None) -> list[str]:
@@ -40,7 +40,7 @@ def _generator() -> Iterator[str]:
 
 
 def _versions(manifest: Manifest) -> Iterator[str]:
-    for name, want in (("suite", SUITE), ("semantics", SEMANTICS), ("generator", GENERATOR)):
+    for name, want in (("suite", SUITES[0]), ("semantics", SEMANTICS), ("generator", GENERATOR)):
         if (got := getattr(manifest, name)) != want:
             yield f"the goldens are of {name} {got}, installed is {want}"
 

@@ -1,4 +1,4 @@
-"""For every mutant the cheap cases that kill it: what admission and canaries run.
+"""For every mutant that is an op's own the cheap cases that kill it: what admission and canaries run.
 
 `python -m xattn_conformance.mutants.witnesses [OP ...]` finds them again, after cases, limits or mutants have changed.
 """
@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from math import prod
 from multiprocessing import get_context
 from typing import Any
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.case import DTYPES, Case, scores
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.table import mutants_on
 from xattn_conformance.ops.base import Op
@@ -55,11 +54,6 @@ def witnesses() -> Mapping[str, tuple[str, ...]]:
 def witnesses_in(mutant: str, dtype: str) -> tuple[str, ...]:
     """The ids of a mutant's witnesses in a dtype."""
     return tuple(case.replace("/*/", f"/{dtype}/") for case in witnesses()[mutant])
-
-
-def scores(case: Case) -> int:
-    """Sizes multiplied, but for those of a head and of what stands beside another size."""
-    return prod(size for name, size in case.shape.items() if name not in ("nheads_k", "headdim", "headdim_v"))
 
 
 def sample(cases: Sequence[Case]) -> list[Case]:
@@ -128,7 +122,8 @@ def write(op: Op[Any]) -> list[str]:
     """Find the witnesses of an op's mutants, and write them into its room. Returns the mutants that have none."""
     kills: dict[str, list[Kill]] = {}
     small = [case for case in op.cases() if scores(case) <= SCORES_MAX]
-    for number, kills in enumerate(search(small, op.mutants())):
+    own = [mutant for mutant in op.mutants() if not mutant.inherited]
+    for number, kills in enumerate(search(small, own)):
         waiting = sum(not enough(some) for some in kills.values())
         print(f"{op.name}, {(number + 1) * _WAVE} cases: {waiting} of {len(kills)} mutants need more", file=sys.stderr)
     found = {name: choose(some) for name, some in kills.items()}

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, sym_min
 
 from xattn import AttentionRequest
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
+from xattn.plugin.symbolic import holds, known
 from xattn.plugin.tensors import is_plain
 from xattn_sdpa.attention.masks import seen_keys, with_four
 
@@ -43,20 +44,21 @@ def direct(request: AttentionRequest) -> Direct | None:
     left, right = request.band
     seqlen_q, seqlen_k = request.seqlen_q, request.seqlen_k
     # Not for training: the kernel gives back the gradient of a folded q in an order that must be copied.
-    fold = seqlen_q == 1 and request.nheads_k != request.nheads and not request.any_grad
+    one = holds(seqlen_q == 1)
+    fold = one and not known(request.nheads_k == request.nheads) and not request.any_grad
     if left is None and right is None:
         return Direct(False, 0, seqlen_k, fold)
     geometry = Geometry.of(request)
-    if seqlen_q == 1:
+    if one:
         # One query sees one range of keys. Where it sees none the range is empty, which is another engine's.
         first, last = geometry.first_k, geometry.end_k
-        return Direct(False, first, last, fold) if first < last else None
+        return Direct(False, first, last, fold) if holds(first < last) else None
     if left is None and right is not None:
         if geometry.full:
             return Direct(False, 0, seqlen_k, False)
-        if geometry.offset + right == 0:
+        if known(geometry.offset + right == 0):
             # Keys past the last query are behind the diagonal for all; cut off, they are not read.
-            return Direct(True, 0, min(seqlen_q, seqlen_k), False)
+            return Direct(True, 0, sym_min(seqlen_q, seqlen_k), False)
     return None
 
 
@@ -65,35 +67,37 @@ def plan(request: AttentionRequest, how: Direct) -> Plan:
     options: dict[str, Any] = {}
     if how.causal:
         options["is_causal"] = True
-    if request.nheads_k != request.nheads and not how.fold:
+    if not how.fold and not known(request.nheads_k == request.nheads):
         options["enable_gqa"] = True
     if request.scale is not None:
         options["scale"] = request.scale
-    cut = how.first != 0 or how.last != request.seqlen_k
+    cut = not (known(how.first == 0) and known(how.last == request.seqlen_k))
     if request.mask is None and request.bias is None:
         if _few(how.last - how.first):
-            options["attn_mask"] = _zeros(how.last - how.first, request.dtype)
+            options["attn_mask"] = _zeros(request.batch, how.last - how.first, request.dtype)
         if how.fold:
             return _folded(options, how, request.group, cut)
         return _cut(options, how) if cut else _whole(options)
     return _masked(request, options, how)
 
 
-def _zeros(keys: int, dtype: torch.dtype) -> Tensor:
-    # The plan is kept, so nothing of the moment may stick to it: no default device, no inference mode.
+def _zeros(batch: int, keys: int, dtype: torch.dtype) -> Tensor:
     if torch.compiler.is_compiling():
-        return torch.zeros(1, 1, 1, keys, dtype=dtype, device="cpu")
+        return _of_every_row(torch.zeros(1, 1, 1, keys, dtype=dtype, device="cpu"), batch)
+    # The plan is kept, so nothing of the moment may stick to it: no default device, no inference mode.
     with torch.inference_mode(False):
         return torch.zeros(1, 1, 1, keys, dtype=dtype, device="cpu")
 
 
-def _few(keys: int) -> bool:
-    if not torch.compiler.is_compiling():
-        return keys < FEW_KEYS
-    # A symbolic length stays symbolic: asking would compile a graph for either side of the limit.
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
+def _of_every_row(added: Tensor, batch: int) -> Tensor:
+    """A mask of all batch rows. torch's attention asks whether one of a single row meets more rows, which nobody can
+    tell while a graph with an unbacked batch is made."""
+    return added.expand(batch, -1, -1, -1)
 
-    return statically_known_true(keys < FEW_KEYS)
+
+def _few(keys: int) -> bool:
+    # A symbolic length stays symbolic: a guard would compile a graph for either side of the limit.
+    return known(keys < FEW_KEYS)
 
 
 def _whole(options: dict[str, Any]) -> Plan:
@@ -119,17 +123,16 @@ def _whole(options: dict[str, Any]) -> Plan:
 
 
 def _cut(options: dict[str, Any], how: Direct) -> Plan:
-    run = _whole(options)
-    keys = slice(how.first, how.last)
-    return lambda q, k, v: run(q, k[:, keys], v[:, keys])
+    run, first, last = _whole(options), how.first, how.last
+    return lambda q, k, v: run(q, k[:, first:last], v[:, first:last])
 
 
 def _folded(options: dict[str, Any], how: Direct, group: int, cut: bool) -> Plan:
-    keys = slice(how.first, how.last)
+    first, last = how.first, how.last
 
     def folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if cut:
-            k, v = k[:, keys], v[:, keys]
+            k, v = k[:, first:last], v[:, first:last]
         batch, _, nheads, headdim = q.shape
         rows = q.view(batch, nheads // group, group, headdim)
         out = _sdpa(rows, _t(k, 1, 2), _t(v, 1, 2), **options)
@@ -140,14 +143,14 @@ def _folded(options: dict[str, Any], how: Direct, group: int, cut: bool) -> Plan
 
 def _masked(request: AttentionRequest, options: dict[str, Any], how: Direct) -> Plan:
     nheads, nheads_k, group = request.nheads, request.nheads_k, request.group
-    keys = slice(how.first, how.last)
+    first, last = how.first, how.last
     # A finite output tells that no NaN came in from a hidden key, and spares writing k and v anew. Not so with
     # gradients: an infinite key can leave the output finite and its gradient not.
     look = not request.any_grad
 
     def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        k, v = k[:, keys], v[:, keys]
-        mask, bias = _cut_keys(with_four(mask), keys), _cut_keys(with_four(bias), keys)
+        k, v = k[:, first:last], v[:, first:last]
+        mask, bias = _cut_keys(with_four(mask), first, last), _cut_keys(with_four(bias), first, last)
         if bias is None:
             added = mask
         else:
@@ -165,8 +168,10 @@ def _masked(request: AttentionRequest, options: dict[str, Any], how: Direct) -> 
         return once(q, k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0), added)
 
     def once(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:
+        batch, _, _, headdim = q.shape
+        if added is not None and torch.compiler.is_compiling():
+            added = _of_every_row(added, batch)
         if how.fold:
-            batch, _, _, headdim = q.shape
             if added is not None and added.shape[1] != 1:
                 added = added.expand(-1, nheads, 1, -1).unflatten(1, (nheads_k, group)).squeeze(3)
             rows = q.view(batch, nheads_k, group, headdim)
@@ -178,5 +183,5 @@ def _masked(request: AttentionRequest, options: dict[str, Any], how: Direct) -> 
     return masked
 
 
-def _cut_keys(tensor: Tensor | None, keys: slice) -> Tensor | None:
-    return tensor if tensor is None or tensor.shape[3] == 1 else tensor[..., keys]
+def _cut_keys(tensor: Tensor | None, first: int, last: int) -> Tensor | None:
+    return tensor if tensor is None or holds(tensor.shape[3] == 1) else tensor[..., first:last]

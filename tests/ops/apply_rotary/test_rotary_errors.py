@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import ROOT
 
 import xattn
 from ops.apply_rotary.rotary_calls import tensors
@@ -21,9 +20,3 @@ def test_a_table_is_float32_or_of_the_dtype_of_q() -> None:
 def test_a_table_that_wants_a_gradient_is_fine_where_none_is_made() -> None:
     with torch.no_grad():
         xattn.apply_rotary(Q, K, COS.clone().requires_grad_(), SIN)
-
-
-def test_the_contract_names_every_argument() -> None:
-    page = (ROOT / "docs" / "contract.md").read_text().partition("## Rotary")[2].partition("\n## ")[0]
-    for name in ("q", "k", "cos", "sin", *xattn.apply_rotary.__kwdefaults__):
-        assert f"`{name}`" in page or f"{name}=" in page, name

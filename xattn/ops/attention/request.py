@@ -11,6 +11,7 @@ from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
 from xattn.plugin.request import Phase, TensorSpec, dtype_name
+from xattn.plugin.symbolic import holds, known
 
 AttentionFeature = Literal[
     "causal",
@@ -90,7 +91,7 @@ class AttentionRequest(SoftmaxRequest):
         """Whether another `align` is another answer."""
         if not self.positional:
             return False
-        return self.align == "offset" or self.seqlens_k is not None or self.seqlen_q != self.seqlen_k
+        return self.align == "offset" or self.seqlens_k is not None or not known(self.seqlen_q == self.seqlen_k)
 
     @property
     def any_grad(self) -> bool:
@@ -103,7 +104,7 @@ class AttentionRequest(SoftmaxRequest):
 
     @property
     def empty(self) -> bool:
-        return self.batch == 0 or self.seqlen_q == 0 or self.seqlen_k == 0
+        return any(holds(size == 0) for size in (self.batch, self.seqlen_q, self.seqlen_k))
 
     @property
     def phase(self) -> Phase:

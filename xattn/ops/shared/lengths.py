@@ -11,6 +11,8 @@ from torch.compiler import is_compiling
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks
+from xattn.plugin.symbolic import holds
+from xattn.plugin.tensors import is_plain
 
 
 def bucket(size: int) -> int:
@@ -26,9 +28,15 @@ def bucket_of(size: Any) -> object:
     return bucket(size) if isinstance(size, int) and not isinstance(size, bool) else size
 
 
-def are_cu_seqlens(*tensors: Any) -> bool:
-    """Whether lengths can be read from them."""
-    return all(isinstance(each, Tensor) and each.dim() == 1 and each.dtype == torch.int32 for each in tensors)
+def are_cu_seqlens(*tensors: Any, device: torch.device | None = None) -> bool:
+    """Whether they are sums of lengths, on the device where one is named."""
+    return all(
+        isinstance(each, Tensor)
+        and (each.dim(), each.dtype) == (1, torch.int32)
+        and len(each) > 0
+        and device in (None, each.device)
+        for each in tensors
+    )
 
 
 def bound(name: str, given: int | None, cu_seqlens: Tensor) -> int:
@@ -41,25 +49,27 @@ def bound(name: str, given: int | None, cu_seqlens: Tensor) -> int:
         if isinstance(given, torch.SymInt) or (isinstance(given, int) and not isinstance(given, bool) and given >= 0):
             return given
         raise InvalidArgumentError(name, checks.short(given), "an int >= 0, or None to read it from the lengths")
-    if cu_seqlens.numel() < 2:
+    if holds(cu_seqlens.numel() < 2):
         return 0
-    if cu_seqlens.is_meta:
-        raise InvalidArgumentError(name, "None beside lengths without values (a meta tensor)", "an int")
-    if cu_seqlens.device.type != "cpu" and (is_compiling() or _is_capturing(cu_seqlens)):
-        got = "None under torch.compile" if is_compiling() else "None while a CUDA graph is captured"
-        raise InvalidArgumentError(name, got, "an int", "Reading it from the lengths would stop the stream.")
-    return int(cu_seqlens.diff().max())
+    if (where := _where_none_can_be_read(cu_seqlens)) is not None:
+        raise InvalidArgumentError(name, f"None {where}", "an int", "There the lengths cannot be read.")
+    return cu_seqlens.diff().max().item()  # type: ignore[return-value]
 
 
-def _is_capturing(tensor: Tensor) -> bool:
-    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+def _where_none_can_be_read(cu_seqlens: Tensor) -> str | None:
+    if is_compiling():
+        return None if cu_seqlens.device.type == "cpu" else "under torch.compile"
+    if cu_seqlens.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "while a CUDA graph is captured"
+    # A fake tensor, one of the meta device, one inside vmap.
+    return None if is_plain(cu_seqlens) and not cu_seqlens.is_meta else "for tensors without values"
 
 
 def check_cu_seqlens(name: str, cu_seqlens: Any, q: Tensor) -> None:
     """Type, device, dtype and shape."""
     hint = f"Pass {name}.int()." if isinstance(cu_seqlens, Tensor) and cu_seqlens.dtype == torch.int64 else ""
     checks.check_option(name, cu_seqlens, q, "int32", [], hint)
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
+    if cu_seqlens.dim() != 1 or holds(cu_seqlens.shape[0] < 1):
         want = "(batch + 1,), beginning with 0"
         raise InvalidArgumentError(name, f"shape {tuple(cu_seqlens.shape)}", want)
 
@@ -72,7 +82,7 @@ def check_lengths(name: str, cu_seqlens: Tensor, total: int, bound_name: str, bo
     for i, (start, end) in enumerate(itertools.pairwise(values)):
         if end < start:
             raise InvalidArgumentError(name, f"{start}, {end} at {i}", "values that do not decrease")
-        if bound is not None and end - start > bound:
+        if isinstance(bound, int) and end - start > bound:
             raise InvalidArgumentError(bound_name, str(bound), f"at least {end - start}, the length of sequence {i}")
     if values[-1] > total:
         raise InvalidArgumentError(name, f"{values[-1]} as its last value", f"at most {total}, the packed tokens")

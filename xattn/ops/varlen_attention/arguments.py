@@ -140,6 +140,20 @@ def _check_main(q: Tensor, k: Tensor, v: Tensor) -> None:
     checks.check_groups(q.shape[1], k.shape[1])
 
 
+def _check_free_sizes(k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, align: Any, slopes: Any) -> None:
+    """Those that must agree from call to call."""
+    if all(isinstance(each, Tensor) and each.dim() == 3 for each in (k, v)):
+        checks.check_size("v", "total_k", v.shape[0], k.shape[0], "k")
+    if not lengths.are_cu_seqlens(cu_seqlens_q, cu_seqlens_k):
+        return
+    checks.check_size("cu_seqlens_k", "size", cu_seqlens_k.shape[0], cu_seqlens_q.shape[0], "cu_seqlens_q")
+    batch = cu_seqlens_q.shape[0] - 1
+    if isinstance(align, Tensor) and align.shape != (batch,):
+        raise InvalidArgumentError("align", f"shape {tuple(align.shape)}", f"({batch},)")
+    if isinstance(slopes, Tensor) and slopes.dim() == 2 and slopes.shape[0] != batch:
+        raise InvalidArgumentError("alibi_slopes", f"shape {tuple(slopes.shape)}", f"({batch}, nheads)")
+
+
 def _check_options(options: dict[str, Any], align: Any, tensors: dict[str, Tensor], q: Tensor, batch: int) -> None:
     for name in ("causal", "deterministic", "return_lse", "check"):
         checks.check_flag(name, options[name])
@@ -168,15 +182,18 @@ def check_values(
     *,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    align: object = None,
     alibi_slopes: Tensor | None = None,
     check: bool = False,
     **others: object,
 ) -> None:
-    """Check the values that no shape tells: cu_seqlens, the bounds, and alibi_slopes.
+    """Check the sizes that a plan does not depend on, and the values that no shape tells: cu_seqlens, the bounds, and
+    alibi_slopes.
 
-    On the CPU, and on a device where `check` asks for it, which stops the stream. May run before a call is described,
-    so it passes over what that rejects.
+    Values on the CPU, and on a device where `check` asks for it, which stops the stream. May run before a call is
+    described, so it passes over what that rejects.
     """
+    _check_free_sizes(k, v, cu_seqlens_q, cu_seqlens_k, align, alibi_slopes)
     for side, tensor, cu_seqlens, bound in (
         ("q", q, cu_seqlens_q, max_seqlen_q),
         ("k", k, cu_seqlens_k, max_seqlen_k),

@@ -117,7 +117,7 @@ def varlen_attention(
         prepared = prepare(q, k, v, cu_seqlens_q, cu_seqlens_k, **named, **options)
         return plans.traced(prepared, choice)  # type: ignore[no-any-return]
     check_values(q, k, v, cu_seqlens_q, keys, **named, check=check)
-    if are_cu_seqlens(cu_seqlens_q, keys):
+    if isinstance(q, Tensor) and are_cu_seqlens(cu_seqlens_q, keys, device=q.device):
         named["max_seqlen_q"] = bound("max_seqlen_q", max_seqlen_q, cu_seqlens_q)
         named["max_seqlen_k"] = bound("max_seqlen_k", max_seqlen_k, keys)
     slot = _slot(cu_seqlens_q, keys is cu_seqlens_q, named, choice, **options)

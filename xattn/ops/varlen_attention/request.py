@@ -11,6 +11,7 @@ from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
 from xattn.plugin.request import Phase, dtype_name
+from xattn.plugin.symbolic import holds
 
 VarlenFeature = Literal[
     "causal",
@@ -77,7 +78,7 @@ class VarlenRequest(SoftmaxRequest):
 
     @property
     def empty(self) -> bool:
-        return self.batch == 0 or self.max_seqlen_q == 0 or self.max_seqlen_k == 0
+        return any(holds(size == 0) for size in (self.batch, self.max_seqlen_q, self.max_seqlen_k))
 
     @property
     def phase(self) -> Phase:

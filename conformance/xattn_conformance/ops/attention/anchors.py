@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.case import DTYPES, SUITES, Case
 from xattn_conformance.golden.manifest import (
     DATA,
     GENERATOR,
@@ -33,7 +33,6 @@ from xattn_conformance.ops.attention import oracle, rowwise
 from xattn_conformance.ops.attention.cases import knobs, load
 from xattn_conformance.ops.attention.inputs import bits, digest, make
 from xattn_conformance.ops.attention.problem import Problem
-from xattn_conformance.result import SUITE
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -41,18 +40,19 @@ Tensors = dict[str, NDArray[Any]]
 _BYTES_MAX = 32 * 1024
 _HEADDIM = 4
 # The slow oracle sees the anchors of at most so many scores.
-_SCORES_MAX = 2500
+SCORES_MAX = 2500
 
 
 def every_case() -> list[Case]:
-    """All cases whose inputs the manifest knows, but for the anchors'."""
-    return [*load(), *(knob.on for knob in knobs())]
+    """All cases whose inputs the manifest knows, but for the anchors': those that the suite began with."""
+    return [case for case in (*load(), *(knob.on for knob in knobs())) if case.since == SUITES[0]]
 
 
 def candidates() -> dict[str, Case]:
-    """What may be an anchor, by id: every forward case with its headdim made small, which keeps masks, heads and
-    families as they are."""
-    forward = [case for case in load() if not case.grads and "dropout_p" not in case.options]
+    """What may be an anchor, by id: every forward case that the suite began with, its headdim made small, which keeps
+    masks, heads and families as they are."""
+    first = [case for case in load() if case.since == SUITES[0]]
+    forward = [case for case in first if not case.grads and "dropout_p" not in case.options]
     shrunk = [msgspec.structs.replace(case, shape=_shrunk(case), variations=()) for case in forward]
     return {case.id: case for case in shrunk}
 
@@ -160,7 +160,7 @@ def _anchor(manifest: Manifest, case: Case, tensors: Tensors) -> str:
             return f"its {name}, made here, is not bit for bit the stored one"
     if wrong := differ(made, tensors):
         return wrong
-    if np.prod(problem.scores_shape) <= _SCORES_MAX:
+    if np.prod(problem.scores_shape) <= SCORES_MAX:
         out, lse = rowwise.forward(problem)
         if wrong := differ({"out": out, "lse": lse}, tensors):
             return f"by the other oracle, {wrong}"
@@ -204,7 +204,7 @@ def write(where: Path) -> None:
         (where / file).write_bytes(data)
         hashes[file] = sha256(data)
     written = Manifest(
-        suite=SUITE, semantics=SEMANTICS, generator=GENERATOR, files=hashes, inputs=dict(sorted(inputs.items()))
+        suite=SUITES[0], semantics=SEMANTICS, generator=GENERATOR, files=hashes, inputs=dict(sorted(inputs.items()))
     )
     (where / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(written), indent=1) + b"\n")
 

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
-from xattn_conformance.case import Case
+from xattn_conformance.case import DTYPES, SUITES, Case, scores
 from xattn_conformance.golden.manifest import Manifest
 from xattn_conformance.inputs import philox
 from xattn_conformance.mutants.mutant import Mutant, Right
-from xattn_conformance.ops.attention import anchors, cases, dropout, inputs, variations
+from xattn_conformance.ops.attention import anchors, cases, dropout, inputs, oracle, rowwise, variations
 from xattn_conformance.ops.attention.mutants.right import RIGHT
 from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
 from xattn_conformance.ops.attention.noise import forward, gradient
@@ -151,6 +151,16 @@ class AttentionOp(Op[Problem]):
 
     def right_kernels(self) -> Sequence[Right]:
         return RIGHT
+
+    def proved(self) -> Sequence[Case]:
+        later = [case for case in self.cases() if case.since != SUITES[0] and not case.grads]
+        one = [case for case in later if case.dtype == DTYPES[case.seed % len(DTYPES)]]
+        return [case for case in one if scores(case) <= anchors.SCORES_MAX]
+
+    def disagreement(self, problem: Problem) -> str:
+        (out, lse), (other, other_lse) = oracle.forward(problem), rowwise.forward(problem)
+        wrong = anchors.differ({"out": other, "lse": other_lse}, {"out": out, "lse": lse})
+        return f"by the other oracle, {wrong}" if wrong else ""
 
     def verify_stored(self, manifest: Manifest, where: Path) -> Iterator[str]:
         return anchors.verify(manifest, where)

@@ -55,7 +55,8 @@ def visibility(problem: Problem, b: int, h: int) -> tuple[NDArray[np.bool_], NDA
     """(visible, distance) of all queries of a head, (seqlen_q, seqlen_k) each."""
     _, _, seqlen_q, seqlen_k = problem.scores_shape
     length = seqlen_k if problem.seqlens_k is None else int(problem.seqlens_k[b])
-    off = length - seqlen_q if problem.align == "bottom_right" else 0
+    corners = {"bottom_right": length - seqlen_q, "top_left": 0}
+    off = corners[problem.align] if isinstance(problem.align, str) else problem.align
     i, j = np.arange(seqlen_q)[:, None], np.arange(seqlen_k)[None, :]
     distance = i + off - j
     visible = np.broadcast_to(j < length, distance.shape).copy()

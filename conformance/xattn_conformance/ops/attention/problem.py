@@ -18,6 +18,7 @@ class Problem:
     q:     (batch, seqlen_q, nheads, headdim)
     k, v:  (batch, seqlen_k, nheads_k, headdim) and (..., headdim_v)
     sinks: (nheads,); alibi_slopes: (nheads,) or (batch, nheads); seqlens_k: (batch,)
+    align: "bottom_right", "top_left", or the key that query 0 is aligned with
     bias, mask: broadcastable to (batch, nheads, seqlen_q, seqlen_k)
     dout:  (batch, seqlen_q, nheads, headdim_v), dlse: (batch, nheads, seqlen_q): the gradients that come in, in the
            dtype of q and in float32; dlse is None where none flows through lse.
@@ -30,7 +31,7 @@ class Problem:
     v: Array
     causal: bool = False
     window: tuple[int | None, int | None] | None = None
-    align: str = "bottom_right"
+    align: str | int = "bottom_right"
     scale: float | None = None
     softcap: float | None = None
     sinks: Array | None = None

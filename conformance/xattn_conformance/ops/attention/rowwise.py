@@ -28,6 +28,8 @@ def keys_of(problem: Problem, b: int) -> int:
 def offset(problem: Problem, b: int) -> int:
     """The key on the diagonal of query 0."""
     _, _, seqlen_q, _ = problem.scores_shape
+    if isinstance(problem.align, int):
+        return problem.align
     return 0 if problem.align == "top_left" else keys_of(problem, b) - seqlen_q
 
 

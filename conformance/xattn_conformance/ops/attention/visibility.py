@@ -19,7 +19,8 @@ def visible(problem: Problem) -> Flags:
     query, key = np.arange(seqlen_q)[:, None], np.arange(seqlen_k)
     length = np.array(seqlen_k) if problem.seqlens_k is None else problem.seqlens_k
     length = length.reshape(-1, 1, 1, 1)
-    diagonal = query + (length - seqlen_q if problem.align == "bottom_right" else 0)
+    corner = length - seqlen_q if problem.align == "bottom_right" else 0
+    diagonal = query + (problem.align if isinstance(problem.align, int) else corner)
     seen = np.broadcast_to(key < length, (len(length), 1, seqlen_q, seqlen_k))
     left, right = problem.window or (None, None)
     if problem.causal:

@@ -25,13 +25,16 @@ from xattn_conformance.ops.attention.mutants.conditions import (
     sees_differently,
 )
 from xattn_conformance.ops.attention.mutants.masks import (
+    CORNERED,
+    at_corner,
+    by_offset,
     causal_by,
     no_causal,
     no_last_key,
     no_seqlens,
     no_window,
+    offset_by,
     other_corner,
-    positional,
     window_by,
 )
 from xattn_conformance.ops.attention.mutants.options import moves, off, scale, scaled, scaled_by
@@ -55,7 +58,9 @@ MISREAD = (
     misseen("causal-ignored", "causal is ignored", no_causal, has("causal")),
     misseen("causal+1", "causal shows one key behind the diagonal", causal_by(1), has("causal")),
     misseen("causal-1", "causal hides the diagonal", causal_by(-1), has("causal")),
-    misseen("other-corner", "top_left is taken for bottom_right, and the reverse", other_corner, positional),
+    misseen("other-corner", "top_left is taken for bottom_right, and the reverse", other_corner, CORNERED),
+    misseen("offset+1", "an offset is one too large", offset_by(1), by_offset),
+    misseen("offset-bottom-right", "an offset is taken for bottom_right", at_corner("bottom_right"), by_offset),
     misseen("window-ignored", "the window is ignored", no_window, has("window")),
     misseen("window-left+1", "the window has one key more to the left", window_by(1, 0), has("window")),
     misseen("seqlens-ignored", "seqlens_k is ignored", no_seqlens, has("seqlens_k")),

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
-from xattn_conformance.case import Case
+from xattn_conformance.case import Case, scores
 from xattn_conformance.mutants.mutant import Results
-from xattn_conformance.mutants.witnesses import scores
 from xattn_conformance.ops.attention.mutants.right import RIGHT
 from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
 from xattn_conformance.ops.attention.op import AttentionOp

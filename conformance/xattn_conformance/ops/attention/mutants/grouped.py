@@ -64,7 +64,9 @@ class Grouped:
     def distance(self, keys: slice) -> NDArray[np.int64]:
         """i + off - j, (batch, 1, 1, seqlen_q, number of keys)."""
         seqlen_q = self.rows[3]
-        off = self.present - seqlen_q if self.problem.align == "bottom_right" else np.zeros_like(self.present)
+        align = self.problem.align
+        given = 0 if isinstance(align, str) else align
+        off = self.present - seqlen_q if align == "bottom_right" else np.full_like(self.present, given)
         diagonal: NDArray[np.int64] = np.arange(seqlen_q)[:, None] + off - np.arange(self.seqlen_k)[keys]
         return diagonal
 

@@ -41,6 +41,38 @@ def other_corner(problem: Problem) -> Problem:
     return replace(problem, align="top_left" if problem.align == "bottom_right" else "bottom_right")
 
 
+def at_corner(align: str) -> Change:
+    return lambda problem: replace(problem, align=align)
+
+
+def offset_by(extra: int) -> Change:
+    def change(problem: Problem) -> Problem:
+        assert isinstance(problem.align, int)
+        return replace(problem, align=problem.align + extra)
+
+    return change
+
+
+def offset_negated(problem: Problem) -> Problem:
+    assert isinstance(problem.align, int)
+    return replace(problem, align=-problem.align)
+
+
+def offset_clipped(problem: Problem) -> Problem:
+    """Kept among the offsets of a chunk that lies inside the keys."""
+    assert isinstance(problem.align, int)
+    _, _, seqlen_q, seqlen_k = problem.scores_shape
+    return replace(problem, align=min(max(problem.align, 0), max(seqlen_k - seqlen_q, 0)))
+
+
+def by_corner(problem: Problem) -> bool:
+    return isinstance(problem.align, str)
+
+
+def by_offset(problem: Problem) -> bool:
+    return isinstance(problem.align, int)
+
+
 def no_causal(problem: Problem) -> Problem:
     return replace(problem, causal=False)
 
@@ -111,13 +143,20 @@ def misseen(name: str, wrong: str, change: Change, needs: Condition) -> Mutant:
     return misread(name, wrong, change, both(needs, sees_differently(change)))
 
 
+CORNERED = both(positional, by_corner)
 CAUSAL, WINDOW, SEQLENS = has("causal"), has("window"), has("seqlens_k")
 
 MASKS = (
     misseen("causal+1", "causal shows one key behind the diagonal", causal_by(1), CAUSAL),
     misseen("causal-1", "causal hides the diagonal", causal_by(-1), CAUSAL),
     misseen("causal-ignored", "causal is ignored", no_causal, CAUSAL),
-    misseen("other-corner", "top_left is taken for bottom_right, and the reverse", other_corner, positional),
+    misseen("other-corner", "top_left is taken for bottom_right, and the reverse", other_corner, CORNERED),
+    misseen("offset+1", "an offset is one too large", offset_by(1), by_offset),
+    misseen("offset-1", "an offset is one too small", offset_by(-1), by_offset),
+    misseen("offset-sign", "an offset has the wrong sign", offset_negated, by_offset),
+    misseen("offset-clipped", "an offset outside of the keys is moved inside", offset_clipped, by_offset),
+    misseen("offset-bottom-right", "an offset is taken for bottom_right", at_corner("bottom_right"), by_offset),
+    misseen("offset-top-left", "an offset is taken for top_left", at_corner("top_left"), by_offset),
     misseen("window-ignored", "the window is ignored", no_window, WINDOW),
     misseen("window-left+1", "the window has one key more to the left", window_by(1, 0), WINDOW),
     misseen("window-left-1", "the window has one key less to the left", window_by(-1, 0), WINDOW),

@@ -21,6 +21,7 @@ from xattn_conformance.ops.attention.mutants.conditions import (
     queries_beyond,
 )
 from xattn_conformance.ops.attention.mutants.grouped import Grouped
+from xattn_conformance.ops.attention.mutants.masks import other_corner
 from xattn_conformance.ops.attention.mutants.ways import full, misread
 from xattn_conformance.ops.attention.problem import Problem
 
@@ -123,7 +124,7 @@ def distance(problem: Problem) -> NDArray[np.int64]:
 
 
 def other_distance(problem: Problem) -> NDArray[np.int64]:
-    return distance(replace(problem, align="top_left" if problem.align == "bottom_right" else "bottom_right"))
+    return distance(other_corner(problem))
 
 
 def alibi_as(term: Callable[[Problem], Array]) -> Change:

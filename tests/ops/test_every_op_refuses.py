@@ -1,0 +1,87 @@
+"""Over the table of ops: every illegal call of each, what is raised, which argument it names, what it says, and that
+nothing lingers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sample import Illegal, equal
+
+import xattn
+from ops.every_op import Counting, entries, every_entry, every_op, illegal, samples
+from xattn.dispatch import guard
+from xattn.dispatch.op import Op
+from xattn.ops.table import OPS
+
+every_fault = pytest.mark.parametrize(
+    ("op", "fault"), [pytest.param(op, fault, id=f"{op.name}-{fault}") for op in OPS.values() for fault in illegal(op)]
+)
+
+
+def refusal(function: Callable[..., Any], wrong: Illegal) -> xattn.InvalidArgumentError:
+    with pytest.raises(xattn.InvalidArgumentError) as caught:
+        wrong.call.of(function)
+    return caught.value
+
+
+@every_fault
+@every_entry
+def test_a_wrong_argument_is_named_with_what_is_legal(op: Op, fault: str, entry: str) -> None:
+    wrong = illegal(op)[fault]
+    error = refusal(entries(op)[entry], wrong)
+    assert error.argument == wrong.argument
+    message = str(error)
+    assert message.startswith(f"{wrong.argument}: got ")
+    assert f", want {error.want}" in message
+    assert error.want
+    for part in wrong.said:
+        assert part in message
+    assert isinstance(error, ValueError)
+    assert isinstance(error, xattn.XattnError)
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (type(again), str(again), again.argument) == (type(error), message, error.argument)
+    plain = samples(op)["plain"]
+    assert equal(plain.of(op.function), plain.of(op.function))
+
+
+@every_fault
+@pytest.mark.parametrize("by", ["torch's guard", "python_guard"])
+def test_remembered_plans_let_nothing_through(op: Op, fault: str, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After legal calls that differ from it in its fault alone, a wrong one gets the same error as at first."""
+    if by == "python_guard":
+        monkeypatch.setattr(guard, "TensorGuards", None)
+    wrong = illegal(op)[fault]
+    first = str(refusal(op.function, wrong))
+    for sample in wrong.beside:
+        sample.of(op.function)
+        sample.of(op.function)
+    for _ in range(2):
+        assert str(refusal(op.function, wrong)) == first
+
+
+@every_op
+@every_entry
+def test_a_misspelt_keyword(op: Op, entry: str) -> None:
+    for wrong in ("casual", "window_size", "softmax_scale", "attn_mask", "is_causal"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{wrong}'"):
+            samples(op)["plain"].of(entries(op)[entry], **{wrong: True})
+
+
+@every_op
+@every_entry
+def test_an_argument_too_many_in_place(op: Op, entry: str) -> None:
+    sample = samples(op)["plain"]
+    with pytest.raises(TypeError, match="positional argument"):
+        entries(op)[entry](*sample.tensors, True)
+
+
+@every_op
+def test_an_illegal_call_reaches_no_backend(op: Op, mine: Callable[..., Counting]) -> None:
+    kernel = mine(op)
+    for wrong in illegal(op).values():
+        refusal(op.function, wrong)
+    assert kernel.plans == 0

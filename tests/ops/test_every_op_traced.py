@@ -1,0 +1,158 @@
+"""Over the table of ops: torch.compile, in one graph and for any length, and fake tensors. On `reference` and a backend
+of the tests: what vendors' kernels do in a graph is for their own tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from sample import Sample, equal, flat
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+import xattn
+from ops.conftest import Mine
+from ops.every_op import entries, every_op, every_sample, samples
+from xattn.dispatch.op import Op
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+def close(got: Any, want: Any) -> None:
+    for x, y in zip(flat(got), flat(want), strict=True):
+        torch.testing.assert_close(x, y, equal_nan=True)
+
+
+def gradients(sample: Sample, answer: Any) -> list[Tensor]:
+    outputs = [x for x in flat(answer) if x.requires_grad]
+    leaves = [sample.tensors[i] for i in sample.differentiable]
+    cotangents = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape) for x in outputs]
+    return [x for x in torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True) if x is not None]
+
+
+@every_sample
+def test_a_compiled_call_is_one_graph_and_leaves_nothing_behind(op: Op, name: str, mine: Mine) -> None:
+    kernel = mine(op)
+    sample = samples(op)[name].requiring_grad()
+    compiled = torch.compile(op.function, fullgraph=True, backend="aot_eager")
+    got = sample.of(compiled)
+    before = kernel.plans
+    want = sample.of(op.function)
+    assert kernel.plans == before + 1, "the graph's plan is none of the table's"
+    if "dropout" not in name:
+        close(got, want)
+        close(gradients(sample, got), gradients(sample, want))
+
+
+@every_sample
+def test_a_compiled_call_serves_any_length(op: Op, name: str, mine: Mine) -> None:
+    mine(op)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(op.function, fullgraph=True, backend=counter, dynamic=True)
+    for length in (5, 7, 11):
+        sample = samples(op, length)[name]
+        got = sample.of(compiled)
+        assert "dropout" in name or close(got, sample.of(op.function)) is None
+    assert counter.frame_count == 1
+
+
+@every_op
+@pytest.mark.parametrize("backend", ["reference", ("mine", "reference"), ["other", "mine"]], ids=str)
+def test_a_compiled_call_of_named_backends(op: Op, backend: Any, mine: Mine) -> None:
+    mine(op)
+    sample = samples(op)["plain"]
+    compiled = torch.compile(lambda: sample.of(op.function, backend=backend), fullgraph=True, backend="aot_eager")
+    close(compiled(), sample.of(op.function, backend=backend))
+
+
+@every_op
+def test_a_compiled_call_follows_the_scope_around_it(op: Op, mine: Mine) -> None:
+    """A backend that answers twice the truth says who served."""
+    mine(op, plan=lambda self, request: doubled(op, request))
+    sample = samples(op)["plain"]
+    compiled = torch.compile(lambda: sample.of(op.function), fullgraph=True, backend="aot_eager")
+    want = sample.of(op.function, backend="reference")
+    twice = [2 * x for x in flat(want)]
+    for scope, expected in (("mine", twice), ("reference", want), ("other", twice), ("mine", twice)):
+        with xattn.use_backend(scope):
+            close(compiled(), expected)
+    close(compiled(), twice)
+
+
+def doubled(op: Op, request: xattn.Request) -> Callable[..., Any]:
+    from ops.every_op import reference
+
+    run = reference(op.name).plan(request)
+
+    def run_twice(*tensors: Any, **given: Any) -> Any:
+        answer = run(*tensors, **given)
+        if isinstance(answer, Tensor):
+            return 2 * answer
+        parts = [None if x is None else 2 * x for x in answer]
+        return type(answer)(*parts) if hasattr(answer, "_fields") else tuple(parts)
+
+    return run_twice
+
+
+@every_sample
+def test_a_held_plan_compiles(op: Op, name: str, mine: Mine) -> None:
+    mine(op)
+    sample = samples(op)[name]
+    run = sample.of(entries(op)["plan"])
+    takes = op.prepare(*sample.tensors, **sample.named)
+    compiled = torch.compile(lambda *tensors: run(*tensors, **takes.given), fullgraph=True, backend="aot_eager")
+    got = compiled(*takes.tensors)
+    assert "dropout" in name or close(got, sample.of(op.function)) is None
+
+
+@every_op
+def test_an_illegal_call_says_so_from_inside_a_compiled_function(op: Op, mine: Mine) -> None:
+    mine(op)
+    sample = samples(op)["plain"]
+    wrong = Sample((sample.tensors[0].int(), *sample.tensors[1:]), sample.named)
+    # With fullgraph=True torch.compile speaks in its own words: it cannot trace the making of an exception.
+    compiled = torch.compile(op.function, backend="eager")
+    with pytest.raises(xattn.InvalidArgumentError, match="got int32"):
+        wrong.of(compiled)
+
+
+@every_sample
+def test_fake_tensors_get_the_real_layout_and_leave_nothing_behind(op: Op, name: str, mine: Mine) -> None:
+    kernel = mine(op)
+    sample = samples(op)[name]
+    want = sample.of(op.function, backend="reference")
+    before = kernel.plans
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = faked(sample, mode)
+        if lacks_bounds(fake):
+            with pytest.raises(xattn.InvalidArgumentError, match="for tensors without values"):
+                fake.of(op.function)
+            return
+        answer = [fake.of(op.function) for _ in range(2)][0]
+    assert all(isinstance(x, FakeTensor) for x in flat(answer))
+    for x, y in zip(flat(answer), flat(want), strict=True):
+        assert (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
+    assert kernel.plans == before + 2
+    for _ in range(2):
+        assert "dropout" in name or equal(sample.of(op.function), want)
+    assert kernel.plans == before + 3
+
+
+def faked(sample: Sample, mode: FakeTensorMode) -> Sample:
+    def fake(x: Any) -> Any:
+        return mode.from_tensor(x) if isinstance(x, Tensor) else x
+
+    return Sample(tuple(map(fake, sample.tensors)), {name: fake(x) for name, x in sample.named.items()})
+
+
+def lacks_bounds(sample: Sample) -> bool:
+    """Whether a call leaves it to xattn to read its bounds out of tensors."""
+    return any(name.startswith("max_seqlen") and value is None for name, value in sample.named.items())
