@@ -50,11 +50,3 @@ class SlowBackendWarning(UserWarning):
 
 class BrokenBackendWarning(UserWarning):
     """A backend failed when asked whether it can serve a call. xattn goes on without it; `explain` says so too."""
-
-
-def add_note(error: BaseException, note: str) -> None:
-    """`error.add_note(note)`, which Python 3.10 lacks; there pytest and the exceptiongroup package alone print it."""
-    if hasattr(error, "add_note"):
-        error.add_note(note)
-    else:
-        error.__dict__["__notes__"] = [*getattr(error, "__notes__", []), note]

@@ -15,8 +15,8 @@ from xattn.dispatch.choice import Choice
 from xattn.dispatch.guard import Check, Free, guard, kind
 from xattn.dispatch.op import Op, Prepared
 from xattn.dispatch.selection import select
-from xattn.errors import add_note
 from xattn.plugin.backend import Plan
+from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
 from xattn.plugin.tensors import is_plain
 

@@ -25,6 +25,8 @@ class Mutant:
     applies:       whether the mistake can show on a problem: elsewhere the mutant may be a right kernel.
     equivalent_in: dtypes in which it is a right kernel whatever the problem, and why.
     backward:      whether what is wrong are gradients.
+    inherited:     of another op, which this one is in another layout. The op's cases must show it; profiles are
+                   tried on the original.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Mutant:
     applies: Callable[[Any], bool]
     equivalent_in: Mapping[str, str] = field(default_factory=dict)
     backward: bool = False
+    inherited: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,11 @@ class Right:
     """A kernel that is right under the arithmetic that it declares.
 
     run: results by name, as a mutant's; those that it cannot return are left out. serves: which problems it takes.
+    inherited: as of a mutant.
     """
 
     name: str
     arithmetic: Arithmetic
     run: Callable[[Any], Results]
     serves: Callable[[Any], bool]
+    inherited: bool = False

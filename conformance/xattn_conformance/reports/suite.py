@@ -11,7 +11,7 @@ import numpy as np
 from xattn_conformance.case import SUITES, Case, Level
 from xattn_conformance.golden.inputs import digest_of
 from xattn_conformance.golden.manifest import manifest_digest
-from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.mutants.zoo import OWN
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import load
 from xattn_conformance.profiles.admission import admit
@@ -53,7 +53,7 @@ def installed() -> Suite:
         inputs=digest_of,
         refusals=_refusals,
         judged=_judged,
-        mutants=frozenset(mutant.name for mutant in MUTANTS),
+        mutants=frozenset(mutant.name for mutant in OWN),
         knobs=frozenset(case.id for op in OPS.values() for case in op.knob_cases()),
     )
 

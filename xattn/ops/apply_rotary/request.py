@@ -12,7 +12,7 @@ from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Feature, Vocabulary
 from xattn.plugin.request import Phase, Request, dtype_name
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import holds, known
 
 RotaryFeature = Literal["interleaved", "partial", "batched", "empty"]
 
@@ -32,7 +32,7 @@ class RotaryRequest(Request):
         op="apply_rotary",
         features=(
             features.flag("interleaved"),
-            Feature("partial", lambda r: None if holds(r.rotary_dim == r.headdim) else r.rotary_dim),
+            Feature("partial", lambda r: None if known(r.rotary_dim == r.headdim) else r.rotary_dim),
             features.flag("batched", "Where all batch rows have the same positions, pass cos[0] and sin[0]."),
             features.EMPTY,
         ),

@@ -11,7 +11,7 @@ from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
 from xattn.plugin.request import Phase, TensorSpec, dtype_name
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import holds, known
 
 AttentionFeature = Literal[
     "causal",
@@ -91,7 +91,7 @@ class AttentionRequest(SoftmaxRequest):
         """Whether another `align` is another answer."""
         if not self.positional:
             return False
-        return self.align == "offset" or self.seqlens_k is not None or not holds(self.seqlen_q == self.seqlen_k)
+        return self.align == "offset" or self.seqlens_k is not None or not known(self.seqlen_q == self.seqlen_k)
 
     @property
     def any_grad(self) -> bool:

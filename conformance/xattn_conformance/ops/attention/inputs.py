@@ -59,9 +59,14 @@ def make(case: Case) -> Problem:
             dlse=draw.normal("dlse", (batch, nheads, seqlen_q)) if "lse" in case.grads else None,
             grads=tuple(name for asked in case.grads for name in _WANTED[asked]),
         )
+    return rounded(problem)
+
+
+def rounded(problem: Problem) -> Problem:
+    """Every float in the format that it is held in."""
     given = {name: getattr(problem, name) for name in _FORMATS}
-    rounded: dict[str, Any] = {name: round_to(v, _format(problem, name)) for name, v in given.items() if v is not None}
-    return replace(problem, **rounded)
+    held: dict[str, Any] = {name: round_to(v, _format(problem, name)) for name, v in given.items() if v is not None}
+    return replace(problem, **held)
 
 
 def bits(problem: Problem) -> dict[str, NDArray[Any]]:

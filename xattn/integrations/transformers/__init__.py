@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from xattn.errors import InvalidArgumentError
 
-# 5.4 is the first release whose mask functions are told q_length and q_offset.
-_OLDEST = (5, 4)
+_OLDEST = (4, 57)
 
 # transformers reads meaning into these parts of a name. Above all "flash": it then wants a flash-attention kernel of
 # that name when the model is made, may exchange the name for another, and vision models pass cu_seq_lens in place of
@@ -23,9 +22,11 @@ def register(name: str = "xattn") -> None:
     """Make xattn an attention implementation of transformers, under `name`.
 
     Registers both halves: the attention function, and the mask function without which transformers would pass no mask
-    at all, padding and causality included. Affects nobody who does not ask for the name. May be called again.
+    at all, padding and causality included. From then on a model that never calls an implementation raises
+    InvalidArgumentError when it is made with this name, instead of ignoring it. Affects nobody who does not ask for
+    the name. May be called again.
 
-    Raises ImportError without transformers >= 5.4, InvalidArgumentError for a name that means something else there.
+    Raises ImportError without transformers >= 4.57, InvalidArgumentError for a name that means something else there.
     """
     try:
         import transformers
@@ -42,8 +43,10 @@ def register(name: str = "xattn") -> None:
             hint = f'transformers takes a name with "{part}" in it for an implementation of its own.'
             raise InvalidArgumentError("name", repr(name), f'a name without "{part}"', hint)
 
-    from xattn.integrations._transformers_attention import attention_forward
-    from xattn.integrations._transformers_mask import attention_mask
+    from xattn.integrations.transformers import served
+    from xattn.integrations.transformers.attention import attention_forward
+    from xattn.integrations.transformers.mask import attention_mask
 
+    served.watch(name)
     transformers.AttentionInterface.register(name, attention_forward)
     transformers.AttentionMaskInterface.register(name, attention_mask)
