@@ -45,6 +45,18 @@ def test_the_explanations_in_choosing_are_the_real_ones() -> None:
     assert doctest.DocTestRunner().run(test) == doctest.TestResults(failed=0, attempted=2)
 
 
+@pytest.mark.parametrize("name", ["tutorial", "migrate", "choosing"])
+def test_the_examples_of_a_page_print_what_they_say(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Block after block, in one namespace."""
+    page = (DOCS / f"{name}.md").read_text()
+    told = re.findall(r"^```python\n(?!>>>)(.*?)^```$(?:\n+```text\n(.*?)^```$)?", page, re.M | re.S)
+    assert told
+    names: dict[str, Any] = {}
+    for code, printed in told:
+        exec(code, names)
+        assert capsys.readouterr().out == printed
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The page of each op
 # ---------------------------------------------------------------------------------------------------------------------

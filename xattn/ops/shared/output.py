@@ -11,8 +11,9 @@ from xattn.plugin.request import TensorSpec
 
 
 class AttentionOutput(NamedTuple):
-    """out: as the op returns it without lse. lse: (batch, nheads, seqlen_q), of packed tensors (nheads, total_q),
-    float32: natural log of the softmax's denominator, sink included; -inf for a query that sees no key, without sink.
+    """out: as the op returns it without lse.
+    lse: float32 (batch, nheads, seqlen_q), of packed tensors (nheads, total_q), the natural log of the softmax's
+        denominator, sink included; -inf for a query that sees no key, without sink.
     """
 
     out: Tensor
