@@ -34,6 +34,15 @@ def known(condition: Any) -> bool:
     return statically_known_true(condition)
 
 
+def static(size: Any) -> bool:
+    """Whether a size is the same number in all calls that the graph serves; never a guard."""
+    if not is_dynamo_compiling() and isinstance(size, int):
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return has_static_value(size)
+
+
 def differ(one: Any, other: Any) -> bool:
     """Whether two sizes that must be equal are not. What only the run of the graph can tell, the graph checks."""
     unequal = one != other
