@@ -11,6 +11,7 @@ from common import Row, growth, mib, qkv, sdpa
 
 import xattn
 from xattn.measure import alternate, memory
+from xattn.testing import fresh
 
 NHEADS, HEADDIM = 8, 64
 SINKS = torch.linspace(-1, 1, NHEADS)
@@ -58,8 +59,7 @@ def _softcap_memory(seqlens: tuple[int, ...]) -> Row:
     extra = []
     for seqlen in seqlens:
         q, k, v = qkv(1, seqlen, NHEADS, HEADDIM)
-        xattn.plans.clear()
-        with torch.no_grad():
+        with torch.no_grad(), fresh():
             used = memory(partial(xattn.attention, q, k, v, softcap=20.0))
         extra.append(used.peak - q.numel() * q.element_size())
     exponent = growth(seqlens, [max(size, 1) for size in extra])

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import xattn
+from xattn.ops.table import OPS
+from xattn.plugin import Plan, Request
 
 
-class _Filler(xattn.Backend):
-    api_version = 1
+class _Declining(xattn.Kernel[Any]):
     capabilities = (
         xattn.Capabilities(
             device="cpu",
             dtypes=frozenset({torch.float16}),
-            features=frozenset({"causal", "gqa"}),
-            headdim=(32, 256, 8),
+            features=frozenset(),
             priority={"default": 1000},
             checked="declines by dtype",
         ),
     )
 
-    def plan(self, request: xattn.Request) -> xattn.backend.Plan:
+    def plan(self, request: Request) -> Plan:
         raise AssertionError("declined every call, yet was chosen")
 
 
-COUNT = 6  # more than any benchmark asks for
+class _Filler(xattn.Backend):
+    """With a kernel for each op that there is."""
+
+    api_version = 1
+    kernels = tuple(type("Declining", (_Declining,), {"op": op})() for op in OPS)
+
+
+COUNT = 10  # more than any benchmark asks for
 
 
 @xattn.hookimpl

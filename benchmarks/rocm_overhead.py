@@ -21,7 +21,7 @@ from alternating import median_difference
 from torch import Tensor
 
 import xattn
-from xattn.dispatch.registry import registry
+from xattn.dispatch.selection import select
 from xattn.plugin.devices import emulated
 
 LIMIT = 2.0
@@ -135,9 +135,9 @@ def overhead(row: Row) -> float:
     """Microseconds of a call that are the adapter's."""
     kernel = install(row.returned)
     q, k = torch.zeros(2, 64, 4, 64, dtype=torch.bfloat16), torch.zeros(2, 128, 2, 64, dtype=torch.bfloat16)
-    # What is measured is the backend's own plan, below xattn's guards.
+    # What is measured is the kernel's own plan, below xattn's guards.
     request = xattn.explain(q, k, k, backend=row.backend, **row.options, **row.tensors).request
-    run = registry().entries[row.backend].backend.plan(request)
+    run = select(request, row.backend)[1].plan(request)
     return median_difference(lambda: run(q, k, k, **row.tensors), lambda: row.direct(kernel))
 
 

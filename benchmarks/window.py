@@ -11,6 +11,7 @@ from common import Row, growth, mib, qkv, sdpa
 import xattn
 from xattn.measure import alternate, memory
 from xattn.plugin import dtype_name
+from xattn.testing import fresh
 
 WINDOW = 256
 NHEADS, HEADDIM = 8, 64
@@ -62,8 +63,7 @@ def _memory(seqlens: tuple[int, ...]) -> Row:
     extra, outputs = [], []
     for seqlen in seqlens:
         call = _call(seqlen)
-        xattn.plans.clear()  # what a plan keeps counts
-        with torch.no_grad():
+        with torch.no_grad(), fresh():  # what a plan keeps counts
             used = memory(call)
         output = seqlen * NHEADS * HEADDIM * torch.float32.itemsize
         extra.append(used.peak - output)

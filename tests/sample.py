@@ -31,11 +31,15 @@ class Sample:
 
     def requiring_grad(self) -> Sample:
         """The same call on leaves that want a gradient."""
-        leaves = [
-            x.detach().clone().requires_grad_() if i in self.differentiable and isinstance(x, Tensor) else x
-            for i, x in enumerate(self.tensors)
-        ]
+        leaves = [_leaves(x) if i in self.differentiable else x for i, x in enumerate(self.tensors)]
         return replace(self, tensors=tuple(leaves))
+
+
+def _leaves(given: Any) -> Any:
+    """A tensor, or those of a list, as leaves; what is neither stays."""
+    if isinstance(given, Tensor):
+        return given.detach().clone().requires_grad_()
+    return [_leaves(each) for each in given] if isinstance(given, list) else given
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,10 @@ class Illegal:
 
 
 def flat(answer: Any) -> list[Tensor]:
-    """The tensors that a call returned."""
+    """The tensors in what a call returned, or in one of its arguments."""
     if isinstance(answer, Tensor):
         return [answer]
-    return [] if answer is None else [tensor for each in answer for tensor in flat(each)]
+    return [tensor for each in answer for tensor in flat(each)] if isinstance(answer, (list, tuple)) else []
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 from xattn import InvalidArgumentError, UnknownBackendError, UnsupportedError
 from xattn.plugin import dtype_name

@@ -83,10 +83,10 @@ def build(source: Path, folder: Path, *options: str) -> Path:
     return made
 
 
-def install(wheel: Path, target: Path) -> Path:
-    """Install a wheel, without its dependencies, into a folder of its own."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target, wheel]
-    execute(pip, wheel.parent)
+def install(target: Path, *wheels: Path) -> Path:
+    """Install wheels, without their dependencies, into a folder of its own."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target, *wheels]
+    execute(pip, target.parent)
     return target
 
 

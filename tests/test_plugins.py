@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT, Load, backend_source, build, install, qkv, run_python, stranger
-from xattn_conformance.golden import rowwise
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention import rowwise
+from xattn_conformance.ops.attention.problem import Problem
 
 import xattn
 from xattn import AttentionKernel, AttentionRequest, Capabilities, RotaryRequest
@@ -45,7 +45,7 @@ def served(**arguments: Any) -> float:
 def acme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that xattn-acme is installed in, by way of a wheel."""
     folder = tmp_path_factory.mktemp("acme")
-    return install(build(ACME, folder, "--wheel"), folder / "site")
+    return install(folder / "site", build(ACME, folder, "--wheel"))
 
 
 def blocks(language: str) -> list[str]:
@@ -162,12 +162,24 @@ BROKEN = {
     "capabilities-list": (BAD + "Attention.capabilities = [*Attention.capabilities]", "no tuple of xattn.Capabilities"),
     "capabilities-dict": (BAD + "Attention.capabilities = ({'device': 'cpu'},)", "no tuple of xattn.Capabilities"),
     "no-capabilities": (BAD + "del Attention.capabilities", "no tuple of xattn.Capabilities"),
-    "unknown-feature": (BAD.replace("frozenset(WORDS.feature_names)", "{'warp'}"), "attention has no feature 'warp'; it"),
+    "unknown-feature": (
+        BAD.replace("frozenset(WORDS.feature_names)", "{'warp'}"),
+        "attention has no feature 'warp'; it",
+    ),
     "unknown-grad": (BAD.replace("frozenset(WORDS.grads)", "{'qk'}"), "attention has no gradient 'qk'; it has: qkv, "),
-    "unknown-size": (BAD.replace("checked=", "sizes={'seqlen': (1, 2, 1)}, checked="), "attention has no size 'seqlen'"),
+    "unknown-size": (
+        BAD.replace("checked=", "sizes={'seqlen': (1, 2, 1)}, checked="),
+        "attention has no size 'seqlen'",
+    ),
     "unknown-phase": (BAD.replace('{"default"', '{"inference": 1, "default"'), "no phase of a priority 'inference'"),
-    "unknown-op": (BAD + "Attention.op = 'convolution'", "Attention is of the op 'convolution'; there are: attention, "),
-    "no-op": (BAD.replace("xattn.AttentionKernel", "xattn.Kernel"), "Attention is of the op None; there are: attention"),
+    "unknown-op": (
+        BAD + "Attention.op = 'convolution'",
+        "Attention is of the op 'convolution'; there are: attention, ",
+    ),
+    "no-op": (
+        BAD.replace("xattn.AttentionKernel", "xattn.Kernel"),
+        "Attention is of the op None; there are: attention",
+    ),
     "kernels-list": (BAD + "Stranger.kernels = [Attention()]", "kernels is no tuple of instances of xattn.Kernel"),
     "kernels-class": (BAD + "Stranger.kernels = (Attention,)", "kernels is no tuple of instances of xattn.Kernel"),
     "no-kernels": (BAD + "Stranger.kernels = ()", "kernels is no tuple of instances of xattn.Kernel"),
@@ -400,7 +412,9 @@ def test_info_of_the_wrong_type(answer: str, strangers: Path, load: Load) -> Non
 @pytest.fixture
 def three(strangers: Path, load: Load) -> Callable[..., Registry]:
     """Backends that accept all: `one` and `two` of the plugin `pair`, ranks 1000 and 3000, and `solo`, rank 2000."""
-    pair = backend_source("one", 1) + """
+    pair = (
+        backend_source("one", 1)
+        + """
 class SecondAttention(Attention):
     capabilities = (__import__("dataclasses").replace(Attention.capabilities[0], priority={"default": 3000}),)
 
@@ -411,6 +425,7 @@ class Second(Stranger):
     name = "two"
     kernels = (SecondAttention(),)
 """
+    )
     points = stranger(strangers, "pair", pair.replace("[Stranger()]", "[Stranger(), Second()]"))
     points += stranger(strangers, "solo", backend_source("solo", 3, priority=2000))
     return lambda *disabled: load(points, disabled)

@@ -10,7 +10,7 @@ import tolerance
 import torch
 from strategies import Call, array
 from torch import Tensor
-from xattn_conformance.golden import rowwise
+from xattn_conformance.ops.attention import rowwise
 
 import xattn
 

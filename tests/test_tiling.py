@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from support import visible_pairs
-from xattn_sdpa import flash
-from xattn_sdpa.tiling import Tile, tiles
+from xattn_sdpa.attention import flash
+from xattn_sdpa.attention.tiling import Tile, tiles
 
 from xattn.plugin.geometry import Geometry
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from xattn_conformance.golden.rowwise import Row, factor, rows, sum_to
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.array import Array
+from xattn_conformance.ops.attention.problem import Problem
+from xattn_conformance.ops.attention.rowwise import Row, factor, rows, sum_to
 
 STEPS = 4  # roundings of one product on its way: scaling, adding, subtracting the maximum, rescaling
 FUNCTION = 24  # ulps of a vectorised exp, log or tanh; PyTorch's fastest exp promises 20

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from math import prod
 from typing import Any, Literal
 
 import msgspec
 
 Level = Literal["core", "extended", "full"]
 LEVELS: tuple[Level, ...] = ("core", "extended", "full")
+
+# Versions of the suite, of its cases, goldens and limits. A later one of the same first number adds cases and changes
+# none, so a report of an earlier one is still held to what there was.
+SUITES = ("1.0", "1.1")
 
 # The dtypes in which every case is run, by torch's names.
 DTYPES = ("float32", "float16", "bfloat16")
@@ -29,6 +34,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     variations: further calls that must give the same bits or, where the backend does not promise the bits, an answer
                 within the same limits: "repeat", "batch", "strides", "padding", "poison".
     features:   what a table of results is grouped by: "causal", "window", "gqa", ...
+    since:      the version of the suite that it came with.
     """
 
     op: str
@@ -41,6 +47,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     grads: tuple[str, ...] = ()
     variations: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    since: str = SUITES[0]
 
     @property
     def id(self) -> str:
@@ -61,6 +68,11 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def _sizes(self) -> str:
         return "-".join(f"{SHORT[name]}{size}" for name, size in self.shape.items())
+
+
+def scores(case: Case) -> int:
+    """What the work of a case grows with, beside the size of a head: of attention, the number of scores."""
+    return prod(size for name, size in case.shape.items() if name not in ("nheads_k", "headdim", "headdim_v"))
 
 
 # How the id abbreviates the names of sizes.

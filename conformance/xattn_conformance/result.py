@@ -9,14 +9,17 @@ from typing import Any, Literal
 
 import msgspec
 
-from xattn_conformance.case import Case, Level
+from xattn_conformance.case import SUITES, Case, Level
 
 # Version of the report's JSON.
 SCHEMA = 1
-# Version of the cases, goldens and limits: a claim names it ("Core 1.0").
-SUITE = "1.0"
+# Version of the cases, goldens and limits: a claim names it ("attention Core 1.0").
+SUITE = SUITES[-1]
 
 Status = Literal["PASS", "FAIL", "WAIVED", "UNSUPPORTED", "ERROR", "INVALID"]
+
+# The selection of a run of all cases; any other is of chosen cases.
+EVERY = "*"
 
 # How a result was obtained. Only the first is a statement about the vendor's hardware.
 Provenance = Literal["hardware", "vendor code elsewhere", "stand-in"]
@@ -115,7 +118,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A whole run of one backend on one device.
 
     levels:      the level that was run: all cases of it and of the levels below it.
-    selection:   the case glob; "*" is all. Only a run of all cases is a claim.
+    selection:   the case glob. Only a run of EVERY case is a claim.
     ops:         the ops that the backend has: the run is of their cases, and says nothing of another op.
     goldens:     sha256 of the golden manifest.
     invalid:     why nothing in this report counts; empty where it does.
@@ -128,6 +131,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     backend: str
     device: str
     level: Level
+    ops: tuple[str, ...]
     dtypes: tuple[str, ...]
     selection: str
     started: str
@@ -140,7 +144,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     profile_source: str
     canaries: tuple[Canary, ...]
     cases: tuple[CaseResult, ...]
-    ops: tuple[str, ...] = ("attention",)
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.cases)

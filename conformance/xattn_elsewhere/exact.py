@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from xattn_conformance.golden import oracle
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.array import Array
+from xattn_conformance.ops.attention import oracle
+from xattn_conformance.ops.attention.problem import Problem
 
 Bools = NDArray[np.bool_]
 
@@ -33,37 +34,48 @@ def rounded(values: Array, dtype: torch.dtype) -> Array:
 
 @dataclass(frozen=True)
 class Forward:
-    """out (batch, seqlen_q, nheads, headdim_v); lse and top, each row's largest logit, (batch, nheads, seqlen_q)."""
+    """out (batch, seqlen_q, nheads, headdim_v). top, total (batch, nheads, seqlen_q): each row's largest logit, and the
+    sum of exp(logit - top), a sink among them; -inf and 0 where a row sees nothing."""
 
     out: Array
-    lse: Array
     top: Array
+    total: Array
+
+    @property
+    def lse(self) -> Array:
+        with np.errstate(divide="ignore"):
+            lse: Array = self.top + np.log(self.total)
+        return lse
 
 
 def forward(problem: Problem, kept: Array | None = None) -> Forward:
     """kept: what dropout multiplies the probabilities by, (batch, nheads, seqlen_q, seqlen_k)."""
     batch, nheads, seqlen_q, _ = problem.scores_shape
     out = np.empty((batch, seqlen_q, nheads, problem.v.shape[3]))
-    lse, top = np.empty((batch, nheads, seqlen_q)), np.empty((batch, nheads, seqlen_q))
+    top, total = np.empty((batch, nheads, seqlen_q)), np.empty((batch, nheads, seqlen_q))
     for head in oracle.heads(problem):
         at = head.b, head.h
         out[head.b, :, head.h] = head.out if kept is None else (head.p * kept[at]) @ head.v
-        lse[at] = head.lse
         sink = -np.inf if problem.sinks is None else problem.sinks[head.h]
         top[at] = np.where(head.visible, head.logits, -np.inf).max(axis=1, initial=sink)
-    return Forward(out, lse, top)
+        with np.errstate(invalid="ignore"):
+            total[at] = np.where(head.lse == -np.inf, 0.0, np.exp(head.lse - top[at]))
+    return Forward(out, top, total)
 
 
 def filled(found: Forward, problem: Problem, hidden: Bools, low: float) -> Forward:
     """The same where `hidden` keys (seqlen_q, seqlen_k) are not left out, but have the score `low`."""
+    count = hidden.sum(axis=1)
     v = problem.v.repeat(problem.q.shape[2] // problem.v.shape[2], axis=2)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        lse = np.logaddexp(found.lse, low + np.log(hidden.sum(axis=1)))
+    top = np.maximum(found.top, np.where(count > 0, low, -np.inf))
+    with np.errstate(invalid="ignore", over="ignore"):
         # 0 times NaN is NaN: what a hidden value holds comes through.
         values = np.tensordot(hidden.astype(float), v, axes=(1, 1)).swapaxes(0, 1)
-        shares = [np.exp(x - lse).swapaxes(1, 2)[..., None] for x in (found.lse, low)]
+        seen, each = found.total * np.exp(found.top - top), np.where(count > 0, np.exp(low - top), 0.0)
+        total = seen + count * each
+        shares = [(x / total).swapaxes(1, 2)[..., None] for x in (seen, each)]
         out = shares[0] * found.out + shares[1] * values
-    return Forward(out, lse, np.maximum(found.top, np.where(hidden.any(axis=1), low, -np.inf)))
+    return Forward(out, top, total)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ attention_bwd, `nki-legacy` the flash_fwd kernels from before them."""
 from __future__ import annotations
 
 import xattn
-from xattn_neuron.legacy.backend import NkiLegacyBackend
 from xattn_neuron.nki.backend import NkiBackend
+from xattn_neuron.nki_legacy.backend import NkiLegacyBackend
 
 
 @xattn.hookimpl

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xattn import AttentionRequest, Reason
+from xattn.plugin.constant import traced_as_constant
 from xattn.plugin.devices import emulated
 from xattn_neuron import packages
 
@@ -76,6 +77,13 @@ def installation() -> Installation | Reason:
     return _found() if overridden is None else overridden
 
 
+def usable() -> Installation:
+    """The packages of a kernel that had no reasons."""
+    found = installation()
+    assert isinstance(found, Installation)
+    return found
+
+
 def clear() -> None:
     """Forget what was found."""
     _cached.cache_clear()
@@ -98,12 +106,9 @@ def gradient_reasons(request: AttentionRequest, installed: Installation) -> list
     return [Reason("grad_qkv", "required", "forward only", "NxDI compiles no backward. Call it under torch.no_grad().")]
 
 
+@traced_as_constant
 def _found() -> Installation | Reason:
     return _cached()
-
-
-# As for `xattn.devices._arch`: torch.compile takes the answer for a constant instead of tracing the search.
-_found._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from xattn import Reason
-from xattn.errors import add_note
+from xattn.plugin.notes import add_note
 from xattn_neuron.installation import installation
 
-Kernel = Callable[..., Any]
+NkiKernel = Callable[..., Any]
 
 # A stand-in or an emulation sets it, in its own worker process: the name of a function below -> the kernel.
-overridden: dict[str, Kernel] = {}
+overridden: dict[str, NkiKernel] = {}
 
 _MODULES = {
     "attention_cte": "nkilib.core.attention.attention_cte",
@@ -29,27 +29,27 @@ _MODULES = {
 }
 
 
-def attention_cte() -> Kernel:
+def attention_cte() -> NkiKernel:
     """The NKI library's forward."""
     return _kernel("attention_cte", "attention_cte")
 
 
-def attention_bwd() -> Kernel:
+def attention_bwd() -> NkiKernel:
     """The NKI library's backward."""
     return _kernel("attention_bwd", "attention_bwd")
 
 
-def flash_fwd_nxdi() -> Kernel:
+def flash_fwd_nxdi() -> NkiKernel:
     """The forward of neuronx-distributed-inference's sliding-window module."""
     return _kernel("flash_fwd_nxdi", "flash_fwd")
 
 
-def flash_fwd_legacy() -> Kernel:
+def flash_fwd_legacy() -> NkiKernel:
     """The forward that neuronx-cc brought before NKI 0.4.0."""
     return _kernel("flash_fwd_legacy", "flash_fwd")
 
 
-def flash_attn_bwd_legacy() -> Kernel:
+def flash_attn_bwd_legacy() -> NkiKernel:
     """The backward of the same module."""
     return _kernel("flash_attn_bwd_legacy", "flash_attn_bwd")
 
@@ -64,8 +64,8 @@ def flash_config_legacy() -> Callable[..., Any]:
     return _kernel("flash_config_legacy", "FlashConfig")
 
 
-def _kernel(name: str, attribute: str) -> Kernel:
-    found: Kernel = overridden[name] if name in overridden else _attribute(name, attribute)
+def _kernel(name: str, attribute: str) -> NkiKernel:
+    found: NkiKernel = overridden[name] if name in overridden else _attribute(name, attribute)
     return found
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xattn.plugin.symbolic import holds
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -58,7 +60,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     scores = scores.masked_fill(~visible, -torch.inf)
 
     # Softmax by hand: the sink is a term without a value, and a row without keys is 0 by its masks, not by its logits.
-    top = scores.detach().amax(-1, keepdim=True) if seqlen_k > 0 else scores.new_zeros(*scores.shape[:3], 1)
+    top = scores.detach()
+    if not holds(seqlen_k > 0):  # one more key, for there may be none to take the largest of
+        top = F.pad(top, (0, 1), value=-torch.inf)
+    top = top.amax(-1, keepdim=True)
     top = top.masked_fill(dead, -torch.inf)
     if how.sinks is not None:
         sink = how.sinks.to(wide(q)).view(1, nheads, 1, 1)

@@ -4,8 +4,8 @@ kernels."""
 from __future__ import annotations
 
 import xattn
-from xattn_rocm.ck.backend import AiterBackend
-from xattn_rocm.triton.backend import AiterTritonBackend
+from xattn_rocm.aiter.backend import AiterBackend
+from xattn_rocm.aiter_triton.backend import AiterTritonBackend
 
 
 @xattn.hookimpl

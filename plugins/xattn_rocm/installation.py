@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlparse
 import torch
 
 from xattn import Reason
+from xattn.plugin.constant import traced_as_constant
 from xattn.plugin.devices import device_and_arch, emulated
 from xattn_rocm.archs import ARCHS
 
@@ -62,6 +63,13 @@ def installation() -> Installation | Reason:
     return _found() if overridden is None else overridden
 
 
+def usable() -> Installation:
+    """The aiter of a kernel that had no reasons."""
+    found = installation()
+    assert isinstance(found, Installation)
+    return found
+
+
 def clear() -> None:
     """Forget what was found."""
     _cached.cache_clear()
@@ -92,12 +100,9 @@ def _device() -> str:
     return f"on {', '.join(dict.fromkeys(map(str, names)))}"
 
 
+@traced_as_constant
 def _found() -> Installation | Reason:
     return _cached()
-
-
-# As for `xattn.devices._arch`: torch.compile takes the answer for a constant instead of tracing the search.
-_found._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 from xattn import Reason
-from xattn.errors import add_note
+from xattn.plugin.constant import traced_as_constant
+from xattn.plugin.notes import add_note
 from xattn_rocm.installation import installation
 
 # A logger and no warning: nothing is wrong, so `-W error` must not turn a wait into a failure. Unconfigured, Python
@@ -30,6 +31,7 @@ def module(name: str) -> ModuleType:
     return sys.modules[name]
 
 
+@traced_as_constant  # neither the import nor the notice belongs in a graph
 def _import(name: str) -> bool:
     _tell("Triton" if name.startswith("aiter.ops.triton") else "JIT")
     try:
@@ -38,10 +40,6 @@ def _import(name: str) -> bool:
         add_note(error, _advice(name, error))
         raise
     return True
-
-
-# torch.compile calls it while it traces: neither the import nor the notice belongs in a graph.
-_import._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _tell(kind: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xattn import Backend
-from xattn_sdpa.attention import SdpaAttention
+from xattn_sdpa.attention.kernel import SdpaAttention
 
 
 class SdpaBackend(Backend):

@@ -21,6 +21,7 @@ from xattn.plugin.devices import device_and_arch
 Q, K, V = qkv(nheads_k=2)
 QKV = ["q=2,4,4,8", "k=2,4,2,8", "v=2,4,2,8"]
 COS = torch.zeros(4, 4)
+BOUNDS = ["max_seqlen_q=4", "max_seqlen_k=4"]
 ROTARY = ["apply_rotary", "q=2,4,4,8", "k=2,4,2,8", "cos=4,4", "sin=4,4"]
 
 
@@ -49,6 +50,17 @@ ROTARY = ["apply_rotary", "q=2,4,4,8", "k=2,4,2,8", "cos=4,4", "sin=4,4"]
         (
             ROTARY + ["--backend", "reference"],
             lambda: xattn.explain(xattn.apply_rotary, Q, K, COS, COS, backend="reference"),
+        ),
+        (
+            ["varlen_attention", "q=9,4,8", "k=9,2,8", "v=9,2,8", "cu_seqlens_q=4:int32", *BOUNDS, "align=3:int32"],
+            lambda: xattn.explain(
+                xattn.varlen_attention,
+                *(torch.zeros(9, heads, 8) for heads in (4, 2, 2)),
+                torch.tensor([0, 3, 7, 9], dtype=torch.int32),
+                max_seqlen_q=4,
+                max_seqlen_k=4,
+                align=torch.zeros(3, dtype=torch.int32),
+            ),
         ),
         (QKV, lambda: xattn.explain(Q, K, V)),
         (["attention", *QKV, "causal=true"], lambda: xattn.explain(xattn.attention, Q, K, V, causal=True)),
@@ -96,7 +108,7 @@ def test_1_the_chosen_backend_does_not_have_the_op(run: Run) -> None:
     [
         (
             ["apply_rotry", "q=1"],
-            "there is no op 'apply_rotry'; there are: attention, apply_rotary. Did you mean apply_rotary?",
+            f"there is no op 'apply_rotry'; there are: {', '.join(OPS)}. Did you mean apply_rotary?",
         ),
         (["warp"], "there is no op 'warp'"),
         (["apply_rotary"], "q, k, cos, sin missing; the arguments are: q, k, cos, sin, interleaved"),
@@ -115,6 +127,7 @@ def test_1_the_chosen_backend_does_not_have_the_op(run: Run) -> None:
         (["apply_rotary", "q=2,4,4,8:bf16:fp16", "k=none"], "'2,4,4,8:bf16:fp16' has two dtypes"),
         (["apply_rotary", "q=2,4,4,8:int32:grad", "k=none"], "have no gradient"),
         (["apply_rotary", "q=none", "k=none", "cos=4,4", "sin=4,4"], "q: got NoneType, want a torch.Tensor"),
+        (["varlen_attention", "q=9,4,8", "k=9,4,8", "v=9,4,8", "cu_seqlens_q=4:int32"], "max_seqlen_q: got None"),
         ([*QKV, "window=4"], "window: got 4, want (left, right)"),
         ([*QKV, "align=0.5"], "align: got 0.5"),
         ([*QKV, "mask=4,4"], "mask: got float32, want bool"),

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from xattn_conformance.array import Array
 from xattn_conformance.mutants.numbers import to_dtype
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 # One or two options each, and the sizes they need.
 FEATURES: dict[str, dict[str, Any]] = {

@@ -166,6 +166,7 @@ def make_report(results: list[CaseResult], **changes: Any) -> Report:
         "backend": "acme",
         "device": "cuda:0",
         "level": "extended",
+        "ops": ("attention",),
         "dtypes": DTYPES,
         "selection": "*",
         "started": "2026-05-02T09:30:00+00:00",

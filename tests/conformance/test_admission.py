@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from xattn_conformance.case import DTYPES
-from xattn_conformance.mutants.mutant import Mutant, Results, answer
-from xattn_conformance.mutants.zoo import MUTANTS
-from xattn_conformance.problem import Problem
+from xattn_conformance.mutants.mutant import Mutant, Results
+from xattn_conformance.ops.attention.mutants.ways import answer
+from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.profiles import admission, known
 from xattn_conformance.profiles.admission import admit
 from xattn_conformance.profiles.schema import Profile, Waiver, parse

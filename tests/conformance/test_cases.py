@@ -11,16 +11,15 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from xattn.capabilities import FEATURES, Capabilities
 from xattn_conformance.case import DTYPES, LEVELS, Case
-from xattn_conformance.golden import rowwise
-from xattn_conformance.inputs.visibility import hidden_slots
+from xattn_conformance.ops.attention import rowwise
 from xattn_conformance.ops.attention import table as tables
 from xattn_conformance.ops.attention.cases import build, knobs, load
+from xattn_conformance.ops.attention.inputs import make
 from xattn_conformance.ops.attention.op import AttentionOp
 from xattn_conformance.ops.attention.options import hides
-from xattn_conformance.ops.attention.problem import make
 from xattn_conformance.ops.attention.recipes import RECIPES
+from xattn_conformance.ops.attention.visibility import hidden_slots
 
 import xattn
 
@@ -28,7 +27,8 @@ import xattn
 CASES = [case for case in load() if case.dtype == "bfloat16"]
 FORWARD = [case for case in CASES if not case.grads]
 KNOBS = [knob for knob in knobs() if knob.on.dtype == "bfloat16"]
-NOTHING = Capabilities("cpu", frozenset({torch.bfloat16}), frozenset(), "made up", headdim=(1, None, 1))
+FEATURES = xattn.AttentionRequest.vocabulary.feature_names
+NOTHING = xattn.Capabilities("cpu", frozenset({torch.bfloat16}), frozenset(), "made up")
 SIDES = {0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129}
 
 
@@ -208,6 +208,7 @@ def test_knobs_change_the_answer() -> None:
     assert {knob.feature for knob in KNOBS} == {
         *PAIRED[:-2],
         "top_left",
+        "offset",
         "scale",
         "dropout_p",
     }

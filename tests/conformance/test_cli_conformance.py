@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import shlex
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from safetensors import safe_open
 from strangers import PROFILE, honest, install
 from typer.testing import CliRunner
+from xattn_conformance.cli import suite
 from xattn_conformance.cli.app import app
 from xattn_conformance.profiles import load as profiles
 from xattn_conformance.result import Canary, Report, decode
@@ -28,7 +30,7 @@ Load = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What precedes every run and has tests of its own takes seconds: goldens and admission, here taken as passed."""
-    monkeypatch.setattr(session.goldens, "verify", list)
+    monkeypatch.setattr(session, "verify", list)
     monkeypatch.setattr(profiles, "admit", lambda *_: [])
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -58,7 +60,7 @@ def test_a_run_that_passes(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stdout + done.stderr
     assert "3 PASS" in done.stdout
     assert "Canary zero: caught by" in done.stdout
-    assert f"No claim: only the cases '{FEW}' were run" in done.stdout
+    assert f"No claim: chosen cases, '{FEW}'" in done.stdout
     report = decode((tmp_path / "reference.json").read_bytes())
     assert [result.status for result in report.cases] == ["PASS"] * 3
     assert report.passed
@@ -199,12 +201,29 @@ def test_a_dump_holds_the_case(tmp_path: Path) -> None:
 
 
 def test_goldens_that_do_not_verify_make_the_run_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.goldens, "verify", lambda: ["float32.safetensors is missing"])
-    done = run("--case", ONE, "--out", str(tmp_path))
+    for module in (session, suite):
+        monkeypatch.setattr(module, "verify", lambda: ["float32.safetensors is missing"])
+    done = run("--out", str(tmp_path))
     assert done.exit_code == 3
     assert "INVALID: the goldens do not verify: float32.safetensors is missing" in done.stdout
     assert decode((tmp_path / "reference.json").read_bytes()).cases == ()
     assert cli("verify-goldens").exit_code == 3
+
+
+def test_chosen_cases_claim_nothing_so_nothing_is_proved_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> list[str]:
+        raise AssertionError("takes seconds")
+
+    monkeypatch.setattr(session, "verify", refused)
+    monkeypatch.setattr(profiles, "admit", refused)
+    done = run("--case", ONE, "--out", str(tmp_path))
+    assert done.exit_code == 0, done.stdout + done.stderr
+    assert f"No claim: chosen cases, '{ONE}'" in done.stdout
+    assert f"No claim: chosen cases, '{ONE}'" in html.unescape((tmp_path / "reference.html").read_text())
+    with pytest.raises(AssertionError, match="takes seconds"):
+        session.run("reference", dtypes=["float32"])
 
 
 def test_a_canary_that_is_not_caught_makes_the_run_invalid(monkeypatch: pytest.MonkeyPatch) -> None:

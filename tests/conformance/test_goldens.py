@@ -13,13 +13,18 @@ import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
-from xattn_conformance.golden import anchors, oracle, rowwise, verify
+from xattn_conformance.array import Array
+from xattn_conformance.golden import inputs, verify
 from xattn_conformance.golden import manifest as manifests
 from xattn_conformance.golden.manifest import NAME, GoldenError, Manifest, read, sha256
+from xattn_conformance.ops.attention import anchors, oracle, rowwise
 from xattn_conformance.ops.attention.cases import load
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.ops.attention.op import AttentionOp
+from xattn_conformance.ops.attention.problem import Problem
 
 CHOSEN = anchors.chosen()
+# The cases that the suite began with.
+FIRST = [case for case in load() if case.since == "1.0"]
 # A dozen small ones, of several dtypes and families.
 FEW = sorted(CHOSEN, key=lambda case: np.prod(list(case.shape.values())))[::27]
 
@@ -42,10 +47,11 @@ def goldens(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def few(patch: pytest.MonkeyPatch, count: int = len(FEW)) -> None:
-    for module in (anchors, verify):
-        patch.setattr(module, "chosen", lambda: FEW[:count])
-        patch.setattr(module, "every_case", list)
-        patch.setattr(module, "candidates", lambda: {case.id: case for case in FEW[:count]})
+    patch.setattr(verify, "every_case", lambda op: [])
+    patch.setattr(AttentionOp, "proved", lambda self: [])
+    patch.setattr(anchors, "every_case", list)
+    patch.setattr(anchors, "chosen", lambda: FEW[:count])
+    patch.setattr(anchors, "candidates", lambda: {case.id: case for case in FEW[:count]})
 
 
 def edited(where: Path, **changes: Any) -> None:
@@ -88,7 +94,7 @@ def test_the_installed_goldens_verify_in_seconds_and_offline(monkeypatch: pytest
 
 
 def test_anchors_have_every_family_feature_and_recipe_and_stay_small() -> None:
-    forward = [case for case in load() if not case.grads and "dropout_p" not in case.options]
+    forward = [case for case in FIRST if not case.grads and "dropout_p" not in case.options]
     assert len(CHOSEN) >= 200
     for names in (
         lambda case: {case.family},
@@ -102,11 +108,11 @@ def test_anchors_have_every_family_feature_and_recipe_and_stay_small() -> None:
 
 def test_the_manifest_knows_the_inputs_of_every_case() -> None:
     known = read(manifests.folder())
-    assert {case.id for case in (*load(), *CHOSEN)} <= set(known.inputs)
+    assert {case.id for case in (*FIRST, *CHOSEN)} <= set(known.inputs)
     for case in load()[::97]:
-        assert manifests.digest_of(case) == anchors.digest_of(case) == anchors.digest(anchors.make(case))
+        assert inputs.digest_of(case) == anchors.digest(anchors.make(case))
     other = msgspec.structs.replace(load()[0], title="unheard of")
-    assert manifests.digest_of(other) is None
+    assert inputs.digest_of(other) is None
     assert manifests.manifest_digest() == sha256((manifests.folder() / NAME).read_bytes())
 
 
@@ -144,16 +150,15 @@ def test_tampered_inputs_are_seen(goldens: Path) -> None:
 
 
 def test_other_inputs_in_the_manifest_are_seen(goldens: Path) -> None:
-    inputs = read(goldens).inputs
-    edited(goldens, inputs={**inputs, FEW[0].id: "0" * 64})
+    edited(goldens, inputs={**read(goldens).inputs, FEW[0].id: "0" * 64})
     assert verify.verify(goldens) == [
         f"anchor {FEW[0].id}: its inputs, made here, have another sha256 than in the manifest"
     ]
 
 
 def test_a_case_that_the_manifest_lacks_is_seen(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "every_case", lambda: [load()[0]])
-    assert verify.verify(goldens) == [f"the manifest does not have the inputs of {load()[0].id}"]
+    monkeypatch.setattr(verify, "every_case", lambda op: [load()[0]] if op.name == "attention" else [])
+    assert verify.verify(goldens) == [f"the golden inputs do not have those of {load()[0].id}"]
 
 
 def test_a_missing_file_is_seen(goldens: Path) -> None:
@@ -175,8 +180,7 @@ def test_a_truncated_file_is_seen(goldens: Path) -> None:
 
 def test_an_anchor_may_be_more_than_what_must_be_there(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As when a new case is smaller than what was the smallest of its family.
-    for module in (anchors, verify):
-        monkeypatch.setattr(module, "chosen", lambda: FEW[1:])
+    monkeypatch.setattr(anchors, "chosen", lambda: FEW[1:])
     assert verify.verify(goldens) == []
     anchors.write(goldens)
     assert verify.verify(goldens) == []
@@ -239,6 +243,15 @@ def test_an_oracle_that_is_off_is_seen(goldens: Path, monkeypatch: pytest.Monkey
     problems = verify.verify(goldens)
     assert problems
     assert all(("by the other oracle, " in each) == (module is rowwise) for each in problems)
+
+
+def test_later_cases_are_proved_by_both_oracles(monkeypatch: pytest.MonkeyPatch) -> None:
+    proved = AttentionOp().proved()
+    assert {case.since for case in proved} == {"1.1"}
+    assert any(isinstance(case.options.get("align"), int) for case in proved)
+    right = rowwise.forward
+    monkeypatch.setattr(rowwise, "forward", lambda problem: (right(problem)[0] * (1 + 1e-11), right(problem)[1]))
+    assert "by the other oracle, out[" in AttentionOp().disagreement(anchors.make(proved[0]))
 
 
 def test_what_is_published_is_not_rewritten(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:

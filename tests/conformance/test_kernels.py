@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from modelled import FEATURES, problem
-from xattn_conformance.golden import oracle, rowwise
-from xattn_conformance.mutants.backward import differentiate
-from xattn_conformance.mutants.kernel import attend
+from xattn_conformance.array import Array
 from xattn_conformance.mutants.numbers import Numbers, nearest, to_dtype, toward_zero
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.ops.attention import oracle, rowwise
+from xattn_conformance.ops.attention.mutants.backward import differentiate
+from xattn_conformance.ops.attention.mutants.kernel import attend
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
 # Rounds nowhere but in float32.

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from modelled import problem
 from xattn_conformance.case import DTYPES, Case
-from xattn_conformance.mutants.conditions import dead, sees_differently
-from xattn_conformance.mutants.kernel import attend
-from xattn_conformance.mutants.masks import causal_by, no_window, other_corner, window_by
-from xattn_conformance.mutants.mutant import Results, answer
-from xattn_conformance.mutants.right import RIGHT
+from xattn_conformance.mutants.mutant import Results
 from xattn_conformance.mutants.table import mutants_on, right_on
 from xattn_conformance.mutants.witnesses import Kill, choose, enough, kills_on, witnesses_in
-from xattn_conformance.mutants.zoo import MUTANTS
 from xattn_conformance.ops.attention.cases import load
-from xattn_conformance.ops.attention.problem import make
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention.inputs import make
+from xattn_conformance.ops.attention.mutants.conditions import dead, sees_differently
+from xattn_conformance.ops.attention.mutants.kernel import attend
+from xattn_conformance.ops.attention.mutants.masks import causal_by, no_window, other_corner, window_by
+from xattn_conformance.ops.attention.mutants.right import RIGHT
+from xattn_conformance.ops.attention.mutants.ways import answer
+from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}

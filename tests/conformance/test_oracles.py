@@ -9,11 +9,12 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
+from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case
-from xattn_conformance.golden import oracle, rowwise
+from xattn_conformance.ops.attention import oracle, rowwise
 from xattn_conformance.ops.attention.cases import knobs, load
-from xattn_conformance.ops.attention.problem import make
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.ops.attention.inputs import make
+from xattn_conformance.ops.attention.problem import Problem
 
 RELATIVE = 1e-12
 Oracle = Callable[[Problem], tuple[Array, Array]]

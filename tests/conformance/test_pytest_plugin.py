@@ -27,7 +27,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Goldens and admission have tests of their own, and take seconds. A session inside this one forgets what it
     imports, so the plugins are loaded before."""
     registry()
-    monkeypatch.setattr(session.goldens, "verify", list)
+    monkeypatch.setattr(session, "verify", list)
     monkeypatch.setattr(profiles, "admit", lambda *_: [])
 
 
@@ -64,7 +64,7 @@ def test_one_test_for_each_case(judge: Callable[..., pytest.RunResult], tmp_path
     done.stdout.fnmatch_lines(
         [
             "*::test_case[[]attention/causal+lse/float32/b1-q15-k15-h2-g2-d64-v64/needle[]] PASSED*",
-            f"reference on cpu: No claim: only the cases '{FEW}' were run",
+            f"reference on cpu: No claim: chosen cases, '{FEW}'",
         ]
     )
     report = decode((tmp_path / "reference.json").read_bytes())
@@ -134,8 +134,8 @@ def test_an_unknown_backend_is_wrong_usage(judge: Callable[..., pytest.RunResult
 def test_goldens_that_do_not_verify_end_the_session(
     judge: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(session.goldens, "verify", lambda: ["a file is missing"])
-    done = judge("--xattn-report", str(tmp_path))
+    monkeypatch.setattr(session, "verify", lambda: ["a file is missing"])
+    done = judge("--xattn-case", "*", "--xattn-report", str(tmp_path))
     assert done.ret == 3
     assert "INVALID: the goldens do not verify: a file is missing" in done.stdout.str() + done.stderr.str()
     assert decode((tmp_path / "reference.json").read_bytes()).cases == ()

@@ -36,7 +36,7 @@ def chosen(level: Level, dtypes: Collection[str], pattern: str) -> list[Case]:
 
 # Profiles are tried on wrong kernels in a test of its own.
 SUITE_1 = Suite(
-    version="1.0",
+    versions=("1.0", "1.1"),
     goldens=GOLDENS,
     select=chosen,
     limit=limit,
@@ -58,6 +58,12 @@ def test_an_honest_report_of_a_part_verifies() -> None:
     report = replace(SMALL, selection="*/needle", dtypes=("float16", "bfloat16"), cases=part)
     assert verify(report, SUITE_1) == []
     assert "50 cases are not of the run" in verify(replace(report, cases=SMALL.cases), SUITE_1)[0]
+
+
+def test_a_report_verifies_where_its_executor_is_not_installed() -> None:
+    profile = PROFILE.replace("[arithmetic]", 'executor = "nowhere.to.be.found:run"\n[arithmetic]')
+    assert profile != PROFILE
+    assert verify(replace(SMALL, profile=profile), SUITE_1) == []
 
 
 WITH_LSE = next(result for result in SMALL.cases if result.status == "PASS" and "return_lse" in result.case.features)
@@ -209,7 +215,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     ),
     "a case that the suite has not": (
         lambda: changed(SMALL, PASSED.id, id="attention/easy/float32/q1/normal"),
-        "1 cases are not of the run: suite 1.0 has no such case there: attention/easy/float32/q1/normal",
+        "1 cases are not of the run: suite 1.1 has no such case there: attention/easy/float32/q1/normal",
     ),
     "another case under the id": (
         lambda: changed(SMALL, PASSED.id, case=replace(PASSED.case, family="ones")),

@@ -47,7 +47,7 @@ def failed(result: CaseResult) -> set[str]:
 def test_a_right_backend_passes(judged: Callable[..., Target]) -> None:
     result = judge(one(CAUSAL), judged(honest()))
     assert (result.status, result.message, failed(result)) == ("PASS", "", set())
-    assert result.kernel == "acme"
+    assert result.kernel == "Attention"
     assert result.provenance == "hardware"
     assert {"out.shape", "out.dtype", "out.device", "out.contiguous", "lse.shape", "inputs.written", "out.zmax"} <= {
         check.name for check in result.checks
@@ -136,8 +136,8 @@ def test_other_reasons_than_stated_fail(judged: Callable[..., Target]) -> None:
     asked = 0
 
     def limits(self, request):
-        Stranger.asked += 1
-        return [xattn.Reason("softcap", Stranger.asked, "off")]
+        Attention.asked += 1
+        return [xattn.Reason("softcap", Attention.asked, "off")]
     """
     result = judge(one(SOFTCAP), judged(honest(more=more)))
     assert result.status == "FAIL"
@@ -167,7 +167,7 @@ def test_reasons_that_raise_are_an_error(judged: Callable[..., Target]) -> None:
 def test_accepting_what_is_not_declared_fails(judged: Callable[..., Target]) -> None:
     more = """
     capabilities = (xattn.Capabilities(device="cpu", dtypes=frozenset({torch.float32}), checked="never",
-                    features=frozenset(FEATURES) - {"softcap"}),)
+                    features=frozenset(WORDS.feature_names) - {"softcap"}),)
 
     def reasons(self, request):
         return []
@@ -257,7 +257,7 @@ def test_poison_that_reaches_the_output_fails(judged: Callable[..., Target]) -> 
 def test_a_variation_that_is_declined_is_left_out_in_words(judged: Callable[..., Target]) -> None:
     more = """
     capabilities = (xattn.Capabilities(device="cpu", dtypes=frozenset({torch.float32}), checked="never",
-                    features=frozenset(FEATURES) - {"seqlens_k"}),)
+                    features=frozenset(WORDS.feature_names) - {"seqlens_k"}),)
     """
     result = judge(with_variations(BATCHED, "padding"), judged(honest(more=more)))
     assert (result.status, result.message) == ("PASS", "the variation padding is left out: declined for seqlens_k")
@@ -270,9 +270,9 @@ def test_the_same_request_is_not_declined_later(name: str, judged: Callable[...,
     served = False
 
     def limits(self, request):
-        return [xattn.Reason("seqlen", "not now", "never")] if Stranger.served else []
+        return [xattn.Reason("seqlen", "not now", "never")] if Attention.served else []
     """
-    result = judge(with_variations(BATCHED, name), judged(honest("Stranger.served = True", more=more)))
+    result = judge(with_variations(BATCHED, name), judged(honest("Attention.served = True", more=more)))
     assert result.status == "FAIL"
     assert failed(result) == {f"{name}.declined"}
     assert "declines for seqlen: its reasons changed between calls" in result.message
@@ -315,9 +315,9 @@ def test_inputs_that_are_not_the_manifests_are_invalid(
     case, found = one(CAUSAL), judged(honest())
     op = type(OPS["attention"])
     monkeypatch.setattr(op, "digest", lambda self, problem: "0" * 64)
-    assert judge(case, found).message == "the inputs made here are not those of the golden manifest"
+    assert judge(case, found).message == "the inputs made here are not the golden ones"
     unknown = msgspec.structs.replace(case, title="of nobody")
-    assert judge(unknown, found).message == "the golden manifest does not know this case"
+    assert judge(unknown, found).message == "the golden inputs do not have those of this case"
     assert judge(case, found).status == judge(unknown, found).status == "INVALID"
 
 

@@ -6,11 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 from modelled import FEATURES, problem
-from xattn_conformance.golden import rowwise
-from xattn_conformance.mutants.backward import differentiate
-from xattn_conformance.mutants.kernel import attend
-from xattn_conformance.problem import Array, Problem
-from xattn_conformance.tolerance import forward, gradient
+from xattn_conformance.array import Array
+from xattn_conformance.ops.attention import rowwise
+from xattn_conformance.ops.attention.mutants.backward import differentiate
+from xattn_conformance.ops.attention.mutants.kernel import attend
+from xattn_conformance.ops.attention.noise import forward, gradient
+from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 from xattn_conformance.tolerance.compare import compare
 from xattn_conformance.tolerance.expected import Expected

@@ -1,22 +1,22 @@
-"""Kernels that keep what they are given and compute nothing, and the backends in the registry."""
+"""Kernels that keep what they are given and compute nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
-import xattn_neuron
 from torch import Tensor
 from xattn_neuron import installation, layout, vendor
 from xattn_neuron.installation import Installation
 
 import xattn
-from xattn import Reason, plans
-from xattn.dispatch.registry import Entry, registry
+from xattn import Reason
 from xattn.plugin.devices import emulated
+from xattn.testing import fresh
 
 SDK_2_29 = Installation(
     nki="0.3.0",
@@ -30,18 +30,15 @@ SDK_2_29 = Installation(
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Both backends known by name alone to this test, and nothing left of it."""
-    for backend in xattn_neuron.xattn_backends():
-        monkeypatch.setitem(registry().entries, backend.name, Entry(backend, "neuron"))
+    """Nothing of AWS's is installed for this test, and nothing is left of it."""
     monkeypatch.setattr(installation, "overridden", None)
     monkeypatch.setattr(vendor, "overridden", {})
     for name in ("NEURON_PLATFORM_TARGET_OVERRIDE", "NEURON_LOGICAL_NC_CONFIG"):
         monkeypatch.delenv(name, raising=False)
-    plans.clear()
     layout.copied.number = layout.copied.bytes = 0
-    yield
+    with fresh():
+        yield
     emulated.clear()
-    plans.clear()
 
 
 @dataclass
@@ -133,18 +130,20 @@ Install = Callable[..., Recorder]
 
 
 @pytest.fixture
-def aws(clean: None, monkeypatch: pytest.MonkeyPatch) -> Install:
+def aws(clean: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Put the recording kernels in place: of SDK 2.29 on a trn2 with one core to a logical one, or as it is said."""
 
-    def install(**changes: Any) -> Recorder:
-        made = Recorder()
-        monkeypatch.setattr(vendor, "overridden", made.kernels())
-        monkeypatch.setattr(installation, "overridden", replace(SDK_2_29, **changes))
-        emulated["cpu"] = ("neuron", "trn2")
-        plans.clear()
-        return made
+    with ExitStack() as stack:
 
-    return install
+        def install(**changes: Any) -> Recorder:
+            made = Recorder()
+            monkeypatch.setattr(vendor, "overridden", made.kernels())
+            monkeypatch.setattr(installation, "overridden", replace(SDK_2_29, **changes))
+            emulated["cpu"] = ("neuron", "trn2")
+            stack.enter_context(fresh())
+            return made
+
+        yield install
 
 
 Reasons = Callable[..., dict[str, Reason]]

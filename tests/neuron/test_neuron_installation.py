@@ -355,7 +355,7 @@ def test_the_plugin_imports_nothing_of_awss(site: Path, tmp_path: Path) -> None:
     sdk(site)
     code = """
         import sys
-        import xattn_neuron, xattn_neuron.ops, xattn_neuron.vendor
+        import xattn_neuron, xattn_neuron.torch_ops, xattn_neuron.vendor
         print([backend.info() for backend in xattn_neuron.xattn_backends()])
         assert not {"nki", "nkilib", "neuronxcc", "torch_neuronx", "packaging"} & set(sys.modules)
     """

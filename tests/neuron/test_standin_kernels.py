@@ -184,3 +184,25 @@ def test_the_arguments_of_training(training: bool) -> None:
         return
     with pytest.raises(AssertionError, match="seed should be None"):
         neuronxcc.flash_fwd[1, 2](q, k, v.mT.contiguous(), seed, config=config)
+
+
+# What hides a score is a score: against -9984, visible ones of -25,000 are nothing.
+def test_what_hides_in_nxdi_is_9984() -> None:
+    q, k, v = heads(512)
+    q, k = torch.full_like(q, 79), torch.full_like(k, -79)
+    out = nxdi.flash_fwd[1, 2](q, k, v, window_size=(-2, -1), config=TILE).double()
+    values = v.double()
+    for row in (0, 200):
+        # Running numbers begin with -9984 as well, and count as one more key.
+        hidden = values[:, :, row + 1 :]
+        torch.testing.assert_close(out[:, :, row], hidden.sum(2) / (hidden.shape[2] + 1), rtol=0, atol=1e-2)
+
+
+# -finfo.max is scaled with the rest: a scale of 0 makes it 0, a negative one the largest score of all.
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_what_hides_in_attention_cte_is_scaled(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 128, 16, generator=generator).bfloat16() for _ in range(3))
+    out = attention_cte(q, k, v, scale, tp_k=True).double()
+    values = v.double()
+    torch.testing.assert_close(out[:, 5], values[:, 6 if scale else 0 :].mean(1), rtol=0, atol=1e-2)

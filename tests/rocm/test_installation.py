@@ -16,7 +16,9 @@ from xattn_rocm.archs import ARCHS
 from xattn_rocm.installation import Installation, clear, describe, installation
 
 import xattn
-from xattn import Reason, devices
+from xattn import Reason
+from xattn.plugin import devices
+from xattn.plugin.devices import emulated
 
 # What the newest checked wheel and tree begin with, as far as it matters: the impostor's has no such line.
 AMDS = "raise RuntimeError('imported')\nfrom .jit import core as core\n"
@@ -345,7 +347,7 @@ def test_the_line_when_the_driver_fails(site: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_line_of_an_emulation(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(site)
-    monkeypatch.setitem(devices.emulated, "cpu", ("rocm", "gfx950"))
+    monkeypatch.setitem(emulated, "cpu", ("rocm", "gfx950"))
     assert describe().endswith(", on gfx950")
 
 

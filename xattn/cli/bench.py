@@ -3,46 +3,57 @@ express it."""
 
 from __future__ import annotations
 
+import importlib.util
 import json as jsonlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-from xattn import AttentionRequest
+from xattn.cli.candidates import TORCH, candidates_of
 from xattn.cli.explain import show
-from xattn.cli.flags import Flags, Tensors, takes_flags
+from xattn.cli.flags import Flags, takes_flags
 from xattn.cli.plot import plot
-from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
+from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
+from xattn.cli.units import duration
 from xattn.explain import Explanation, explain_request
-from xattn.measure import Timing, alternate, processor
-from xattn.measure.timing import OnRound
-from xattn.ops.table import DEFAULT
+from xattn.measure import Timing, alternate, once, processor
+from xattn.measure.timing import MIN_ROUNDS, Candidates, OnRound
 
-TORCH = "torch SDPA"
 # The progress bar is drawn between rounds, this rarely, so that drawing it costs the measurement nothing.
 REDRAW_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What one call of each candidate took, in microseconds, or how it failed."""
+
+    took: Mapping[str, float]
+    failures: Mapping[str, str]
+
+    def repeated(self, seconds: float) -> list[str]:
+        """Those that are worth more than that one call: they fit into the time there is to measure."""
+        return [name for name, took in self.took.items() if took <= seconds * 1e6]
+
+
+@dataclass(frozen=True)
 class Bench:
-    """What was measured. `base` is what the others are compared with: torch's SDPA, or the chosen backend."""
+    """What was measured. `base` is what the others are compared with: torch's SDPA, or the chosen backend. `once` has
+    the microseconds of those too slow to be called more than once."""
 
     explanation: Explanation
     device: str
     base: str | None
     timing: Timing | None
+    once: Mapping[str, float]
     failures: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,18 +65,19 @@ class Bench:
             "backend": self.explanation.backend,
             "device": self.device,
             **measured,
-            "kernels": {name: kernel for name, kernel in kernels(self.explanation).items() if name in self._names()},
+            "kernels": {name: kernel for name, kernel in kernels(self.explanation).items() if name in self.names()},
+            "once_us": dict(self.once),
             "failures": dict(self.failures),
         }
 
-    def _names(self) -> set[str]:
-        return {*(() if self.timing is None else self.timing.samples), *self.failures}
+    def names(self) -> list[str]:
+        return [*(() if self.timing is None else self.timing.samples), *self.once, *self.failures]
 
 
 @takes_flags
 def bench(
     flags: Flags,
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure, about.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure, about, after one call of each.")] = 3.0,
     out_dir: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write bench.json and bench.png there.")
     ] = None,
@@ -73,7 +85,9 @@ def bench(
 ) -> None:
     """Time a call on every backend that can serve it, and torch's own SDPA called directly where it can express it.
 
-    Random tensors on this machine's device; with a --grad option, forward and backward together.
+    Random tensors on this machine's device; with a --grad option, forward and
+    backward together. What takes longer than --seconds is called once.
+
     Exits with 1 where no backend can serve the call or one fails.
     """
     with usage_errors():
@@ -83,8 +97,16 @@ def bench(
         if explanation.backend is None:
             show(explanation, err())
             raise typer.Exit(FAILED)
+        if out_dir is not None and importlib.util.find_spec("matplotlib") is None:
+            raise typer.BadParameter("the picture needs matplotlib: pip install 'xattn[cli]'", param_hint="--out")
+        candidates = candidates_of(flags, request, explanation, device)
+        err().print(f"One call of each of {len(candidates)}, then about {seconds:g} s of rounds.")
+        tried = try_each(candidates, device, seconds)
+        least = (1 + MIN_ROUNDS) * sum(tried.took[name] for name in tried.repeated(seconds))
+        if least > seconds * 1e6:
+            err().print(f"A warm-up and {MIN_ROUNDS} rounds are the least: about {duration(least)}.")
         with _Bar() as on_round:
-            result = measure(flags, request, explanation, device, seconds, on_round)
+            result = measure(candidates, tried, explanation, device, seconds, on_round)
     if json:
         print_json(result.as_dict())
     else:
@@ -132,89 +154,35 @@ class _Bar:
             self._progress.update(self._task, completed=done, total=total, refresh=True)
 
 
+def try_each(candidates: Candidates, device: torch.device, seconds: float) -> Tried:
+    took, failures = {}, {}
+    for name, run in candidates.items():
+        # Whatever a vendor's kernel raises is one line of the table, and the others are measured all the same.
+        try:
+            took[name] = once(run, device)
+            if took[name] > seconds * 1e6 and device.type != "cpu":
+                took[name] = once(run, device)  # a first call compiles there
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return Tried(took, failures)
+
+
 def measure(
-    flags: Flags,
-    request: AttentionRequest,
+    candidates: Candidates,
+    tried: Tried,
     explanation: Explanation,
     device: torch.device,
     seconds: float,
     on_round: OnRound | None = None,
 ) -> Bench:
-    q, k, v, tensors = flags.tensors(device)
-    arguments = flags.arguments(tensors)
-    leaves = [tensor for tensor in (q, k, v, *tensors.values()) if tensor.requires_grad]
-    candidates: dict[str, Callable[[], object]] = {}
-    native = torch_arguments(request, tensors)
-    if native is not None:
-        candidates[TORCH] = _trained(lambda: _torch(q, k, v, native), leaves)
-    for candidate in explanation.candidates:
-        if candidate.asked and not candidate.reasons:
-            # Bound by default arguments: each candidate keeps its own name.
-            def attend(name: str = candidate.name) -> Any:
-                return DEFAULT.function(q, k, v, backend=name, **arguments)
-
-            candidates[candidate.name] = _trained(attend, leaves)
-    failures = _failures(candidates)
-    working = {name: run for name, run in candidates.items() if name not in failures}
-    if not working:
-        return Bench(explanation, processor(device), None, None, failures)
-    base = next((name for name in (TORCH, explanation.backend) if name in working), next(iter(working)))
-    assert base is not None
-    timing = alternate(working, device=device, seconds=seconds, on_round=on_round)
-    return Bench(explanation, processor(device), base, timing, failures)
-
-
-def _trained(run: Callable[[], Any], leaves: list[Tensor]) -> Callable[[], object]:
-    """Forward alone, or with the backward pass of the output where a gradient is wanted."""
-    if not leaves:
-        return run
-
-    def both() -> object:
-        result = run()
-        outputs = result if isinstance(result, tuple) else (result,)
-        return torch.autograd.grad(outputs, leaves, [torch.ones_like(output) for output in outputs])
-
-    return both
-
-
-def _failures(candidates: Mapping[str, Callable[[], object]]) -> dict[str, str]:
-    failures = {}
-    for name, run in candidates.items():
-        # Whatever a vendor's kernel raises is one line of the table, and the others are measured all the same.
-        try:
-            run()
-        except Exception as error:
-            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return failures
-
-
-def torch_arguments(request: AttentionRequest, tensors: Tensors) -> dict[str, Any] | None:
-    """The arguments of F.scaled_dot_product_attention that mean the same call, or None where it has none.
-
-    Only what it takes as it is: no mask built to stand for a window, say.
-    """
-    lacks = (request.window, request.softcap, request.sinks, request.alibi_slopes, request.seqlens_k)
-    if any(feature is not None for feature in lacks) or request.return_lse or request.deterministic:
-        return None
-    if request.offset is None:  # the diagonal lies where the call says
-        return None
-    # One query, aligned with the last key, sees every key.
-    causal = request.causal and request.offset < request.seqlen_k - 1
-    given = [tensors[name] for name in ("bias", "mask") if name in tensors]
-    if len(given) + causal > 1 or (causal and request.offset != 0):
-        return None
-    return {
-        "attn_mask": given[0] if given else None,
-        "is_causal": causal,
-        "scale": request.scale,
-        "dropout_p": request.dropout_p or 0.0,
-        "enable_gqa": request.group > 1,
-    }
-
-
-def _torch(q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]) -> Tensor:
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, **arguments).transpose(1, 2)
+    repeated = tried.repeated(seconds)
+    once_only = {name: took for name, took in tried.took.items() if name not in repeated}
+    if not repeated:
+        return Bench(explanation, processor(device), None, None, once_only, tried.failures)
+    base = next((name for name in (TORCH, explanation.backend) if name in repeated), repeated[0])
+    runs = {name: candidates[name] for name in repeated}
+    timing = alternate(runs, device=device, seconds=seconds, on_round=on_round)
+    return Bench(explanation, processor(device), base, timing, once_only, tried.failures)
 
 
 def kernels(explanation: Explanation) -> dict[str, str]:
@@ -226,18 +194,29 @@ def show_bench(result: Bench, console: Console) -> None:
     console.print(Text(str(result.explanation.request)))
     if result.explanation.request.phase == "train":
         console.print("Forward and backward together.")
-    table = Table(box=box.SIMPLE_HEAD)
+    table = narrow_table()
     table.add_column("Candidate", no_wrap=True)
     for column in ("p50", "p10 to p90", "Difference", "Ratio"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("Kernel")
-    named = kernels(result.explanation)
     if result.timing is not None and result.base is not None:
         for name in sorted(result.timing.samples, key=result.timing.p50):
-            table.add_row(*_measured(result, result.timing, result.base, name), Text(named[name]))
-    for name, failure in result.failures.items():
-        table.add_row(Text(name, "red"), Text("failed", "red"), "", "", "", Text(failure, "red"))
+            table.add_row(*_measured(result, result.timing, result.base, name))
+    for name, took in sorted(result.once.items(), key=lambda each: each[1]):
+        table.add_row(Text(name), duration(took), Text("one call", "dim"))
+    for name in result.failures:
+        table.add_row(Text(name, "red"), Text("failed", "red"))
     console.print(table)
+    about = Table.grid(padding=(0, 2))
+    named = kernels(result.explanation)
+    for name in result.names():
+        about.add_row(
+            Text(name), Text(result.failures.get(name, named[name]), "red" if name in result.failures else "")
+        )
+    console.print(about)
+    if result.once:
+        console.print(
+            Text(f"Called once, since one call takes longer than --seconds: {', '.join(result.once)}.", "dim")
+        )
     if result.timing is not None:
         console.print(Text(f"Difference and ratio against {result.base}. {result.timing.method}.", "dim"))
 
@@ -253,11 +232,3 @@ def _measured(result: Bench, timing: Timing, base: str, name: str) -> tuple[Text
     difference = timing.difference(name, base)
     sign = "+" if difference >= 0 else "-"
     return label, p50, span, Text(sign + duration(abs(difference))), Text(f"{timing.ratio(name, base):.2f}")
-
-
-def duration(microseconds: float) -> str:
-    """Three digits and a unit."""
-    for factor, unit in ((1e6, "s"), (1e3, "ms")):
-        if microseconds >= factor:
-            return f"{microseconds / factor:.3g} {unit}"
-    return f"{microseconds:.3g} us"

@@ -27,6 +27,7 @@ def _as_data(kernel: Kernel[Any], block: Capabilities[Any]) -> Block:
     vocabulary = OPS[kernel.op].vocabulary
     return {
         "op": kernel.op,
+        "kernel": type(kernel).__name__,
         "device": block.device,
         "archs": None if block.archs is None else sorted(block.archs),
         "dtypes": sorted(map(dtype_name, block.dtypes)),

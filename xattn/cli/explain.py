@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xattn.cli import values
 from xattn.cli.arguments import arguments_of, split
 from xattn.cli.flags import WHERE, Flags, takes_flags
 from xattn.cli.request import request_of
-from xattn.cli.terminal import FAILED, err, out, print_json, usage_errors
+from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
 from xattn.dispatch.op import Op
 from xattn.explain import Candidate, Explanation, explain_request
 from xattn.ops.table import DEFAULT
@@ -41,12 +39,14 @@ def explain(
 ) -> None:
     """Which backend a call would get, its kernel, and what stops every other. Runs nothing, needs no such device.
 
-    A call of attention is made of the options below. One of any op has its name and arguments by name:
+    A call of attention is made of the options below. One of any op has its
+    name and arguments by name:
 
     xattn explain apply_rotary q=2,16,8,64 k=none cos=16,32 sin=16,32
 
-    A tensor is its sizes; :float32 after them is its dtype where that is not --dtype, :grad says that its gradient is
-    wanted. A list of tensors has + between them. Other values: true, false, none, numbers, words, pairs as 1023,0.
+    A tensor is its sizes; :float32 after them is its dtype where that is not
+    --dtype, :grad says that its gradient is wanted. A list of tensors has +
+    between them. Other values: true, false, none, numbers, words, pairs as 1023,0.
 
     Exits with 1 where no backend can serve the call.
     """
@@ -65,7 +65,7 @@ def explain(
 
 def _by_name(op: Op, named: list[str], flags: Flags, arch: str | None) -> Request:
     flags.refuse_shape_and_features()
-    arguments = arguments_of(op, named, values.dtype(flags.dtype, "--dtype"))
+    arguments = arguments_of(op, named, flags.tensor_dtype)
     return request_of(op, arguments, flags.device, arch)
 
 
@@ -92,7 +92,7 @@ def show(explanation: Explanation, console: Console) -> None:
 
 
 def _candidates(explanation: Explanation) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = narrow_table()
     table.add_column("Backend", no_wrap=True)
     table.add_column("Serves it", no_wrap=True)
     table.add_column("Kernel, or what stops it")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +13,7 @@ from rich.text import Text
 import xattn
 from xattn.cli import capabilities
 from xattn.cli.capabilities import Block
-from xattn.cli.terminal import err, out, print_json
+from xattn.cli.terminal import err, narrow_table, out, print_json
 from xattn.dispatch.op import Op
 from xattn.dispatch.registry import registry
 from xattn.ops.table import OPS
@@ -64,11 +63,6 @@ def _numbered(document: Mapping[str, Any]) -> Iterator[Numbered]:
         yield number, backend, block
 
 
-def _table(show_header: bool = True) -> Table:
-    # As narrow as it goes: 80 columns are few for what there is to say.
-    return Table(box=box.SIMPLE_HEAD, show_header=show_header, padding=(0, 1, 0, 0), pad_edge=False)
-
-
 def _versions(document: Mapping[str, Any]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
@@ -83,7 +77,7 @@ def _versions(document: Mapping[str, Any]) -> Table:
 
 
 def _plugins(document: Mapping[str, Any]) -> Table:
-    table = _table()
+    table = narrow_table()
     table.add_column("Plugin", no_wrap=True)
     table.add_column("From")
     table.add_column("Module")
@@ -103,12 +97,13 @@ def _plugins(document: Mapping[str, Any]) -> Table:
 
 def _backends(blocks: list[Numbered]) -> Table:
     """One row a backend and op, with a line for each capability block, numbered as in the tables of features."""
-    table = _table()
+    table = narrow_table()
     table.add_column("Backend", no_wrap=True)
     table.add_column("Op", no_wrap=True)
     table.add_column("", justify="right")
-    for column in ("Device", "Dtypes", "Sizes"):
-        table.add_column(column)
+    table.add_column("Device")
+    table.add_column("Dtypes")
+    table.add_column("Sizes", no_wrap=True)
     shown: tuple[str, str] | None = None
     for number, backend, block in blocks:
         of = backend["name"], block["op"]
@@ -130,7 +125,7 @@ def _checked(blocks: list[Numbered]) -> Table:
     numbers: dict[str, list[str]] = {}
     for number, _, block in blocks:
         numbers.setdefault(block["checked"], []).append(str(number))
-    table = _table(show_header=False)
+    table = narrow_table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
     for checked, of in numbers.items():
@@ -152,7 +147,7 @@ def _says(document: Mapping[str, Any]) -> list[Text]:
 def _features(op: Op, blocks: list[Numbered]) -> Table:
     """One row a feature, one column a capability block of the op, by number."""
     blocks = [each for each in blocks if each[2]["op"] == op.name]
-    table = _table()
+    table = narrow_table()
     table.add_column("", no_wrap=True)
     for number, _, _ in blocks:
         table.add_column(str(number), justify="center")

@@ -36,7 +36,7 @@ def page() -> str:
 
 def _section(op: Op, named: list[Named]) -> str:
     named = [(name, block) for name, block in named if block["op"] == op.name]
-    columns = [f"`{name}` {' '.join(capabilities.place(block))}" for name, block in named]
+    columns = _columns(named)
     blocks = [block for _, block in named]
     declared = [
         ("dtypes", [" ".join(capabilities.dtypes(block)) for block in blocks]),
@@ -46,6 +46,14 @@ def _section(op: Op, named: list[Named]) -> str:
     writes = f"Writes to {', '.join(sorted(op.writes))}.\n\n" if op.writes else ""
     checked = "\n".join(f"- {column}: {block['checked']}" for column, (_, block) in zip(columns, named, strict=True))
     return f"## {op.name}\n\n{writes}{_table(columns, declared + served)}\n\nHow they were checked:\n\n{checked}"
+
+
+def _columns(named: list[Named]) -> list[str]:
+    """Backend and place of each block, with the kernel's class where a backend has several kernels for one place."""
+    columns = [f"`{name}` {' '.join(capabilities.place(block))}" for name, block in named]
+    kernels = [block["kernel"] for _, block in named]
+    pairs = zip(columns, kernels, strict=True)
+    return [column if columns.count(column) == 1 else f"{column}, {kernel}" for column, kernel in pairs]
 
 
 def _table(columns: list[str], rows: list[tuple[str, list[str]]]) -> str:

@@ -11,6 +11,7 @@ import torch
 from xattn.plugin.features import Vocabulary
 from xattn.plugin.reasons import Reason
 from xattn.plugin.request import Request, dtype_name
+from xattn.plugin.symbolic import holds
 
 # The features of an op, as a Literal: a misspelt one does not pass a type checker.
 Word = TypeVar("Word", bound=str, covariant=True)
@@ -74,7 +75,8 @@ class Capabilities(Generic[Word]):
             if name not in self.sizes:
                 continue
             smallest, largest, multiple = self.sizes[name]
-            if size < smallest or (largest is not None and size > largest) or size % multiple != 0:
+            served = holds(size >= smallest) and (largest is None or holds(size <= largest))
+            if not served or not holds(size % multiple == 0):
                 most = "" if largest is None else f" to {largest}"
                 found.append(Reason(name, size, f"{smallest}{most}, a multiple of {multiple}"))
         for name, got, hint in request.needs():

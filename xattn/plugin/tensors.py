@@ -7,9 +7,12 @@ from torch import Tensor
 
 
 def is_plain(tensor: object) -> bool:
-    """Whether a tensor has values to look at, and plans may be remembered for it: no subclass, no functorch wrapper."""
+    """Whether a tensor has values to look at, and plans may be remembered for it: no subclass, no functorch wrapper, no
+    other layout. Of a nested tensor torch's guard would end the process."""
     return (
         isinstance(tensor, Tensor)
         and type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )

@@ -11,13 +11,13 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from xattn_conformance.case import DTYPES, LEVELS, Case
+from xattn_conformance.case import DTYPES, LEVELS, Case, scores
 from xattn_conformance.cli.suite import a_level
 from xattn_conformance.cli.terminal import FAILED, OK, err, out, stop
 from xattn_conformance.mutants import render, table
 from xattn_conformance.mutants.page import page
 from xattn_conformance.mutants.table import Outcome
-from xattn_conformance.mutants.witnesses import SCORES_MAX, sample, scores
+from xattn_conformance.mutants.witnesses import SCORES_MAX, sample
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.running.selection import select
 
@@ -41,9 +41,8 @@ def mutants(
     dtypes = [name for name in DTYPES if name in (dtype or DTYPES)]
     if unknown := set(dtype or ()) - set(DTYPES):
         stop(f"no dtype {min(unknown)!r} in the suite: {', '.join(DTYPES)}")
-    compared = {
-        each.id for each in OPS["attention"].cases()
-    }  # the zoo's kernels compute it, and knobs ask another thing
+    # Knobs ask another thing.
+    compared = {each.id for op in OPS.values() if op.mutants() for each in op.cases()}
     possible = [each for each in select(a_level(level), dtypes, case) if each.id in compared]
     small = [each for each in possible if scores(each) <= SCORES_MAX]
     cases = small if full or case != "*" else sample(small)

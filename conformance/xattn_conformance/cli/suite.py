@@ -11,7 +11,8 @@ from rich.text import Text
 
 from xattn_conformance.case import DTYPES, LEVELS, Level
 from xattn_conformance.cli.terminal import INVALID, OK, err, out, stop
-from xattn_conformance.golden import verify as goldens
+from xattn_conformance.golden.manifest import manifest_digest
+from xattn_conformance.golden.verify import verify
 from xattn_conformance.running.selection import select
 
 
@@ -36,11 +37,11 @@ def verify_goldens() -> None:
 
     Exits with 3 where they are not: no run counts then.
     """
-    problems = goldens.verify()
+    problems = verify()
     for problem in problems:
         err().print(Text.assemble(("Wrong: ", "bold red"), problem), soft_wrap=True)
     if not problems:
-        out().print(Text(f"The goldens verify. Manifest {goldens.manifest_digest()}"))
+        out().print(Text(f"The goldens verify. Manifest {manifest_digest()}"))
     raise typer.Exit(INVALID if problems else OK)
 
 

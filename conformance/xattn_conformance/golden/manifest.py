@@ -8,8 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from xattn_conformance.case import Case
-
 # Version of the contract's meaning: what a right answer is.
 SEMANTICS = "1.0"
 # Version of the input generator: which bits a case's inputs have.
@@ -20,8 +18,8 @@ NAME = "manifest.json"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """files: sha256 by file name. inputs: sha256 of the bits of the inputs by the id of the case, for every case of the
-    suite and every anchor."""
+    """files: sha256 by file name. inputs: sha256 of the bits of the inputs by the id of the case, for every anchor and
+    every case that the suite had when the manifest was published."""
 
     suite: str
     semantics: str
@@ -54,25 +52,6 @@ def read(where: Path) -> Manifest:
 def installed() -> Manifest:
     """The manifest of this suite. Raises GoldenError."""
     return read(folder())
-
-
-def digest_of(case: Case) -> str | None:
-    """sha256 of the bits that the case's inputs must have, as `problem.digest`; None where it is unknown."""
-    inputs = installed().inputs if case.op == "attention" else inputs_of(case.op)
-    return inputs.get(case.id)
-
-
-@cache
-def inputs_of(op: str) -> dict[str, str]:
-    """sha256 of the inputs of every case of an op other than attention, by id. Each such op has a file of its own: the
-    manifest, whose hash stands in published reports, stays as it is when an op is added. Raises GoldenError."""
-    path = DATA / f"{op}.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except OSError as error:
-        raise GoldenError(f"the golden inputs {path.name} cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise GoldenError(f"the golden inputs {path.name} are damaged: {error}") from error
 
 
 def manifest_digest() -> str:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from xattn_conformance.case import Case
-from xattn_conformance.golden import others, rowwise
-from xattn_conformance.golden.anchors import Tensors, anchor, candidates, chosen, differ, every_case, stored
+from xattn_conformance.case import SUITES
+from xattn_conformance.golden.inputs import every_case, known
 from xattn_conformance.golden.manifest import GENERATOR, SEMANTICS, GoldenError, Manifest, folder, read, sha256
-from xattn_conformance.golden.manifest import manifest_digest as manifest_digest
 from xattn_conformance.inputs.philox import KNOWN_ANSWERS, philox4x32
-from xattn_conformance.ops.attention.problem import digest, make
-from xattn_conformance.result import SUITE
-
-# The slow oracle sees the anchors of at most so many scores.
-_SCORES_MAX = 2500
+from xattn_conformance.ops.base import Op
+from xattn_conformance.ops.registry import OPS
 
 
 def verify(where: Path | None = None) -> list[str]:
@@ -28,8 +24,10 @@ def verify(where: Path | None = None) -> list[str]:
         manifest = read(where)
     except GoldenError as error:
         return [*problems, str(error)]
-    problems += [*_versions(manifest), *_files(manifest, where), *_cases(manifest), *_anchors(manifest, where)]
-    return [*problems, *others.verify()]
+    problems += [*_versions(manifest), *_files(manifest, where)]
+    for op in OPS.values():
+        problems += [*_op(op, manifest), *op.verify_stored(manifest, where)]
+    return problems
 
 
 def _generator() -> Iterator[str]:
@@ -42,7 +40,7 @@ def _generator() -> Iterator[str]:
 
 
 def _versions(manifest: Manifest) -> Iterator[str]:
-    for name, want in (("suite", SUITE), ("semantics", SEMANTICS), ("generator", GENERATOR)):
+    for name, want in (("suite", SUITES[0]), ("semantics", SEMANTICS), ("generator", GENERATOR)):
         if (got := getattr(manifest, name)) != want:
             yield f"the goldens are of {name} {got}, installed is {want}"
 
@@ -59,47 +57,20 @@ def _files(manifest: Manifest, where: Path) -> Iterator[str]:
             yield f"{path.name} is not in the manifest"
 
 
-def _cases(manifest: Manifest) -> Iterator[str]:
-    for case in (*every_case(), *chosen()):
-        if case.id not in manifest.inputs:
-            yield f"the manifest does not have the inputs of {case.id}"
-
-
-def _anchors(manifest: Manifest, where: Path) -> Iterator[str]:
-    known = candidates()
-    found = set()
-    for file in manifest.files:
-        if not (where / file).exists():
-            continue
-        try:
-            anchors = list(stored(where / file))
-        except GoldenError as error:
-            yield str(error)
-            continue
-        for name, tensors in anchors:
-            found.add(name)
-            if name not in known:
-                yield f"anchor {name} is of no case of this suite"
-            elif wrong := _anchor(manifest, known[name], tensors):
-                yield f"anchor {name}: {wrong}"
-    for name in sorted({case.id for case in chosen()} - found):
-        yield f"anchor {name} is missing"
-
-
-def _anchor(manifest: Manifest, case: Case, tensors: Tensors) -> str:
-    problem = make(case)
-    if digest(problem) != manifest.inputs.get(case.id):
-        return "its inputs, made here, have another sha256 than in the manifest"
-    made = anchor(problem)
-    if set(made) != set(tensors):
-        return f"it has {', '.join(sorted(tensors))}; want {', '.join(sorted(made))}"
-    for name in sorted(set(made) - {"out", "lse"}):
-        if made[name].dtype != tensors[name].dtype or not np.array_equal(made[name], tensors[name]):
-            return f"its {name}, made here, is not bit for bit the stored one"
-    if wrong := differ(made, tensors):
-        return wrong
-    if np.prod(problem.scores_shape) <= _SCORES_MAX:
-        out, lse = rowwise.forward(problem)
-        if wrong := differ({"out": out, "lse": lse}, tensors):
-            return f"by the other oracle, {wrong}"
-    return ""
+def _op(op: Op[Any], manifest: Manifest) -> Iterator[str]:
+    """Every case must be known. Those that the op proves must have the inputs that they had, and its two ways of
+    computing their goldens must agree."""
+    try:
+        inputs = known(op, manifest)
+    except GoldenError as error:
+        yield str(error)
+        return
+    for case in every_case(op):
+        if case.id not in inputs:
+            yield f"the golden inputs do not have those of {case.id}"
+    for case in op.proved():
+        problem = op.problem(case)
+        if op.digest(problem) != inputs.get(case.id):
+            yield f"{case.id}: its inputs, made here, have another sha256 than stored"
+        elif wrong := op.disagreement(problem):
+            yield f"{case.id}: {wrong}"

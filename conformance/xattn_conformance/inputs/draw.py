@@ -7,8 +7,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_conformance.array import Array
 from xattn_conformance.inputs.philox import words
-from xattn_conformance.problem import Array
 
 Shape = tuple[int, ...]
 Ints = NDArray[np.int64]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_conformance.problem import Array
+from xattn_conformance.array import Array
 
 Bits = NDArray[np.unsignedinteger[Any]]
 

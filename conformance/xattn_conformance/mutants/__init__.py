@@ -1,1 +1,1 @@
-"""Kernels in NumPy, right ones and wrong ones: what the comparison must tell apart."""
+"""What the comparison must tell apart: kernels of every op, right ones and wrong ones."""

@@ -1,153 +1,53 @@
-"""What a mutant is: a kernel that is wrong in one known way."""
+"""What a mutant is: a kernel that is wrong in one known way; and its opposite, a kernel that must never fail."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from xattn_conformance.mutants.backward import Backward
-from xattn_conformance.mutants.conditions import Change, Condition, both, computes
-from xattn_conformance.mutants.kernel import Kernel, attend
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.array import Array
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
+# By name, laid out as (batch, heads, rows, columns).
 Results = Mapping[str, Array]
-Run = Callable[[Problem, Arithmetic], Results]
 
-# What rounds to the dtype of the inputs, and nothing else, is right where that is float32.
+# Where a mistake is none. What rounds to the dtype of the inputs, and nothing else, is right where that is float32.
 NOWHERE: Mapping[str, str] = {}
 IN_FLOAT32: Mapping[str, str] = {"float32": "the dtype is float32 already"}
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """name: unique. wrong: what is wrong, in a line.
+    """name: unique among all ops'. wrong: what is wrong, in a line.
 
-    run:           results as a right kernel's, (batch, heads, rows, columns) by name, but wrong.
+    run:           results as a right kernel's, but wrong, from the op's problem.
     applies:       whether the mistake can show on a problem: elsewhere the mutant may be a right kernel.
     equivalent_in: dtypes in which it is a right kernel whatever the problem, and why.
+    backward:      whether what is wrong are gradients.
+    inherited:     of another op, which this one is in another layout. The op's cases must show it; profiles are
+                   tried on the original.
     """
 
     name: str
     wrong: str
-    run: Run
-    applies: Condition
+    run: Callable[[Any, Arithmetic], Results]
+    applies: Callable[[Any], bool]
     equivalent_in: Mapping[str, str] = field(default_factory=dict)
+    backward: bool = False
+    inherited: bool = False
 
 
-def answer(problem: Problem, arithmetic: Arithmetic, **how: Any) -> dict[str, Array]:
-    """All that a right kernel returns: out, lse, and the gradients asked for. how: block, splits, backwards."""
-    forward = attend(problem, arithmetic, **how)
-    if not problem.grads:
-        return forward
-    how.pop("splits", None)
-    return forward | Backward(problem, arithmetic, forward, **how).run()
+@dataclass(frozen=True)
+class Right:
+    """A kernel that is right under the arithmetic that it declares.
 
+    run: results by name, as a mutant's; those that it cannot return are left out. serves: which problems it takes.
+    inherited: as of a mutant.
+    """
 
-def _forward(applies: Condition) -> Condition:
-    return both(computes, lambda problem: not problem.grads, applies)
-
-
-def _backward(applies: Condition) -> Condition:
-    return both(computes, lambda problem: bool(problem.grads), applies)
-
-
-def misread(
-    name: str, wrong: str, change: Change, applies: Condition, equivalent_in: Mapping[str, str] = NOWHERE
-) -> Mutant:
-    """A right kernel for another problem."""
-    return Mutant(
-        name,
-        wrong,
-        lambda problem, arithmetic: attend(change(problem), arithmetic),
-        _forward(applies),
-        equivalent_in,
-    )
-
-
-def misstep(
-    name: str,
-    wrong: str,
-    kernel: type[Kernel],
-    applies: Condition,
-    equivalent_in: Mapping[str, str] = NOWHERE,
-    **how: Any,
-) -> Mutant:
-    """A kernel with one wrong step."""
-    return Mutant(
-        name,
-        wrong,
-        lambda problem, arithmetic: kernel(problem, arithmetic, **how).run(),
-        _forward(applies),
-        equivalent_in,
-    )
-
-
-def misreturn(
-    name: str,
-    wrong: str,
-    edit: Callable[[Problem, dict[str, Array]], Results],
-    applies: Condition,
-    equivalent_in: Mapping[str, str] = NOWHERE,
-) -> Mutant:
-    """A right kernel whose results are changed."""
-    return Mutant(
-        name,
-        wrong,
-        lambda problem, arithmetic: edit(problem, attend(problem, arithmetic)),
-        _forward(applies),
-        equivalent_in,
-    )
-
-
-def backward_misread(name: str, wrong: str, change: Change, applies: Condition) -> Mutant:
-    """A right forward; the backward is of another problem."""
-
-    def run(problem: Problem, arithmetic: Arithmetic) -> Results:
-        forward = attend(problem, arithmetic)
-        return forward | Backward(change(problem), arithmetic, forward).run()
-
-    return Mutant(name, wrong, run, _backward(applies))
-
-
-def backward_misstep(
-    name: str,
-    wrong: str,
-    kernel: type[Backward],
-    applies: Condition,
-    equivalent_in: Mapping[str, str] = NOWHERE,
-    **how: Any,
-) -> Mutant:
-    """A right forward; the backward has one wrong step."""
-
-    def run(problem: Problem, arithmetic: Arithmetic) -> Results:
-        forward = attend(problem, arithmetic)
-        return forward | kernel(problem, arithmetic, forward, **how).run()
-
-    return Mutant(name, wrong, run, _backward(applies), equivalent_in)
-
-
-def backward_misreturn(
-    name: str, wrong: str, edit: Callable[[Problem, dict[str, Array]], Results], applies: Condition
-) -> Mutant:
-    """A right forward and backward whose gradients are changed."""
-    return Mutant(
-        name,
-        wrong,
-        lambda problem, arithmetic: edit(problem, answer(problem, arithmetic)),
-        _backward(applies),
-    )
-
-
-def full(x: NDArray[Any]) -> NDArray[Any]:
-    """A bias or a mask with all its four axes."""
-    return x.reshape((1,) * (4 - x.ndim) + x.shape)
-
-
-def with_mask(problem: Problem, also: NDArray[np.bool_]) -> Problem:
-    """The problem with a further mask."""
-    return replace(problem, mask=also if problem.mask is None else problem.mask & also)
+    name: str
+    arithmetic: Arithmetic
+    run: Callable[[Any], Results]
+    serves: Callable[[Any], bool]
+    inherited: bool = False

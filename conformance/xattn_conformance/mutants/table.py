@@ -11,17 +11,15 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from xattn_conformance.case import Case
-from xattn_conformance.mutants.mutant import Mutant, Results
-from xattn_conformance.mutants.right import RIGHT, Right
+from xattn_conformance.mutants.mutant import Mutant, Results, Right
 from xattn_conformance.mutants.zoo import MUTANTS
-from xattn_conformance.ops.attention.op import AttentionOp
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.reports.tally import nearness
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 from xattn_conformance.tolerance.compare import compare
 from xattn_conformance.tolerance.expected import Expected
 
 T = TypeVar("T")
-OP = AttentionOp()
 
 # In place of a check: whatever the check.
 ANY = "any"
@@ -43,24 +41,29 @@ class Outcome:
     nearness: float
 
 
-def mutants_on(case: Case, arithmetic: Arithmetic = CANONICAL, mutants: Sequence[Mutant] = MUTANTS) -> list[Outcome]:
-    """Every mutant that can show on a case, under a declared arithmetic."""
-    problem = OP.problem(case)
-    applicable = [m for m in mutants if case.dtype not in m.equivalent_in and m.applies(problem)]
+def mutants_on(
+    case: Case, arithmetic: Arithmetic = CANONICAL, mutants: Sequence[Mutant] | None = None
+) -> list[Outcome]:
+    """Every mutant that can show on a case, under a declared arithmetic. mutants: of its op; None is all of them."""
+    op = OPS[case.op]
+    problem = op.problem(case)
+    looked_at = op.mutants() if mutants is None else mutants
+    applicable = [m for m in looked_at if case.dtype not in m.equivalent_in and m.applies(problem)]
     if not applicable:
         return []
-    expected = OP.expected(case, problem, arithmetic)
+    expected = op.expected(case, problem, arithmetic)
     return [_outcome(case, m.name, expected, m.run(problem, arithmetic)) for m in applicable]
 
 
-def right_on(case: Case, kernels: Sequence[Right] = RIGHT) -> list[Outcome]:
-    """Every right kernel that serves a case, each under its own arithmetic."""
-    problem = OP.problem(case)
+def right_on(case: Case, kernels: Sequence[Right] | None = None) -> list[Outcome]:
+    """Every right kernel that serves a case, each under its own arithmetic. kernels: of its op; None is all."""
+    op = OPS[case.op]
+    problem = op.problem(case)
     found = []
-    for kernel in kernels:
+    for kernel in op.right_kernels() if kernels is None else kernels:
         if kernel.serves(problem):
             results = kernel.run(problem)
-            expected = OP.expected(case, problem, kernel.arithmetic)
+            expected = op.expected(case, problem, kernel.arithmetic)
             # A kernel that returns no lse is not asked for it.
             asked = {name: one for name, one in expected.items() if name in results or one.part is not None}
             found.append(_outcome(case, kernel.name, asked, results))
@@ -87,7 +90,7 @@ def run_right(cases: Sequence[Case], jobs: int = 2) -> Iterator[list[Outcome]]:
 
 def _mutants_by_name(case: Case, arithmetic: Arithmetic, names: Sequence[str] | None) -> list[Outcome]:
     # Mutants hold closures, which do not travel to another process; their names do.
-    return mutants_on(case, arithmetic, [m for m in MUTANTS if names is None or m.name in names])
+    return mutants_on(case, arithmetic, [m for m in OPS[case.op].mutants() if names is None or m.name in names])
 
 
 def _each(work: Callable[[Case], T], cases: Sequence[Case], jobs: int) -> Iterator[T]:

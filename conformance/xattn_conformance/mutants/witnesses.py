@@ -1,6 +1,6 @@
 """For every mutant the cheap cases that kill it: what admission and canaries run.
 
-`python -m xattn_conformance.mutants.witnesses` finds them again, after cases, limits or mutants have changed.
+`python -m xattn_conformance.mutants.witnesses [OP ...]` finds them again, after cases, limits or mutants have changed.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.resources import files
-from math import prod
 from multiprocessing import get_context
+from typing import Any
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, Case
-from xattn_conformance.mutants.table import OP, mutants_on
-from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.case import DTYPES, Case, scores
+from xattn_conformance.mutants.mutant import Mutant
+from xattn_conformance.mutants.table import mutants_on
+from xattn_conformance.ops.base import Op
+from xattn_conformance.ops.registry import OPS
 
-FILE = files("xattn_conformance.mutants") / "witnesses.json"
+# In the room of an op that has mutants.
+FILE = "witnesses.json"
 
 # Witnesses of a mutant: a second and a third one, lest a profile's arithmetic hides it from the first.
 COUNT = 3
@@ -42,16 +44,16 @@ _WAVE = 16
 def witnesses() -> Mapping[str, tuple[str, ...]]:
     """Mutant -> ids of cases that kill it under the canonical arithmetic, in every dtype in which it is not equivalent,
     with "*" for the dtype; the cheapest first."""
-    return msgspec.json.decode(FILE.read_bytes(), type=dict[str, tuple[str, ...]])
+    found: dict[str, tuple[str, ...]] = {}
+    for op in OPS.values():
+        if op.mutants():
+            found |= msgspec.json.decode((op.room / FILE).read_bytes(), type=dict[str, tuple[str, ...]])
+    return found
 
 
 def witnesses_in(mutant: str, dtype: str) -> tuple[str, ...]:
     """The ids of a mutant's witnesses in a dtype."""
     return tuple(case.replace("/*/", f"/{dtype}/") for case in witnesses()[mutant])
-
-
-def scores(case: Case) -> int:
-    return prod(case.shape[size] for size in ("batch", "nheads", "seqlen_q", "seqlen_k"))
 
 
 def sample(cases: Sequence[Case]) -> list[Case]:
@@ -82,8 +84,8 @@ def enough(kills: Sequence[Kill]) -> bool:
 
 
 def kills_on(cases: Sequence[Case], mutants: Sequence[str]) -> dict[str, Kill]:
-    """What one case, given in every dtype, kills of some mutants."""
-    left = {mutant.name: mutant for mutant in MUTANTS if mutant.name in mutants}
+    """What one case, given in every dtype, kills of some mutants of its op."""
+    left = {mutant.name: mutant for mutant in OPS[cases[0].op].mutants() if mutant.name in mutants}
     nearness: dict[str, list[float]] = {name: [] for name in left}
     for case in cases:
         shown = {outcome.kernel: outcome for outcome in mutants_on(case, mutants=list(left.values()))}
@@ -97,12 +99,12 @@ def kills_on(cases: Sequence[Case], mutants: Sequence[str]) -> dict[str, Kill]:
     return {name: Kill(_any_dtype(cases[0]), cases[0].family, min(nearness[name])) for name in left}
 
 
-def search(cases: Sequence[Case], jobs: int = 2) -> Iterator[dict[str, list[Kill]]]:
-    """The kills of every mutant so far, after every few cases, until each has enough or there are no more."""
+def search(cases: Sequence[Case], mutants: Sequence[Mutant], jobs: int = 2) -> Iterator[dict[str, list[Kill]]]:
+    """The kills of every mutant so far, after every few cases of its op, until each has enough or there are no more."""
     rows: dict[str, list[Case]] = {}
     for case in sorted(cases, key=lambda case: (scores(case), _any_dtype(case), -DTYPES.index(case.dtype))):
         rows.setdefault(_any_dtype(case), []).append(case)
-    todo, kills = list(rows.values()), {mutant.name: list[Kill]() for mutant in MUTANTS}
+    todo, kills = list(rows.values()), {mutant.name: list[Kill]() for mutant in mutants}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for start in range(0, len(todo), _WAVE):
             wanted = [name for name, some in kills.items() if not enough(some)]
@@ -116,15 +118,21 @@ def _any_dtype(case: Case) -> str:
     return case.id.replace(f"/{case.dtype}/", "/*/")
 
 
-def main() -> int:
+def write(op: Op[Any]) -> list[str]:
+    """Find the witnesses of an op's mutants, and write them into its room. Returns the mutants that have none."""
     kills: dict[str, list[Kill]] = {}
-    for number, kills in enumerate(search([case for case in OP.cases() if scores(case) <= SCORES_MAX])):
+    small = [case for case in op.cases() if scores(case) <= SCORES_MAX]
+    for number, kills in enumerate(search(small, op.mutants())):
         waiting = sum(not enough(some) for some in kills.values())
-        print(f"{(number + 1) * _WAVE} cases: {waiting} of {len(MUTANTS)} mutants need more", file=sys.stderr)
+        print(f"{op.name}, {(number + 1) * _WAVE} cases: {waiting} of {len(kills)} mutants need more", file=sys.stderr)
     found = {name: choose(some) for name, some in kills.items()}
-    with open(str(FILE), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-    alive = [name for name, cases in found.items() if not cases]
+    (op.room / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    return [name for name, cases in found.items() if not cases]
+
+
+def main() -> int:
+    """Of the ops that are named, or of all."""
+    alive = [name for op in OPS.values() if op.mutants() and op.name in (sys.argv[1:] or OPS) for name in write(op)]
     for name in alive:
         print(f"{name}: no case kills it in every dtype", file=sys.stderr)
     return 1 if alive else 0

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import xattn
 from xattn import Backend, Reason, Request
+from xattn_conformance.array import Array
 from xattn_conformance.case import Case
+from xattn_conformance.golden.manifest import Manifest
+from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.call import Call
-from xattn_conformance.problem import Array
 from xattn_conformance.result import Check
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
@@ -36,7 +41,7 @@ class Layout:
 @dataclass(frozen=True)
 class Answer:
     """What the core says about a call, before it runs: the request that the backend's capability block is held against
-    (None for an op that no block speaks of), everything that the backend says stops it, and the kernel that it would
+    (None for an op that the core does not have), everything that the backend says stops it, and the kernel that would
     run."""
 
     request: Request | None
@@ -52,21 +57,25 @@ class Wanted:
     contiguous: those that must be BSNH-contiguous.
     parts:      what is compared beside whole results, one column each.
     per_row:    results that follow from one batch row alone.
+    by_chance:  checks of what chance did.
     """
 
     columns: Mapping[str, int | None]
     contiguous: tuple[str, ...]
     per_row: tuple[str, ...]
     parts: tuple[str, ...] = ()
+    by_chance: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Variation:
     """Other calls that must lead to the same results.
 
+    said:   what sets them apart, for a sentence: "with each batch row called alone".
     gather: from the results of the calls to those of the case, without the ones that do not follow from them.
     """
 
+    said: str
     calls: tuple[Call, ...]
     gather: Callable[[Sequence[Tensors]], dict[str, Tensor]]
 
@@ -90,6 +99,11 @@ class Op(ABC, Generic[P]):
 
     name: ClassVar[str]
     anchored: ClassVar[bool] = True
+
+    @property
+    def room(self) -> Path:
+        """The folder of the op: its modules, and the data that is kept beside them."""
+        return Path(inspect.getfile(type(self))).parent
 
     @abstractmethod
     def cases(self) -> Sequence[Case]:
@@ -119,9 +133,11 @@ class Op(ABC, Generic[P]):
     def digest(self, problem: P) -> str:
         """sha256 of the bits of the inputs, as the golden manifest has it."""
 
-    @abstractmethod
     def explain(self, call: Call, backend: str) -> Answer:
         """What the named backend says to this call. The caller sets the grad mode."""
+        explanation = xattn.explain(getattr(xattn, call.op), **call.arguments, backend=backend)
+        (candidate,) = [each for each in explanation.candidates if each.name == backend]
+        return Answer(explanation.request, candidate.reasons, candidate.kernel)
 
     @abstractmethod
     def results(self, call: Call) -> Mapping[str, Layout]:
@@ -137,7 +153,27 @@ class Op(ABC, Generic[P]):
 
     def served_by(self, backend: Backend) -> bool:
         """Whether the backend has the op at all. The cases of one that it does not have are no part of its run."""
-        return True
+        return any(kernel.op == self.name for kernel in backend.kernels)
+
+    def mutants(self) -> Sequence[Mutant]:
+        """Kernels of the op that are wrong, each in one known way."""
+        return ()
+
+    def right_kernels(self) -> Sequence[Right]:
+        """Kernels of the op that the comparison must never fail."""
+        return ()
+
+    def proved(self) -> Sequence[Case]:
+        """The cases whose inputs and goldens are made again, in a second way, before a run: a few seconds of them."""
+        return ()
+
+    def disagreement(self, problem: P) -> str:
+        """How the two ways of computing a golden differ; "" where they agree."""
+        raise NotImplementedError
+
+    def verify_stored(self, manifest: Manifest, where: Path) -> Iterator[str]:
+        """What is wrong with the goldens of the op that are stored in a folder, a sentence each."""
+        return iter(())
 
     def knob_cases(self) -> Sequence[Case]:
         """Cases that only ask whether an option does anything."""

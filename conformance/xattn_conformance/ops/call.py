@@ -18,6 +18,7 @@ Execute = Callable[..., Any]
 @dataclass(frozen=True)
 class Call:
     """op: the name of a function of xattn. tensors: its tensor arguments by name. options: all others but backend.
+    lists: arguments that are lists, of the tensors named.
     wanted: names of the tensors whose gradients are asked for. incoming: gradients of the results, by name.
     returns: names of what comes back in a tuple; None for a place that holds None. Empty: a tensor or AttentionOutput.
     """
@@ -28,28 +29,37 @@ class Call:
     wanted: tuple[str, ...] = ()
     incoming: Mapping[str, Tensor] = field(default_factory=dict)
     returns: tuple[str | None, ...] = ()
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Every argument but backend, with gradients required where they are asked for."""
-        leaves = {
+        return self._with(self._leaves())
+
+    def _leaves(self) -> dict[str, Tensor]:
+        return {
             name: tensor.detach().requires_grad_() if name in self.wanted else tensor
             for name, tensor in self.tensors.items()
         }
-        return {**leaves, **self.options}
+
+    def _with(self, leaves: Mapping[str, Tensor]) -> dict[str, Any]:
+        listed = {name for names in self.lists.values() for name in names}
+        alone = {name: tensor for name, tensor in leaves.items() if name not in listed}
+        lists = {argument: [leaves[name] for name in names] for argument, names in self.lists.items()}
+        return {**alone, **lists, **self.options}
 
     def with_tensors(self, **tensors: Tensor) -> Call:
         return replace(self, tensors={**self.tensors, **tensors})
 
     def run(self, backend: str, execute: Execute) -> dict[str, Tensor]:
         """Results by name, in their own layouts: out, lse where it is asked for, and dq, dk, ... likewise."""
-        arguments = self.arguments
+        leaves = self._leaves()
         with torch.set_grad_enabled(bool(self.wanted)):
-            results = self._named(execute(self.op, arguments, backend))
+            results = self._named(execute(self.op, self._with(leaves), backend))
             if self.wanted:
-                leaves = [arguments[name] for name in self.wanted]
+                wanted = [leaves[name] for name in self.wanted]
                 sources = [results[name] for name in self.incoming]
-                found = torch.autograd.grad(sources, leaves, list(self.incoming.values()))
+                found = torch.autograd.grad(sources, wanted, list(self.incoming.values()))
                 results |= {f"d{name}": grad for name, grad in zip(self.wanted, found, strict=True)}
         return {name: tensor.detach() for name, tensor in results.items()}
 

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from xattn_conformance.mutants.witnesses import witnesses_in
-from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.mutants.zoo import OWN
 from xattn_conformance.profiles import known
 from xattn_conformance.profiles.schema import Profile, Waiver
 from xattn_conformance.profiles.waivers import raise_limit
@@ -21,7 +21,7 @@ from xattn_conformance.result import Check
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 from xattn_conformance.tolerance.compare import compare
 
-_MUTANTS = {mutant.name: mutant for mutant in MUTANTS}
+_MUTANTS = {mutant.name: mutant for mutant in OWN}
 
 Waivers = tuple[Waiver, ...]
 
@@ -59,15 +59,21 @@ def _caught(name: str, arithmetic: Arithmetic, waivers: Waivers, dtype: str) -> 
 
 
 def _witnesses(name: str, dtype: str) -> Iterator[str]:
-    """The cases that a mutant is tried on: its own witnesses, and where it hides from these, those of all others."""
+    """The cases that a mutant is tried on: its own witnesses, and where it hides from these, those of all others of its
+    op."""
     own = witnesses_in(name, dtype)
     yield from own
-    yield from (case for case in _panel(dtype) if case not in own)
+    yield from (case for case in _panel(dtype) if case not in own and _op(case) == _op(own[0]))
+
+
+def _op(case: str) -> str:
+    """The op that the id of a case begins with."""
+    return case.partition("/")[0]
 
 
 @functools.cache
 def _panel(dtype: str) -> tuple[str, ...]:
-    mutants = [mutant for mutant in MUTANTS if dtype not in mutant.equivalent_in]
+    mutants = [mutant for mutant in OWN if dtype not in mutant.equivalent_in]
     return tuple(dict.fromkeys(case for mutant in mutants for case in witnesses_in(mutant.name, dtype)))
 
 

@@ -41,8 +41,7 @@ def checks(case: str, arithmetic: Arithmetic) -> set[str]:
     expected = golden(case, arithmetic)
     results = {name: _zeros(one) for name, one in expected.items() if one.part is None}
     names = {check.name for check in compare(expected, results).checks}
-    if known.options.get("dropout_p"):
-        names.add("dropout.share")
+    names |= set(OPS[known.op].wanted(known).by_chance)
     bits = {f"{result}.bits" for result in results}
     return names | {f"{variation}:{name}" for variation in known.variations for name in names | bits}
 

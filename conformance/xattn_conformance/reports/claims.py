@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from xattn_conformance.case import DTYPES, LEVELS
 from xattn_conformance.profiles.schema import ProfileError, parse
 from xattn_conformance.reports.tally import required, share, tally
-from xattn_conformance.result import CaseResult, Provenance, Report
+from xattn_conformance.result import EVERY, CaseResult, Provenance, Report
 
 # What each provenance means, in words.
 PROVENANCE: dict[Provenance, str] = {
@@ -20,16 +20,16 @@ STRENGTH: tuple[Provenance, ...] = ("hardware", "vendor code elsewhere", "stand-
 
 
 def claims(report: Report) -> list[str]:
-    """A sentence for each level up to the run's ("Core 1.0: 412/412, 0 waivers"), or one that says why there is none.
-    They are of attention; another op has its own, with its name in front.
+    """A sentence for each op and level up to the run's ("attention Core 1.0: 412/412, 0 waivers"), or one that says why
+    there is none.
 
     Each counts the cases of that level alone: passed out of those that the backend had to execute, and of how many
     there are where it declined some: "38/38 of 537 cases". Waived cases are not passed.
     """
     if report.invalid:
         return [f"No claim: the run is invalid: {report.invalid.splitlines()[0]}"]
-    if report.selection != "*":
-        return [f"No claim: only the cases {report.selection!r} were run"]
+    if report.selection != EVERY:
+        return [f"No claim: chosen cases, {report.selection!r}"]
     if not report.executed:
         return ["No claim: nothing was executed"]
     try:
@@ -46,7 +46,7 @@ def _claim(report: Report, op: str, level: str, executor: str) -> str:
     declined = f" ({counts['UNSUPPORTED']} declined as declared)" if counts["UNSUPPORTED"] else ""
     missing = [dtype for dtype in DTYPES if dtype not in report.dtypes]
     only = f" ({', '.join(report.dtypes)} only)" if missing else ""
-    name = f"{'' if op == 'attention' else f'{op} '}{level.capitalize()} {report.suite}{only}"
+    name = f"{op} {level.capitalize()} {report.suite}{only}"
     if not required(counts):
         return f"{name}: no claim, nothing was executed{declined}"
     failed = counts["FAIL"] + counts["ERROR"] + counts["INVALID"]

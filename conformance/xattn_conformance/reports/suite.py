@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xattn_conformance.case import Case, Level
-from xattn_conformance.golden import manifest
-from xattn_conformance.golden.verify import manifest_digest
-from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.case import SUITES, Case, Level
+from xattn_conformance.golden.inputs import digest_of
+from xattn_conformance.golden.manifest import manifest_digest
+from xattn_conformance.mutants.zoo import OWN
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import load
 from xattn_conformance.profiles.admission import admit
 from xattn_conformance.profiles.schema import Profile
-from xattn_conformance.result import SUITE
 from xattn_conformance.running.selection import select
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.limits import limit
@@ -24,16 +23,17 @@ from xattn_conformance.tolerance.limits import limit
 
 @dataclass(frozen=True)
 class Suite:
-    """goldens: sha256 of the manifest. select: the cases of a level, in some dtypes, of a pattern. limit: the most that
-    a metric may be, over a count of samples.
+    """versions: those whose reports it can work out, the newest last. goldens: sha256 of the manifest.
 
+    select:   the cases of a level, in some dtypes, of a pattern.
+    limit:    the most that a metric may be, over a count of samples.
     inputs:   sha256 of the bits of a case's inputs; None where it is unknown.
     refusals: why a profile is not admitted, for a kind of device, some dtypes, and the day of the run.
     judged:   whether the golden of a case has an element with a tolerance in a tensor.
     mutants:  names of the wrong kernels. knobs: ids of the cases that ask whether an option does anything.
     """
 
-    version: str
+    versions: tuple[str, ...]
     goldens: str
     select: Callable[[Level, Collection[str], str], Sequence[Case]]
     limit: Callable[[str, float], float]
@@ -46,14 +46,14 @@ class Suite:
 
 def installed() -> Suite:
     return Suite(
-        version=SUITE,
+        versions=SUITES,
         goldens=manifest_digest(),
         select=select,
         limit=limit,
-        inputs=manifest.digest_of,
+        inputs=digest_of,
         refusals=_refusals,
         judged=_judged,
-        mutants=frozenset(mutant.name for mutant in MUTANTS),
+        mutants=frozenset(mutant.name for mutant in OWN),
         knobs=frozenset(case.id for op in OPS.values() for case in op.knob_cases()),
     )
 

@@ -31,8 +31,9 @@ def verify(report: Report, suite: Suite | None = None) -> list[str]:
     suite = suite or installed()
     if report.schema != SCHEMA:
         return [f"a report of schema {report.schema}; this suite reads schema {SCHEMA}"]
-    if report.suite != suite.version:
-        return [f"a report of suite {report.suite}; only that suite can work it out again, this is {suite.version}"]
+    if report.suite not in suite.versions:
+        said = f"this is {suite.versions[-1]}, which knows {', '.join(suite.versions)}"
+        return [f"a report of suite {report.suite}; only that suite or a later one can work it out again, {said}"]
     if report.invalid:
         return [f"the run is invalid, nothing in it counts: {report.invalid}"]
     if sorted(set(report.dtypes) & set(DTYPES)) != sorted(report.dtypes):
@@ -42,7 +43,8 @@ def verify(report: Report, suite: Suite | None = None) -> list[str]:
     if len(set(report.ops)) < len(report.ops) or not report.ops:
         return [f"its ops are {report.ops}; a run is of one or more, each once"]
     every = suite.select(report.level, report.dtypes, report.selection)
-    wanted = {case.id: case for case in every if case.op in report.ops}
+    then = suite.versions[: suite.versions.index(report.suite) + 1]
+    wanted = {case.id: case for case in every if case.op in report.ops and case.since in then}
     selected = _selected(report, wanted, suite)
     return [*_run(report, suite), *_canaries(report, suite), *selected, *_cases(report, wanted, suite)]
 
@@ -74,7 +76,7 @@ def _selected(report: Report, wanted: Mapping[str, Case], suite: Suite) -> Itera
     found = Counter(result.id for result in report.cases)
     for what, ids in (
         ("of the run are missing", [id_ for id_ in wanted if id_ not in found]),
-        (f"are not of the run: suite {suite.version} has no such case there", [i for i in found if i not in wanted]),
+        (f"are not of the run: suite {report.suite} has no such case there", [i for i in found if i not in wanted]),
         ("stand more than once", [id_ for id_, count in found.items() if count > 1]),
     ):
         if ids:

@@ -49,8 +49,9 @@ def _rules(case: Case, knob: bool) -> Iterator[str]:
     yield from ("inputs.written", "results.kept")
     if knob:
         yield "knob.ignored"
-    if case.options.get("dropout_p"):
-        yield from ("dropout.share", *(() if knob else ("seed.bits", "seed.ignored")))
+    if OPS[case.op].by_chance(case):
+        yield from OPS[case.op].wanted(case).by_chance
+        yield from () if knob else ("seed.bits", "seed.ignored")
 
 
 def _compared(tensor: str, names: Collection[str], case: Case, judged: Callable[[str], bool]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.witnesses import witnesses_in
-from xattn_conformance.mutants.zoo import MUTANTS
+from xattn_conformance.mutants.zoo import OWN
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import Canary
 from xattn_conformance.running.target import Target
@@ -22,7 +22,7 @@ def chosen(started: datetime.datetime, dtype: str) -> tuple[str, str]:
     turn."""
     others = [
         mutant.name
-        for mutant in MUTANTS
+        for mutant in OWN
         if mutant.name != NULL and dtype not in mutant.equivalent_in and witnesses_in(mutant.name, dtype)
     ]
     return NULL, others[int(started.timestamp()) % len(others)]
@@ -30,7 +30,7 @@ def chosen(started: datetime.datetime, dtype: str) -> tuple[str, str]:
 
 def catch(names: Sequence[str], dtype: str, target: Target) -> tuple[Canary, ...]:
     """What became of each mutant under the target's own arithmetic, in the first of its witnesses that shows it."""
-    known = {mutant.name: mutant for mutant in MUTANTS}
+    known = {mutant.name: mutant for mutant in OWN}
     return tuple(_catch(known[name], dtype, target) for name in names)
 
 

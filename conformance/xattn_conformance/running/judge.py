@@ -11,7 +11,7 @@ import torch
 import xattn
 from xattn.dispatch.registry import registry
 from xattn_conformance.case import Case
-from xattn_conformance.golden import manifest
+from xattn_conformance.golden.inputs import digest_of
 from xattn_conformance.ops.base import Answer, Op
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.registry import OPS
@@ -20,7 +20,7 @@ from xattn_conformance.result import CaseResult, Check, Worst
 from xattn_conformance.running import bits, rules, varied
 from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.dump import Dump
-from xattn_conformance.running.failures import PLUGIN_ERRORS, raised, trace
+from xattn_conformance.running.failures import is_plugins, raised, trace
 from xattn_conformance.running.reproduce import command
 from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.target import Target
@@ -35,7 +35,9 @@ def judge(case: Case, target: Target, dump: Dump | None = None) -> CaseResult:
     started = time.perf_counter()
     try:
         fields = _judge(case, target, dump)
-    except PLUGIN_ERRORS as error:
+    except BaseException as error:
+        if not is_plugins(error):
+            raise
         fields = {"status": "ERROR", "message": raised(error), "detail": trace(error)}
     known: Fields = {"id": case.id, "case": case, "provenance": target.provenance}
     reproduce = command(case, target.backend, target.device, target.profile_file)
@@ -95,10 +97,10 @@ def _accepted(op: Op[Any], call: Call, target: Target) -> tuple[bool, Fields]:
 
 
 def _other_inputs(case: Case, digest: str) -> str:
-    known = manifest.digest_of(case)
+    known = digest_of(case)
     if known is None:
-        return "the golden manifest does not know this case"
-    return "" if known == digest else "the inputs made here are not those of the golden manifest"
+        return "the golden inputs do not have those of this case"
+    return "" if known == digest else "the inputs made here are not the golden ones"
 
 
 def _asked(op: Op[Any], call: Call, target: Target) -> Answer:
@@ -136,7 +138,9 @@ def _declined(call: Call, answer: Answer, target: Target) -> Fields:
             return {**fields, "status": "UNSUPPORTED", "message": f"declined, as declared: {codes}"}
         others = ", ".join(reason.code for reason in reasons) or "none"
         return {**fields, "message": f"states the reasons {codes}, and raises with others: {others}"}
-    except PLUGIN_ERRORS as error:
+    except BaseException as error:
+        if not is_plugins(error):
+            raise
         said = f"states reasons ({codes}), and raises {raised(error)}; want xattn.UnsupportedError"
         return {**fields, "message": said, "detail": trace(error)}
     return {**fields, "message": f"states reasons ({codes}), and serves the call all the same"}

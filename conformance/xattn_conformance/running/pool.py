@@ -57,7 +57,7 @@ class Process:
     def __init__(self, start: Start, timeout: float) -> None:
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "xattn_conformance.running.worker"],
+            [sys.executable, "-m", "xattn_conformance.running"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._printed,

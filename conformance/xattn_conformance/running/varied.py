@@ -38,7 +38,7 @@ def look(
         varied = _repeat(call) if name == "repeat" else op.vary(name, case, problem, call, target.device)
         codes = ", ".join(sorted({code for each in varied.calls for code in _declined(op, each, target)}))
         if codes and name in _SAME_REQUEST:
-            said = f"{_said_of(name)}, the backend declines for {codes}: its reasons changed between calls"
+            said = f"{varied.said}, the backend declines for {codes}: its reasons changed between calls"
             found.rule(f"{name}.declined", 1, said)
             continue
         if codes:
@@ -46,31 +46,18 @@ def look(
             continue
         # Without dropout no result depends on torch's generator, so a repetition has it stand elsewhere.
         seed = 1 if name == "repeat" and not op.by_chance(case) else 0
-        others = varied.gather([calls.run(each, _said_of(name), seed) for each in varied.calls])
+        others = varied.gather([calls.run(each, varied.said, seed) for each in varied.calls])
         if promised(name, case, target):
             counts = {result: bits.differing(results[result], tensor) for result, tensor in others.items()}
             differ = ", ".join(f"{count} of {result}" for result, count in counts.items() if count)
-            found.rule(f"{name}.bits", sum(counts.values()), f"{_said_of(name)}, elements differ: {differ}")
+            found.rule(f"{name}.bits", sum(counts.values()), f"{varied.said}, elements differ: {differ}")
         else:
-            _compare(name, op, case, results, others, expected, found)
+            _compare(name, varied.said, op, case, results, others, expected, found)
     return left_out
 
 
 # Variations that change nothing which a backend may decline for.
 _SAME_REQUEST = ("repeat", "poison")
-
-# What a variation did, for the sentence about its failure.
-_SAID = {
-    "repeat": "in the same call again",
-    "poison": "with other values where no query may look",
-    "batch": "with each batch row called alone",
-    "strides": "with the same values in another memory layout",
-    "padding": "with keys past seqlens_k appended",
-}
-
-
-def _said_of(name: str) -> str:
-    return _SAID.get(name, f"under the variation {name}")
 
 
 def promised(name: str, case: Case, target: Target) -> bool:
@@ -82,7 +69,7 @@ def promised(name: str, case: Case, target: Target) -> bool:
 
 
 def _repeat(call: Call) -> Variation:
-    return Variation((call,), lambda found: dict(found[0]))
+    return Variation("in the same call again", (call,), lambda found: dict(found[0]))
 
 
 def _declined(op: Op[Any], call: Call, target: Target) -> list[str]:
@@ -92,6 +79,7 @@ def _declined(op: Op[Any], call: Call, target: Target) -> list[str]:
 
 def _compare(
     name: str,
+    changed: str,
     op: Op[Any],
     case: Case,
     results: Mapping[str, Tensor],
@@ -101,7 +89,7 @@ def _compare(
 ) -> None:
     """Compare a variation's results with the golden: its checks carry its name."""
     for result, tensor in others.items():
-        said = f"{_said_of(name)}, {result} has the shape {tuple(tensor.shape)}, want {tuple(results[result].shape)}"
+        said = f"{changed}, {result} has the shape {tuple(tensor.shape)}, want {tuple(results[result].shape)}"
         if not found.rule(f"{name}:{result}.shape", int(tensor.shape != results[result].shape), said):
             return
     got = {result: op.layout(result, tensor) for result, tensor in others.items()}

@@ -1,6 +1,6 @@
 """A process that judges cases, so that a backend that crashes or hangs costs one case and not the run.
 
-    python -m xattn_conformance.running.worker
+    python -m xattn_conformance.running
 
 reads requests from stdin and writes replies to what was stdout. The vendor's code may print whatever it likes: its
 stdout is this process's stderr, and its stdin is empty.
@@ -83,7 +83,3 @@ def _own_channels() -> tuple[BinaryIO, BinaryIO]:
 def _say(replies: BinaryIO, reply: Reply) -> None:
     replies.write(encode(reply) + b"\n")
     replies.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_conformance.problem import Array
+from xattn_conformance.array import Array
 from xattn_conformance.result import HISTOGRAM_BINS, HISTOGRAM_STEP, Check, Heat, Worst
 from xattn_conformance.tolerance.expected import Expected
 from xattn_conformance.tolerance.limits import limit

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_conformance.problem import Array
+from xattn_conformance.array import Array
 
 
 @dataclass(frozen=True)

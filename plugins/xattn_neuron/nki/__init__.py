@@ -1,1 +1,1 @@
-"""AWS's NKI library."""
+"""The backend `nki`: AWS's NKI library."""

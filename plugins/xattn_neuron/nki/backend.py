@@ -1,55 +1,11 @@
-"""The `nki` backend: what it declares."""
+"""The `nki` backend."""
 
 from __future__ import annotations
 
-import torch
-
-from xattn import AttentionKernel, AttentionRequest, Backend, Capabilities, Reason
-from xattn.plugin import Plan
-from xattn.plugin.geometry import Geometry
-from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
-from xattn_neuron.installation import Installation, describe, installation
-from xattn_neuron.nki import plans
-from xattn_neuron.nki.limits import availability, limits, limits_at_offset
-
-
-class NkiAttention(AttentionKernel):
-    capabilities = (
-        Capabilities(
-            device="neuron",
-            dtypes=frozenset({torch.bfloat16}),
-            features=frozenset(
-                {"causal", "window", "top_left", "bottom_right", "offset", "gqa", "sinks", "return_lse"}
-            ),
-            grads=frozenset({"qkv", "sinks"}),
-            sizes={"headdim": (1, 128, 1), "headdim_v": (1, 128, 1)},
-            priority={"default": 80},
-            checked="against a stand-in for AWS's kernels, and on their unmodified source by emulation of NKI on a "
-            "CPU; never on Trainium",
-        ),
-    )
-
-    def limits(self, request: AttentionRequest) -> list[Reason]:
-        installed = installation()
-        if isinstance(installed, Reason):
-            return [installed]
-        if request.align == "offset":
-            return offset_reasons(request) or limits_at_offset(request, installed)
-        return limits(request, installed)
-
-    def plan(self, request: AttentionRequest) -> Plan:
-        if request.align == "offset":
-            return plan_at_offset(request, self.plan)
-        return plans.plan(request, _installed())
-
-    def kernel_name(self, request: AttentionRequest) -> str:
-        if request.align == "offset":
-            return self.kernel_name(as_bottom_right(request, request.seqlen_k))
-        installed = _installed()
-        grid = f"[{installed.lnc}]" if installed.lnc > 1 else ""
-        prefix = ", prefix form" if plans.prior(Geometry.of(request).trimmed()) else ""
-        backward = f"; backward: attention_bwd{grid}" if request.any_grad else ""
-        return f"nkilib attention_cte{grid}{prefix}{backward}"
+from xattn import Backend, Reason
+from xattn_neuron.installation import describe, installation
+from xattn_neuron.nki.attention.kernel import NkiAttention
+from xattn_neuron.nki.attention.limits import availability
 
 
 class NkiBackend(Backend):
@@ -61,9 +17,3 @@ class NkiBackend(Backend):
         installed = installation()
         stops = [] if isinstance(installed, Reason) else availability(installed)
         return {"neuron": describe(), **({"nkilib": f"cannot be used: {'; '.join(map(str, stops))}"} if stops else {})}
-
-
-def _installed() -> Installation:
-    found = installation()
-    assert isinstance(found, Installation)
-    return found

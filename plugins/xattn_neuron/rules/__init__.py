@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 
+from xattn.plugin.constant import traced_as_constant
 from xattn_neuron.installation import Installation
-from xattn_neuron.rules import installing, legacy, nki, out_of_reach
+from xattn_neuron.rules import installing, legacy, nki, not_callable_yet
 from xattn_neuron.rules.rule import Rule
 
 __all__ = ["CHECKED", "RULES", "Rule", "holds", "within"]
 
-RULES: dict[str, Rule] = {rule.name: rule for part in (installing, nki, legacy, out_of_reach) for rule in part.RULES}
+RULES: dict[str, Rule] = {
+    rule.name: rule for part in (installing, nki, legacy, not_callable_yet) for rule in part.RULES
+}
 
 # What the trees that the rules were checked against are called: they stand for versions that nobody knows.
 CHECKED = {"nki": "0.3.0", "nxdi": "0.9.17334", "neuronx_cc": "2.24.5133.0", "torch_neuronx": "2.9.0.2.13"}
@@ -44,9 +47,6 @@ def _cached(versions: str, version: str, package: str) -> bool:
     return Version(told.base_version) in SpecifierSet(versions)
 
 
+@traced_as_constant
 def _within(versions: str, version: str, package: str) -> bool:
     return _cached(versions, version, package)
-
-
-# torch.compile takes the answer for a constant instead of tracing `packaging`.
-_within._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xattn_neuron.rules import installing, legacy, nki, out_of_reach
+from xattn_neuron.rules import installing, legacy, nki, not_callable_yet
 from xattn_neuron.rules.rule import Rule
 
 _PARTS = {
     "Installing and importing": installing,
     "The NKI library: attention_cte and attention_bwd (`nki`)": nki,
     "flash_fwd and flash_attn_bwd (`nki-legacy`)": legacy,
-    "Out of reach: of calls that xattn does not have yet": out_of_reach,
+    "Of calls that xattn does not have yet": not_callable_yet,
 }
 
 _PAGE = """# What is known of AWS's kernels and packages
@@ -37,8 +37,7 @@ def _table(rules: Iterable[Rule]) -> str:
     lines = ["| rule | releases | what happens | what xattn does |", "| --- | --- | --- | --- |"]
     for rule in rules:
         releases = f"{rule.package} {rule.versions}" if rule.versions else "all that were read"
-        guard = rule.guard.removeprefix("out of reach: ")
-        cells = (f"[{rule.name}]({rule.link})", releases, rule.what, guard)
+        cells = (f"[{rule.name}]({rule.link})", releases, rule.what, rule.guard)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)
 

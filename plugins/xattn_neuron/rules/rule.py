@@ -25,7 +25,7 @@ class Rule:
     versions:  those that have it, as a `packaging` specifier of >= and < alone; "" for every one.
     link:      upstream's issue, or line of code or documentation at a commit.
     what:      what AWS's code does. guard: what xattn does about it.
-    reachable: False where no call of xattn can meet it yet; `guard` then says what is missing.
+    callable_yet: False where no call of xattn can meet it yet; `guard` then says what is missing.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Rule:
     link: str
     what: str
     guard: str
-    reachable: bool = True
+    callable_yet: bool = True
 
 
 def line(repository: str, path: str, number: int) -> str:

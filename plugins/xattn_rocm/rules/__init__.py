@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 
+from xattn.plugin.constant import traced_as_constant
 from xattn_rocm.installation import Installation
-from xattn_rocm.rules import ck, installing, out_of_reach, rotary, routes, triton
+from xattn_rocm.rules import ck, installing, not_callable_yet, rotary, routes, triton
 from xattn_rocm.rules.rule import Rule
 
 __all__ = ["CHECKED", "RULES", "Rule", "holds", "within"]
 
 RULES: dict[str, Rule] = {
-    rule.name: rule for part in (installing, ck, routes, rotary, triton, out_of_reach) for rule in part.RULES
+    rule.name: rule for part in (installing, ck, routes, rotary, triton, not_callable_yet) for rule in part.RULES
 }
 
 # What the newest snapshot of each layout that the rules were checked against is called: it stands for an installation
@@ -36,12 +37,9 @@ def within(versions: str, installed: Installation) -> bool:
     return _within(versions, installed.version or CHECKED[installed.layout], installed.layout)
 
 
+@traced_as_constant
 def _within(versions: str, version: str, layout: str) -> bool:
     return _cached(versions, version, layout)
-
-
-# torch.compile takes the answer for a constant instead of tracing `packaging`.
-_within._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

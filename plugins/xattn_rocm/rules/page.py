@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from xattn_rocm.installation import Installation
-from xattn_rocm.rules import CHECKED, RULES, ck, holds, installing, out_of_reach, rotary, routes, triton
+from xattn_rocm.rules import CHECKED, RULES, ck, holds, installing, not_callable_yet, rotary, routes, triton
 from xattn_rocm.rules.rule import SNAPSHOT, Rule
 
 _PARTS = {
@@ -18,7 +18,7 @@ _PARTS = {
     "Which kernel aiter picks (`aiter`)": routes,
     "Triton kernels (`aiter-triton`)": triton,
     "Rotary embedding": rotary,
-    "Out of reach: of calls that xattn does not have yet": out_of_reach,
+    "Of calls that xattn does not have yet": not_callable_yet,
 }
 
 _PAGE = """# What is known of aiter's releases
@@ -46,8 +46,7 @@ def _table(rules: Iterable[Rule], *trees: Installation) -> str:
     lines = ["| rule | wheel | newest | what aiter does | what xattn does |", "| --- | --- | --- | --- | --- |"]
     for rule in rules:
         found = " | ".join("yes" if holds(rule.name, tree) else "no" for tree in trees)
-        guard = rule.guard.removeprefix("out of reach: ")
-        lines.append(f"| [{rule.name}]({rule.link}) | {found} | {_cell(rule.what)} | {_cell(guard)} |")
+        lines.append(f"| [{rule.name}]({rule.link}) | {found} | {_cell(rule.what)} | {_cell(rule.guard)} |")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ class Rule:
     versions:  the releases that have it, as a `packaging` specifier of >= and < alone; "" for every one from 0.1.7 on.
     link:      upstream's issue, pull request, or line of code at a commit.
     what:      what aiter does. guard: what xattn does about it.
-    reachable: False where no call of xattn can meet it yet; `guard` then says what is missing.
+    callable_yet: False where no call of xattn can meet it yet; `guard` then says what is missing.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Rule:
     link: str
     what: str
     guard: str
-    reachable: bool = True
+    callable_yet: bool = True
 
 
 def issue(number: int) -> str:

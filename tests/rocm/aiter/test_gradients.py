@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from xattn_rocm.aiter_triton.attention.mha import MODULES
 from xattn_rocm.installation import Installation, installation
-from xattn_rocm.triton.mha import MODULES
 
 import xattn
 

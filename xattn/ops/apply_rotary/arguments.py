@@ -15,6 +15,7 @@ from xattn.ops.shared import checks
 from xattn.ops.shared.checks import BNSH
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.request import dtype_name
+from xattn.plugin.symbolic import differ, holds
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -34,7 +35,7 @@ def _described(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleave
         _check_like_q(k, q, cos)
     for name, table in (("cos", cos), ("sin", sin)):
         _check_table(name, table, q)
-    if sin.shape != cos.shape:
+    if not checks.is_shape(sin.shape, cos.shape):
         raise InvalidArgumentError("sin", f"shape {tuple(sin.shape)}", f"{tuple(cos.shape)}, the shape of cos")
     if sin.dtype != cos.dtype:
         raise InvalidArgumentError("sin", dtype_name(sin.dtype), f"{dtype_name(cos.dtype)}, the dtype of cos")
@@ -73,7 +74,7 @@ def _check_rotated(name: str, x: Any) -> None:
 def _check_like_q(k: Tensor, q: Tensor, cos: Any) -> None:
     checks.check_like("k", k, "q", q)
     checks.check_size("k", "batch", k.shape[0], q.shape[0], "q")
-    if k.shape[1] != q.shape[1]:
+    if differ(k.shape[1], q.shape[1]):
         hint = "Keys at positions of their own take a call of their own: apply_rotary(k, None, cos_k, sin_k)."
         if k.shape[2] == q.shape[2] and isinstance(cos, Tensor) and cos.dim() > 1 and cos.shape[-2] == q.shape[2]:
             hint = f"q and k look like (batch, nheads, seqlen, headdim). {BNSH}"
@@ -96,7 +97,8 @@ def _check_table(name: str, table: Any, q: Tensor) -> None:
 def _check_table_shape(name: str, shape: tuple[int, ...], q: Tensor) -> None:
     batch, seqlen, nheads, headdim = q.shape
     rows = [(seqlen,), (batch, seqlen)]
-    if len(shape) > 1 and shape[:-1] in rows and shape[-1] >= 1 and 2 * shape[-1] <= headdim:
+    of_rows = any(checks.is_shape(shape[:-1], each) for each in rows)
+    if of_rows and not holds(shape[-1] < 1) and not holds(2 * shape[-1] > headdim):
         return
     hint = ""
     # Hugging Face's tables are (1, seqlen, headdim) for any batch.

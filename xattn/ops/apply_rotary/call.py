@@ -11,6 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from xattn.dispatch import plans
 from xattn.dispatch.choice import chosen, scoped
 from xattn.ops.apply_rotary.arguments import prepare
+from xattn.plugin.tensors import is_plain
 
 Rotated = tuple[Tensor, Tensor | None]
 
@@ -74,9 +75,10 @@ def apply_rotary(
     """
     if not is_dynamo_compiling():
         try:
+            nested = q.is_nested or cos.is_nested or sin.is_nested or (k is not None and k.is_nested)
             choice = _scope.get() if backend == "auto" else backend
-            check, run, planned = _recent[q.shape, k is None, interleaved, choice]
-        except (KeyError, TypeError, AttributeError):  # TypeError: a list of backends; AttributeError: q is no tensor
+            check, run, planned = _recent[None if nested else q.shape, k is None, interleaved, choice]
+        except (KeyError, TypeError, AttributeError):  # a list of backends; what is no tensor
             pass
         else:
             if check(q, cos, sin) if k is None else check(q, k, cos, sin):
@@ -95,9 +97,10 @@ def _serve(
     choice = chosen(backend)
     if is_dynamo_compiling():
         return plans.traced(prepare(q, k, cos, sin, interleaved=interleaved), choice)  # type: ignore[no-any-return]
-    slot = (getattr(q, "shape", None), k is None, interleaved, choice)
+    slot = (q.shape if is_plain(q) else None, k is None, interleaved, choice)
     every = (q, cos, sin) if k is None else (q, k, cos, sin)
     planned = _table.find(slot, every)
     if planned is None:
-        planned = _table.make(slot, every, prepare(q, k, cos, sin, interleaved=interleaved), choice)
+        prepared = prepare(q, k, cos, sin, interleaved=interleaved)
+        return _table.first(slot, every, prepared, choice)  # type: ignore[no-any-return]
     return planned(q, k, cos, sin)  # type: ignore[no-any-return]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -11,7 +12,8 @@ from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Feature, Vocabulary
-from xattn.plugin.request import Phase, Request, dtype_name
+from xattn.plugin.request import Phase, Request, TensorSpec, dtype_name
+from xattn.plugin.symbolic import holds, known
 
 RotaryFeature = Literal["interleaved", "partial", "batched", "empty"]
 
@@ -31,7 +33,7 @@ class RotaryRequest(Request):
         op="apply_rotary",
         features=(
             features.flag("interleaved"),
-            Feature("partial", lambda r: r.rotary_dim if r.rotary_dim != r.headdim else None),
+            Feature("partial", lambda r: None if known(r.rotary_dim == r.headdim) else r.rotary_dim),
             features.flag("batched", "Where all batch rows have the same positions, pass cos[0] and sin[0]."),
             features.EMPTY,
         ),
@@ -57,13 +59,19 @@ class RotaryRequest(Request):
     def sizes(self) -> dict[str, int]:
         return {"headdim": self.headdim, "rotary_dim": self.rotary_dim}
 
+    def results(self, tensors: Sequence[Any]) -> Any:
+        q = TensorSpec((self.batch, self.seqlen, self.nheads, self.headdim), self.dtype)
+        if self.nheads_k is None:
+            return q, None
+        return q, TensorSpec((self.batch, self.seqlen, self.nheads_k, self.headdim), self.dtype)
+
     @property
     def phase(self) -> Phase:
         return "train" if self.requires_grad else "inference"
 
     @property
     def empty(self) -> bool:
-        return self.batch == 0 or self.seqlen == 0
+        return holds(self.batch == 0) or holds(self.seqlen == 0)
 
     def __str__(self) -> str:
         parts = [f"q=({self.batch}, {self.seqlen}, {self.nheads}, {self.headdim})"]

@@ -14,6 +14,7 @@ from xattn.ops.attention.request import AttentionRequest
 from xattn.ops.shared import checks
 from xattn.ops.shared.softmax import Align, Window
 from xattn.plugin.devices import device_and_arch
+from xattn.plugin.symbolic import differ, holds
 
 
 def prepare(
@@ -103,12 +104,12 @@ def kind_of_align(align: Any, q: Tensor, k: Tensor) -> object:
     """What of an alignment decides a plan: of an offset, that it is one, and whether it lies inside."""
     if not isinstance(align, int) or isinstance(align, bool):
         return align
-    return "offset", all(isinstance(x, Tensor) and x.dim() == 4 for x in (q, k)) and _is_inside(align, q, k)
+    return "offset", all(checks.has_rank(x, 4) for x in (q, k)) and _is_inside(align, q, k)
 
 
 def _is_inside(off: int, q: Tensor, k: Tensor) -> bool:
     """Whether every query is aligned with a key."""
-    return bool(0 <= off <= k.shape[1] - q.shape[1])
+    return holds(off >= 0) and holds(off <= k.shape[1] - q.shape[1])
 
 
 def _check_main(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -131,11 +132,11 @@ def _check_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) ->
     checks.check_size("k", "batch", k[0], q[0], "q")
     checks.check_size("v", "batch", v[0], q[0], "q")
     checks.check_size("k", "headdim", k[3], q[3], "q")
-    if v[1] != k[1]:
+    if differ(v[1], k[1]):
         raise InvalidArgumentError("v", f"seqlen_k {v[1]}", f"{k[1]}, the seqlen_k of k", _transposed(q, k, v))
-    if v[2] != k[2]:
+    if differ(v[2], k[2]):
         raise InvalidArgumentError("v", f"nheads_k {v[2]}", f"{k[2]}, the nheads_k of k", _transposed(q, k, v))
-    if q[2] % k[2] != 0:
+    if holds(q[2] % k[2] != 0):
         want = f"a divisor of nheads, which is {q[2]}"
         raise InvalidArgumentError("k", f"nheads_k {k[2]}", want, _transposed(q, k, v))
 
@@ -187,9 +188,13 @@ def _of_another_dtype(name: str, tensor: Any) -> str:
     return "True = may attend: a mask of ones and zeros that means the same is mask.bool()."
 
 
+def _broadcasts(size: int, whole: int) -> bool:
+    return holds(size == 1) or not differ(size, whole)
+
+
 def _check_broadcast(name: str, shape: tuple[int, ...], full: tuple[int, ...]) -> None:
     """full: (batch, nheads, seqlen_q, seqlen_k)."""
-    if len(shape) <= 4 and all(size in (1, whole) for size, whole in zip(shape[::-1], full[::-1], strict=False)):
+    if len(shape) <= 4 and all(map(_broadcasts, shape[::-1], full[::-1])):
         return
     batch, _, seqlen_q, seqlen_k = full
     hint = ""
@@ -215,7 +220,7 @@ def check_values(
     On the CPU alone: on an accelerator it would stop the stream, and under torch.compile break the graph. May run
     before a call is described, so it passes over what that rejects.
     """
-    if not isinstance(k, Tensor) or k.dim() != 4:
+    if not checks.has_rank(k, 4):
         return
     if seqlens_k is not None and checks.readable(seqlens_k, torch.int32, torch.int64):
         low, high = (int(x) for x in torch.aminmax(seqlens_k))

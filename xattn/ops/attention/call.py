@@ -108,16 +108,18 @@ def attention(
     if not is_dynamo_compiling():
         choice = _scope.get() if backend == "auto" else backend
         # One look-up says which options are on, that no optional tensor is there (a tensor is never a key), and what
-        # ran last; the guard says whether these tensors are of the same kind. A model's layers all end here.
+        # ran last; the guard says whether these tensors are of the same kind. A model's layers all end here. Of a
+        # nested tensor the guard would end the process: its strides are a C++ exception that nobody catches.
         try:
+            nested = q.is_nested or k.is_nested or v.is_nested
             check, run, planned = _recent[
                 causal, window, align, scale, softcap, sinks, alibi_slopes, bias, mask, seqlens_k,
                 dropout_p, deterministic, return_lse, choice
             ]  # fmt: skip
-        except (KeyError, TypeError):  # TypeError: a window or backend given as a list
+        except (KeyError, TypeError, AttributeError):  # a list for a window or backend; q, k or v that is no tensor
             pass
         else:
-            if check(q, k, v):
+            if not nested and check(q, k, v):
                 try:
                     return run(q, k, v)  # type: ignore[no-any-return]
                 except Exception as error:
@@ -143,7 +145,8 @@ def _serve(
     every = (q, k, v, *tensors.values())
     planned = _table.find(slot, every)
     if planned is None:
-        planned = _table.make(slot, every, prepare(q, k, v, **tensors, **options), choice)
+        prepared = prepare(q, k, v, **tensors, **options)
+        return _table.first(slot, every, prepared, choice)  # type: ignore[no-any-return]
     given = {**tensors, "align": options["align"]}
     return planned(q, k, v, **{name: given[name] for name in planned.given})  # type: ignore[no-any-return]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from xattn.ops.shared.output import output
 from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of, wants_grad
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
 from xattn.plugin.request import Phase, TensorSpec, dtype_name
+from xattn.plugin.symbolic import holds, known
 
 AttentionFeature = Literal[
     "causal",
@@ -90,7 +93,7 @@ class AttentionRequest(SoftmaxRequest):
         """Whether another `align` is another answer."""
         if not self.positional:
             return False
-        return self.align == "offset" or self.seqlens_k is not None or self.seqlen_q != self.seqlen_k
+        return self.align == "offset" or self.seqlens_k is not None or not known(self.seqlen_q == self.seqlen_k)
 
     @property
     def any_grad(self) -> bool:
@@ -101,9 +104,13 @@ class AttentionRequest(SoftmaxRequest):
         wanted = super().wanted_grads()
         return [*wanted, "bias"] if wants_grad(self.bias) else wanted
 
+    def results(self, tensors: Sequence[Any]) -> Any:
+        out = TensorSpec((self.batch, self.seqlen_q, self.nheads, self.headdim_v), self.dtype)
+        return output(out, (self.batch, self.nheads, self.seqlen_q), self.return_lse)
+
     @property
     def empty(self) -> bool:
-        return self.batch == 0 or self.seqlen_q == 0 or self.seqlen_k == 0
+        return any(holds(size == 0) for size in (self.batch, self.seqlen_q, self.seqlen_k))
 
     @property
     def phase(self) -> Phase:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_compiling
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared.softmax import ALIGNS
 from xattn.plugin.request import TensorSpec, dtype_name
+from xattn.plugin.symbolic import differ, holds
 from xattn.plugin.tensors import is_plain
 
 BNSH = "Of a (batch, nheads, seqlen, headdim) tensor pass x.transpose(1, 2), which copies nothing."
@@ -25,12 +26,18 @@ def check_tensor(name: str, tensor: Any, want: str = "a torch.Tensor") -> None:
     if not isinstance(tensor, Tensor):
         raise InvalidArgumentError(name, type(tensor).__name__, want)
     if tensor.layout is not torch.strided or tensor.is_nested:
-        raise InvalidArgumentError(name, f"a tensor of layout {tensor.layout}", "a dense, strided torch.Tensor")
+        got = "a nested tensor" if tensor.is_nested else f"a tensor of layout {tensor.layout}"
+        raise InvalidArgumentError(name, got, "a dense, strided torch.Tensor")
+
+
+def has_rank(x: Any, rank: int) -> bool:
+    """Whether it is a tensor of so many sizes. A nested one raises when it is asked for a size."""
+    return isinstance(x, Tensor) and not x.is_nested and x.dim() == rank
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
     """The last dimension must be dense."""
-    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1 and tensor.numel() > 0:
+    if holds(tensor.stride(-1) != 1) and holds(tensor.shape[-1] > 1) and not holds(tensor.numel() == 0):
         hint = f"Call {name}.contiguous() first."
         raise InvalidArgumentError(name, f"strides {tensor.stride()}", "a dense last dimension", hint)
 
@@ -42,7 +49,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 def check_heads(name: str, tensor: Tensor) -> None:
     """At least one head, of at least one dimension: the last two sizes."""
-    if tensor.shape[-1] == 0 or tensor.shape[-2] == 0:
+    if holds(tensor.shape[-1] == 0) or holds(tensor.shape[-2] == 0):
         raise InvalidArgumentError(name, f"shape {tuple(tensor.shape)}", "at least one head and one dimension")
 
 
@@ -60,12 +67,12 @@ def check_device(name: str, tensor: Tensor, model: str, other: Tensor) -> None:
 
 
 def check_size(name: str, what: str, got: int, want: int, model: str, hint: str = "") -> None:
-    if got != want:
+    if differ(got, want):
         raise InvalidArgumentError(name, f"{what} {got}", f"{want}, the {what} of {model}", hint)
 
 
 def check_groups(nheads: int, nheads_k: int, hint: str = "") -> None:
-    if nheads % nheads_k != 0:
+    if holds(nheads % nheads_k != 0):
         raise InvalidArgumentError("k", f"nheads_k {nheads_k}", f"a divisor of nheads, which is {nheads}", hint)
 
 
@@ -121,14 +128,17 @@ def check_softcap(softcap: Any) -> None:
 def check_option(name: str, tensor: Any, q: Tensor, dtype: str, shapes: list[tuple[int, ...]], hint: str = "") -> None:
     """An optional tensor: its device is q's, its dtype of the kind named (a key of `_FITS`), its shape one of `shapes`
     where there are any."""
-    if not isinstance(tensor, Tensor):
-        raise InvalidArgumentError(name, type(tensor).__name__, "a torch.Tensor or None")
+    check_tensor(name, tensor, "a torch.Tensor or None")
     check_device(name, tensor, "q", q)
     if not _FITS[dtype](tensor.dtype):
         raise InvalidArgumentError(name, dtype_name(tensor.dtype), dtype, hint)
     shape = tuple(tensor.shape)
-    if shapes and shape not in shapes:
+    if shapes and not any(is_shape(shape, each) for each in shapes):
         raise InvalidArgumentError(name, f"shape {shape}", " or ".join(map(str, shapes)))
+
+
+def is_shape(shape: tuple[int, ...], want: tuple[int, ...]) -> bool:
+    return len(shape) == len(want) and not any(map(differ, shape, want))
 
 
 _FITS: dict[str, Callable[[torch.dtype], bool]] = {
@@ -187,10 +197,15 @@ def given_tensors(**named: Any) -> dict[str, Any]:
 
 def readable(tensor: Any, *dtypes: torch.dtype, on_device: bool = False) -> bool:
     """Whether a tensor has legal values to look at: a plain one, no fake one, none inside vmap, none that torch.compile
-    traces. On a device it would stop the stream: only where the caller asked for it."""
-    if is_dynamo_compiling() or not is_plain(tensor) or tensor.dtype not in dtypes or tensor.numel() == 0:
+    or torch.export traces. On a device it would stop the stream: only where the caller asked for it."""
+    if is_compiling() or _is_faked() or not is_plain(tensor) or tensor.dtype not in dtypes or tensor.numel() == 0:
         return False
     return on_device or bool(tensor.device.type == "cpu")
+
+
+def _is_faked() -> bool:
+    """Whether what is computed now gives fake tensors, of whatever."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 def short(value: object) -> str:

@@ -11,6 +11,7 @@ from torch.compiler import is_compiling
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks
+from xattn.plugin.symbolic import holds
 from xattn.plugin.tensors import is_plain
 
 
@@ -30,8 +31,8 @@ def bucket_of(size: Any) -> object:
 def are_cu_seqlens(*tensors: Any, device: torch.device | None = None) -> bool:
     """Whether they are sums of lengths, on the device where one is named."""
     return all(
-        isinstance(each, Tensor)
-        and (each.dim(), each.dtype) == (1, torch.int32)
+        checks.has_rank(each, 1)
+        and each.dtype == torch.int32
         and len(each) > 0
         and device in (None, each.device)
         for each in tensors
@@ -48,11 +49,11 @@ def bound(name: str, given: int | None, cu_seqlens: Tensor) -> int:
         if isinstance(given, torch.SymInt) or (isinstance(given, int) and not isinstance(given, bool) and given >= 0):
             return given
         raise InvalidArgumentError(name, checks.short(given), "an int >= 0, or None to read it from the lengths")
-    if cu_seqlens.numel() < 2:
+    if holds(cu_seqlens.numel() < 2):
         return 0
     if (where := _where_none_can_be_read(cu_seqlens)) is not None:
         raise InvalidArgumentError(name, f"None {where}", "an int", "There the lengths cannot be read.")
-    return int(cu_seqlens.diff().max())
+    return cu_seqlens.diff().max().item()  # type: ignore[return-value]
 
 
 def _where_none_can_be_read(cu_seqlens: Tensor) -> str | None:
@@ -68,7 +69,7 @@ def check_cu_seqlens(name: str, cu_seqlens: Any, q: Tensor) -> None:
     """Type, device, dtype and shape."""
     hint = f"Pass {name}.int()." if isinstance(cu_seqlens, Tensor) and cu_seqlens.dtype == torch.int64 else ""
     checks.check_option(name, cu_seqlens, q, "int32", [], hint)
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
+    if cu_seqlens.dim() != 1 or holds(cu_seqlens.shape[0] < 1):
         want = "(batch + 1,), beginning with 0"
         raise InvalidArgumentError(name, f"shape {tuple(cu_seqlens.shape)}", want)
 

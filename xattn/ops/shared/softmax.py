@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from xattn.plugin.request import Phase, Request, TensorSpec
+from xattn.plugin.symbolic import holds
 
 # Where a caller says that the diagonal is, by name.
 Align = Literal["bottom_right", "top_left"]
@@ -102,7 +103,7 @@ def wants_grad(spec: TensorSpec | None) -> bool:
 def phase_of(any_grad: bool, seqlen_q: int) -> Phase:
     if any_grad:
         return "train"
-    return "decode" if seqlen_q == 1 else "prefill"
+    return "decode" if holds(seqlen_q == 1) else "prefill"
 
 
 PHASES = ("train", "decode", "prefill")

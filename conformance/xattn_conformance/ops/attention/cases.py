@@ -128,6 +128,7 @@ def _case(
         grads=asked,
         variations=group.variations,
         features=opts.features(kept, size, asked),
+        since=group.since,
     )
 
 
@@ -149,5 +150,6 @@ def _knob(table: Table, row: KnobRow, dtype: str) -> Knob:
         shape=size,
         options=kept,
         features=opts.features(kept, size, ()),
+        since=row.since,
     )
     return Knob(name=row.feature, feature=row.feature, on=on, off=off)

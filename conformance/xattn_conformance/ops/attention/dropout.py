@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from xattn_conformance.problem import Array
+from xattn_conformance.array import Array
 from xattn_conformance.result import Check
 from xattn_conformance.tolerance.expected import Expected
 from xattn_conformance.tolerance.limits import limit

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import xattn
-from xattn_conformance.case import Case
+from xattn_conformance.array import Array
+from xattn_conformance.case import DTYPES, SUITES, Case, scores
+from xattn_conformance.golden.manifest import Manifest
 from xattn_conformance.inputs import philox
-from xattn_conformance.ops.attention import cases, dropout, variations
-from xattn_conformance.ops.attention import problem as problems
-from xattn_conformance.ops.base import Answer, Layout, Op, Switch, Variation, Wanted
+from xattn_conformance.mutants.mutant import Mutant, Right
+from xattn_conformance.ops.attention import anchors, cases, dropout, inputs, oracle, rowwise, variations
+from xattn_conformance.ops.attention.mutants.right import RIGHT
+from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
+from xattn_conformance.ops.attention.noise import forward, gradient
+from xattn_conformance.ops.attention.problem import Problem
+from xattn_conformance.ops.base import Layout, Op, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
-from xattn_conformance.problem import Array, Problem
 from xattn_conformance.result import Check
-from xattn_conformance.tolerance import forward, gradient
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
 
@@ -40,17 +44,17 @@ class AttentionOp(Op[Problem]):
         return cases.load()
 
     def problem(self, case: Case) -> Problem:
-        return problems.make(case)
+        return inputs.make(case)
 
     def inputs(self, problem: Problem) -> Mapping[str, NDArray[Any]]:
-        return problems.bits(problem)
+        return inputs.bits(problem)
 
     def expected(self, case: Case, problem: Problem, arithmetic: Arithmetic) -> Mapping[str, Expected]:
         rows = None if problem.grads else sampled_rows(case, problem)
         found = forward.expected(problem, arithmetic, rows)
         if rows is not None:
             # An average of values is no larger than the largest of them, in the rows that are not sampled as well.
-            seen = np.abs(problems.poisoned_with(problem, 0.0).v)
+            seen = np.abs(inputs.poisoned_with(problem, 0.0).v)
             found["out"] = replace(found["out"], most=1.01 * float(seen.max(initial=0.0)))
         if not problem.return_lse:
             del found["lse"]
@@ -107,12 +111,7 @@ class AttentionOp(Op[Problem]):
         return np.transpose(values, (0, 2, 1, 3))
 
     def digest(self, problem: Problem) -> str:
-        return problems.digest(problem)
-
-    def explain(self, call: Call, backend: str) -> Answer:
-        explanation = xattn.explain(xattn.attention, **call.arguments, backend=backend)
-        (candidate,) = [each for each in explanation.candidates if each.name == backend]
-        return Answer(explanation.request, candidate.reasons, candidate.kernel)
+        return inputs.digest(problem)
 
     def results(self, call: Call) -> Mapping[str, Layout]:
         q, v = call.tensors["q"], call.tensors["v"]
@@ -139,12 +138,32 @@ class AttentionOp(Op[Problem]):
             # The others sum over the batch.
             per_row=("out", "lse", "dq", "dk", "dv"),
             parts=("probe",) if case.family == "probe" else (),
+            by_chance=("dropout.share",) if self.by_chance(case) else (),
         )
 
     def vary(self, name: str, case: Case, problem: Problem, call: Call, device: str) -> Variation:
         if name == "poison":
-            return variations.other_inputs(self.call(case, problems.poisoned_with(problem, 0.0), device))
+            return variations.other_inputs(self.call(case, inputs.poisoned_with(problem, 0.0), device))
         return variations.VARIATIONS[name](call)
+
+    def mutants(self) -> Sequence[Mutant]:
+        return MUTANTS
+
+    def right_kernels(self) -> Sequence[Right]:
+        return RIGHT
+
+    def proved(self) -> Sequence[Case]:
+        later = [case for case in self.cases() if case.since != SUITES[0] and not case.grads]
+        one = [case for case in later if case.dtype == DTYPES[case.seed % len(DTYPES)]]
+        return [case for case in one if scores(case) <= anchors.SCORES_MAX]
+
+    def disagreement(self, problem: Problem) -> str:
+        (out, lse), (other, other_lse) = oracle.forward(problem), rowwise.forward(problem)
+        wrong = anchors.differ({"out": other, "lse": other_lse}, {"out": out, "lse": lse})
+        return f"by the other oracle, {wrong}" if wrong else ""
+
+    def verify_stored(self, manifest: Manifest, where: Path) -> Iterator[str]:
+        return anchors.verify(manifest, where)
 
     def knob_cases(self) -> Sequence[Case]:
         return [knob.on for knob in cases.knobs()]

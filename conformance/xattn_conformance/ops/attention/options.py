@@ -55,7 +55,7 @@ def title(options: Options) -> str:
     words = {"return_lse": "lse", "align": "top_left"}
     parts = []
     for name, value in options.items():
-        if value is True or name == "align":
+        if value is True or value == "top_left":
             parts.append(words.get(name, name))
         elif name == "window":
             parts.append("window=" + ":".join("open" if side is None else str(side) for side in value))
@@ -77,8 +77,11 @@ def features(options: Options, sizes: Sizes, grads: tuple[str, ...]) -> tuple[st
     used = set(options)
     if options.get("window") == [None, None]:
         used.remove("window")
-    if aligned:
-        used.add(options.get("align", "bottom_right"))
+    align = options.get("align", "bottom_right")
+    if isinstance(align, int) and positional:
+        used.add("offset")
+    elif aligned and isinstance(align, str):
+        used.add(align)
     if sizes["nheads_k"] != sizes["nheads"]:
         used.add("gqa")
     if sizes["headdim_v"] != sizes["headdim"]:
@@ -99,7 +102,8 @@ def hides(options: Options, sizes: Sizes) -> bool:
         return seqlen_k > 63
     if "seqlens_k" in options or options.get("mask") == "keys" or options.get("bias") == "holes":
         return True
-    off = 0 if options.get("align") == "top_left" else seqlen_k - seqlen_q
+    align = options.get("align", "bottom_right")
+    off = align if isinstance(align, int) else 0 if align == "top_left" else seqlen_k - seqlen_q
     left, right = band(options)
     return (left is not None and off - left > 0) or (right is not None and seqlen_q - 1 + off + right < seqlen_k - 1)
 
@@ -113,7 +117,7 @@ def check(table: Table, options: Options, sizes: Sizes, family: str, grads: tupl
             return f"{name} is {value!r}, not a float"
         if name in ("causal", "deterministic", "return_lse") and value is not True:
             return f"{name} is {value!r}, not true or false"
-    if options.get("align", "top_left") != "top_left":
+    if options.get("align", "top_left") != "top_left" and type(options["align"]) is not int:
         return f"align is {options['align']!r}"
     if options.get("softcap", 1.0) <= 0 or not 0 <= options.get("dropout_p", 0.0) < 1:
         return "softcap or dropout_p is out of range"

@@ -1,91 +1,52 @@
-"""From a case of attention to its inputs: the same bits on every machine."""
+"""The values of one attention call, as NumPy holds them: what `inputs.py` makes, and oracles and model kernels read."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_conformance.case import Case
-from xattn_conformance.inputs.draw import Draw
-from xattn_conformance.inputs.families import FAMILIES
-from xattn_conformance.inputs.formats import encode, round_to
-from xattn_conformance.inputs.visibility import poisoned_with as poisoned_with
-from xattn_conformance.ops.attention import recipes
-from xattn_conformance.problem import Problem
-
-# Float tensors by the format they are held in; "" is the dtype of q.
-_FORMATS = {
-    "q": "",
-    "k": "",
-    "v": "",
-    "sinks": "float32",
-    "alibi_slopes": "float32",
-    "bias": "",
-    "dout": "",
-    "dlse": "float32",
-}
-# Tensors of gradients by the names of xattn's GRADS.
-_WANTED = {"qkv": ("q", "k", "v"), "bias": ("bias",), "sinks": ("sinks",), "lse": ()}
+from xattn_conformance.array import Array
 
 
-def make(case: Case) -> Problem:
-    """Raises ValueError for an unknown family or recipe."""
-    if case.family not in FAMILIES:
-        raise ValueError(f"no family {case.family!r}; known: {', '.join(FAMILIES)}")
-    size, draw = case.shape, Draw(case.seed)
-    batch, seqlen_q, seqlen_k = size["batch"], size["seqlen_q"], size["seqlen_k"]
-    nheads, nheads_k = size["nheads"], size["nheads_k"]
-    options = dict(case.options)
-    options |= recipes.tensors(options, recipes.Sizes(batch, nheads, seqlen_q, seqlen_k), draw)
-    if options.get("window") is not None:
-        left, right = options["window"]
-        options["window"] = (left, right)
-    problem = Problem(
-        dtype=case.dtype,
-        q=draw.normal("q", (batch, seqlen_q, nheads, size["headdim"])),
-        k=draw.normal("k", (batch, seqlen_k, nheads_k, size["headdim"])),
-        v=draw.normal("v", (batch, seqlen_k, nheads_k, size["headdim_v"])),
-        **options,
-    )
-    problem = FAMILIES[case.family](problem, draw)
-    if case.grads:
-        problem = replace(
-            problem,
-            dout=draw.normal("dout", (batch, seqlen_q, nheads, size["headdim_v"])),
-            dlse=draw.normal("dlse", (batch, nheads, seqlen_q)) if "lse" in case.grads else None,
-            grads=tuple(name for asked in case.grads for name in _WANTED[asked]),
-        )
-    given = {name: getattr(problem, name) for name in _FORMATS}
-    rounded: dict[str, Any] = {name: round_to(v, _format(problem, name)) for name, v in given.items() if v is not None}
-    return replace(problem, **rounded)
+@dataclass(frozen=True)
+class Problem:
+    """A call in the contract's words. Pure data: what it means is the business of the oracles, each for itself.
 
+    Every float array is float64 and holds values that `dtype` (for sinks and slopes float32) represents exactly.
+    q:     (batch, seqlen_q, nheads, headdim)
+    k, v:  (batch, seqlen_k, nheads_k, headdim) and (..., headdim_v)
+    sinks: (nheads,); alibi_slopes: (nheads,) or (batch, nheads); seqlens_k: (batch,)
+    align: "bottom_right", "top_left", or the key that query 0 is aligned with
+    bias, mask: broadcastable to (batch, nheads, seqlen_q, seqlen_k)
+    dout:  (batch, seqlen_q, nheads, headdim_v), dlse: (batch, nheads, seqlen_q): the gradients that come in, in the
+           dtype of q and in float32; dlse is None where none flows through lse.
+    grads: which gradients are asked for: "q", "k", "v", "bias", "sinks".
+    """
 
-def bits(problem: Problem) -> dict[str, NDArray[Any]]:
-    """Every input tensor by name: floats as the codes of their format, mask as bool, seqlens_k as int32."""
-    given = {name: getattr(problem, name) for name in _FORMATS}
-    found: dict[str, NDArray[Any]] = {
-        name: encode(values, _format(problem, name)) for name, values in given.items() if values is not None
-    }
-    if problem.mask is not None:
-        found["mask"] = problem.mask
-    if problem.seqlens_k is not None:
-        found["seqlens_k"] = problem.seqlens_k.astype(np.int32)
-    return found
+    dtype: str
+    q: Array
+    k: Array
+    v: Array
+    causal: bool = False
+    window: tuple[int | None, int | None] | None = None
+    align: str | int = "bottom_right"
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: Array | None = None
+    alibi_slopes: Array | None = None
+    bias: Array | None = None
+    mask: NDArray[np.bool_] | None = None
+    seqlens_k: NDArray[np.int64] | None = None
+    dropout_p: float = 0.0
+    deterministic: bool = False
+    return_lse: bool = False
+    dout: Array | None = None
+    dlse: Array | None = None
+    grads: tuple[str, ...] = ()
 
-
-def digest(problem: Problem) -> str:
-    """sha256, in hex, over the name, dtype, shape and little-endian bits of every input tensor."""
-    running = hashlib.sha256()
-    for name, values in sorted(bits(problem).items()):
-        dtype = _format(problem, name) if name in _FORMATS else values.dtype.name
-        running.update(f"{name} {dtype} {'x'.join(map(str, values.shape))}\n".encode())
-        running.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
-    return running.hexdigest()
-
-
-def _format(problem: Problem, name: str) -> str:
-    return _FORMATS[name] or problem.dtype
+    @property
+    def scores_shape(self) -> tuple[int, int, int, int]:
+        """(batch, nheads, seqlen_q, seqlen_k)."""
+        return self.q.shape[0], self.q.shape[2], self.q.shape[1], self.k.shape[1]

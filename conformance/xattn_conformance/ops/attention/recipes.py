@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_conformance.array import Array
 from xattn_conformance.inputs.draw import Draw
-from xattn_conformance.problem import Array
 
 # Logarithms and powers by decimal arithmetic: libm's last bit differs between platforms.
 _DECIMAL = Context(prec=30)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from xattn_conformance.case import SHORT, Level
+from xattn_conformance.case import SHORT, SUITES, Level
 
 Axis = Literal["shapes", "families", "grads"]
 Variation = Literal["repeat", "batch", "strides", "padding", "poison"]
@@ -25,6 +25,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     grads: tuple[str, ...] = ("",)
     variations: tuple[Variation, ...] = ()
     in_turn: tuple[Axis, ...] = ()
+    since: str = SUITES[0]
 
 
 class Pairs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +55,7 @@ class KnobRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     on: dict[str, Any]
     off: dict[str, Any]
     family: str = "normal"
+    since: str = SUITES[0]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

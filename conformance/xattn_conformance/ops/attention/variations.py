@@ -24,7 +24,8 @@ def strides(call: Call) -> Variation:
     everything else cut out of a larger tensor full of NaN, at an odd offset."""
     tensors = {name: (transposed if name in ("q", "v") else inside)(tensor) for name, tensor in call.tensors.items()}
     incoming = {name: (transposed if name == "out" else inside)(tensor) for name, tensor in call.incoming.items()}
-    return Variation((replace(call, tensors=tensors, incoming=incoming),), _first)
+    other = replace(call, tensors=tensors, incoming=incoming)
+    return Variation("with the same values in another memory layout", (other,), _first)
 
 
 def batch(call: Call) -> Variation:
@@ -48,7 +49,7 @@ def batch(call: Call) -> Variation:
         return {name: torch.cat([each[name] for each in found]) for name in found[0] if name not in shared}
 
     calls = [replace(call, tensors=row(call.tensors, i), incoming=row(call.incoming, i)) for i in range(rows)]
-    return Variation(tuple(calls), gather)
+    return Variation("with each batch row called alone", tuple(calls), gather)
 
 
 def padding(call: Call) -> Variation:
@@ -72,12 +73,12 @@ def padding(call: Call) -> Variation:
             kept["dbias"] = kept["dbias"][..., :seqlen_k]
         return kept
 
-    return Variation((replace(call, tensors=tensors),), gather)
+    return Variation("with keys past seqlens_k appended", (replace(call, tensors=tensors),), gather)
 
 
 def other_inputs(call: Call) -> Variation:
     """A call on inputs that differ only where no query may look."""
-    return Variation((call,), _first)
+    return Variation("with other values where no query may look", (call,), _first)
 
 
 VARIATIONS: dict[str, Callable[[Call], Variation]] = {"strides": strides, "batch": batch, "padding": padding}

@@ -2,7 +2,8 @@
 
 `flash_attn_func` and `flash_attn_varlen_func` with aiter's signatures, as read at commit e4048607 of 2026-08-22: the
 kernel that aiter would pick on an arch (`routes`), and what its source says that it computes (`kernels`), where that is
-wrong as well. Where the source says nothing, as of rows that see no key, the answer is NaN: nobody may rely on it.
+wrong as well. The numbers are the suite's own: only what is wrong about them is aiter's. Where the source says nothing,
+as of rows that see no key, the answer is NaN: nobody may rely on it.
 
 `xattn_elsewhere.aiter.standin:gfx942` is an executor: to name an arch is to install the stand-in for it, in place of
 the module `aiter`, for the rest of the process.

@@ -1,7 +1,5 @@
-"""What the kernel that was picked makes of aiter's arguments, where that is wrong as well.
-
-Facts of CK are from its pipelines (ck_tile/ops/fmha) as aiter builds them, with CK_TILE_FMHA_FWD_FAST_EXP2=1.
-"""
+"""What the kernel that was picked makes of aiter's arguments, where that is wrong as well: the problem that it solves,
+and what it does to the right answer. Facts of CK are from its pipelines (ck_tile/ops/fmha) as aiter builds them."""
 
 from __future__ import annotations
 
@@ -11,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from xattn_conformance.problem import Array, Problem
+from xattn_conformance.array import Array
+from xattn_conformance.ops.attention.problem import Problem
 
 from xattn_elsewhere import exact
 from xattn_elsewhere.aiter.standin import routes
@@ -73,8 +72,9 @@ class Run:
             # Then no row is looked at for having seen nothing.
             out[(lse == -np.inf).swapaxes(1, 2)] = np.nan
         if self.scale <= 0 and problem.bias is None and problem.softcap is None:
-            # Without anything to add, keys are hidden before they are scaled, and a sink is divided by the scale.
-            lost = ~seen.all(axis=1) | (self.scale == 0 and problem.sinks is not None)
+            # Without anything to add, keys are hidden and the largest score is found before they are scaled, and a sink
+            # is divided by the scale: NaN, or exponentials that overflow.
+            lost = ~seen.all(axis=1) | (self.scale < 0 or problem.sinks is not None)
             out[:, lost], lse[..., lost] = np.nan, np.nan
         if self.kernel != "ck":
             # The source says nothing of rows that see no key.

@@ -1,8 +1,9 @@
 """A stand-in for AWS's NKI kernels, which run on Trainium and Inferentia alone.
 
-The signatures, layouts, checks and rounding of attention_cte and attention_bwd of the NKI library, of
+The signatures, layouts and checks of attention_cte and attention_bwd of the NKI library, of
 neuronx-distributed-inference's flash_fwd and of neuronxcc's flash_fwd and flash_attn_bwd, as their sources have them,
-and what these compute, where that is wrong as well. What a kernel leaves unwritten is NaN.
+and what these compute, where that is wrong as well. The numbers are the suite's own: only what is wrong about them is
+AWS's, coarse roundings among it. What a kernel leaves unwritten is NaN.
 
 `xattn_elsewhere.nki.standin:cte` is an executor for the kernels of the NKI library, `legacy` for neuronxcc's and
 `nxdi` for neuronx-distributed-inference's. To name one is to install the stand-in for the rest of the process, in place

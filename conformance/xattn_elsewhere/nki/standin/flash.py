@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 from xattn_elsewhere import exact
 from xattn_elsewhere.exact import Bools, array, rounded
@@ -54,9 +54,10 @@ class Flash:
             mask=computed & seen,
         )
         found = exact.filled(exact.forward(problem), problem, computed & ~seen, self.low)
-        # out is divided by what is kept of the sum, which is as good as lse is.
+        # out is divided by exp(lse - top), which is as good as what is kept of lse.
         kept = rounded(found.lse, self.kept)
-        values = found.out * np.exp(found.lse - kept).swapaxes(1, 2)[..., None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = found.out * (found.total * np.exp(found.top - kept)).swapaxes(1, 2)[..., None]
         values[:, broken], kept[..., broken] = np.nan, np.nan
         out[:batch, :nheads, :rows] = torch.from_numpy(values.swapaxes(1, 2)).to(self.kernel).to(out.dtype)
         lse[:batch, :nheads] = tiled(kept).to(lse_dtype)

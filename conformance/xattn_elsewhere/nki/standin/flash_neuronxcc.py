@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention.problem import Problem
 
 from xattn_elsewhere import exact
 from xattn_elsewhere.exact import array, rounded

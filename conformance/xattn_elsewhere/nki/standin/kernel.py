@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from xattn_conformance.problem import Array
+from xattn_conformance.array import Array
 
 Grid = tuple[int, ...]
 

@@ -1,0 +1,1 @@
+"""Attention kernels in NumPy, right ones and wrong ones."""

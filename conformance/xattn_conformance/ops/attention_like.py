@@ -1,0 +1,166 @@
+"""The bridge for ops that are attention in another layout: packed sequences, paged keys, chosen keys.
+
+Such an op says which attention problems its own problem is made of, one a sequence, and where their rows lie in its
+results. Goldens, noise and kernels, right ones and wrong ones, are attention's. The op adds its layout, cases and
+variations, and its own ways to go wrong.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+
+from xattn_conformance.array import Array
+from xattn_conformance.case import Case
+from xattn_conformance.inputs.draw import Draw
+from xattn_conformance.mutants.mutant import Mutant, Results, Right
+from xattn_conformance.ops.attention import rowwise
+from xattn_conformance.ops.attention.families import FAMILIES
+from xattn_conformance.ops.attention.inputs import rounded
+from xattn_conformance.ops.attention.mutants.masks import MASKS
+from xattn_conformance.ops.attention.mutants.options import ALIBI, LAYOUT, SCALE, SOFTCAP_AND_SINKS
+from xattn_conformance.ops.attention.mutants.returns import RETURNS
+from xattn_conformance.ops.attention.mutants.right import RIGHT
+from xattn_conformance.ops.attention.mutants.steps import STEPS
+from xattn_conformance.ops.attention.mutants.ways import answer
+from xattn_conformance.ops.attention.noise import forward
+from xattn_conformance.ops.attention.options import band as band
+from xattn_conformance.ops.attention.options import window as window
+from xattn_conformance.ops.attention.problem import Problem as Problem
+from xattn_conformance.ops.attention.recipes import Sizes, alibi_slopes, sinks
+from xattn_conformance.ops.attention.visibility import poisoned_with as poisoned_with
+from xattn_conformance.ops.base import Op
+from xattn_conformance.tolerance.arithmetic import Arithmetic
+from xattn_conformance.tolerance.expected import Expected
+
+P = TypeVar("P")
+
+# What a row of a result holds that belongs to no sequence.
+NOBODYS = {"out": 0.0, "lse": -np.inf}
+# Mutants of attention that one sequence can show: not those that take one batch row for another, nor those of options
+# that only padded batches have.
+_OF_BATCHES = ("seqlens", "alibi-of-row-0", "batch-of-row-0")
+_OF_SEQUENCES = tuple(
+    mutant
+    for mutant in (*MASKS, *SCALE, *SOFTCAP_AND_SINKS, *ALIBI, *LAYOUT, *STEPS, *RETURNS)
+    if not mutant.name.startswith(_OF_BATCHES)
+)
+
+
+class AttentionLikeOp(Op[P]):
+    """An op whose results are "out" and "lse" of attention problems, a batch of 1 each."""
+
+    @abstractmethod
+    def sequences(self, problem: P) -> list[Problem]:
+        """One attention problem a sequence."""
+
+    @abstractmethod
+    def joined(self, problem: P, name: str, parts: Sequence[Array], nobodys: float) -> Array:
+        """The result "out" or "lse" from its parts, (1, nheads, queries, columns) each, in the order of `sequences`;
+        rows of no sequence hold `nobodys`."""
+
+    @abstractmethod
+    def returns_lse(self, problem: P) -> bool:
+        """Whether the lse is asked for."""
+
+    def own_mutants(self) -> Sequence[Mutant]:
+        """Kernels that get the layout wrong."""
+        return ()
+
+    def expected(self, case: Case, problem: P, arithmetic: Arithmetic) -> Mapping[str, Expected]:
+        parts = [forward.expected(sequence, arithmetic) for sequence in self.sequences(problem)]
+        names = ("out", "lse") if self.returns_lse(problem) else ("out",)
+        return {name: self._expected(problem, name, [part[name] for part in parts]) for name in names}
+
+    def _expected(self, problem: P, name: str, parts: Sequence[Expected]) -> Expected:
+        def whole(arrays: Sequence[Array], nobodys: float = 0.0) -> Array:
+            return self.joined(problem, name, arrays, nobodys)
+
+        return Expected(
+            value=whole([part.value for part in parts], NOBODYS[name]),
+            sigma=whole([part.sigma for part in parts]),
+            slack=whole([np.broadcast_to(part.slack, part.value.shape) for part in parts]),
+            common=whole([np.zeros_like(part.value) if part.common is None else part.common for part in parts]),
+        )
+
+    def answer(self, problem: P, parts: Sequence[Results]) -> Results:
+        """Results of the op from those of its sequences; a kernel may have no lse to return."""
+        names = [name for name in NOBODYS if all(name in part for part in parts)]
+        return {name: self.joined(problem, name, [part[name] for part in parts], NOBODYS[name]) for name in names}
+
+    def mutants(self) -> Sequence[Mutant]:
+        return _all_mutants(self)
+
+    def right_kernels(self) -> Sequence[Right]:
+        return [_right(self, kernel) for kernel in RIGHT]
+
+
+def right_answer(problem: Problem, arithmetic: Arithmetic) -> Results:
+    """What a right kernel returns for one sequence."""
+    return answer(problem, arithmetic)
+
+
+def slow_answer(problem: Problem) -> Results:
+    """By the oracle that is written apart from the goldens' own, (1, nheads, queries, columns)."""
+    out, lse = rowwise.forward(problem)
+    return {"out": out.transpose(0, 2, 1, 3), "lse": lse[..., None]}
+
+
+def drawn(
+    family: str, draw: Draw, dtype: str, queries: tuple[int, int, int], keys: tuple[int, int, int], **options: Any
+) -> Problem:
+    """One sequence of a family of attention's: queries (seqlen_q, nheads, headdim), keys (seqlen_k, nheads_k,
+    headdim_v)."""
+    if family not in FAMILIES:
+        raise ValueError(f"no family {family!r}; known: {', '.join(FAMILIES)}")
+    problem = Problem(
+        dtype=dtype,
+        q=draw.normal("q", (1, *queries)),
+        k=draw.normal("k", (1, *keys[:2], queries[2])),
+        v=draw.normal("v", (1, *keys)),
+        **options,
+    )
+    return rounded(FAMILIES[family](problem, draw))
+
+
+def drawn_sinks(recipe: str, nheads: int, seqlen_k: int, draw: Draw) -> Array:
+    """(nheads,), by a recipe of attention's."""
+    return sinks(recipe, Sizes(1, nheads, 1, seqlen_k), draw).astype(np.float32).astype(np.float64)
+
+
+def drawn_slopes(recipe: str, batch: int, nheads: int, draw: Draw) -> Array:
+    """(nheads,) or (batch, nheads), by a recipe of attention's."""
+    return alibi_slopes(recipe, Sizes(batch, nheads, 1, 1), draw).astype(np.float32).astype(np.float64)
+
+
+@cache
+def _all_mutants(op: AttentionLikeOp[Any]) -> tuple[Mutant, ...]:
+    return (*op.own_mutants(), *(_inherited(op, mutant) for mutant in _OF_SEQUENCES))
+
+
+def _inherited(op: AttentionLikeOp[P], mutant: Mutant) -> Mutant:
+    """Attention's mutant on every sequence that shows it, and right on the others."""
+
+    def run(problem: P, arithmetic: Arithmetic) -> Results:
+        kernels = [(mutant.run if mutant.applies(each) else answer, each) for each in op.sequences(problem)]
+        return op.answer(problem, [kernel(each, arithmetic) for kernel, each in kernels])
+
+    def applies(problem: P) -> bool:
+        return any(mutant.applies(each) for each in op.sequences(problem))
+
+    return replace(mutant, name=f"{op.name}:{mutant.name}", run=run, applies=applies, inherited=True)
+
+
+def _right(op: AttentionLikeOp[P], kernel: Right) -> Right:
+    def run(problem: P) -> Results:
+        return op.answer(problem, [kernel.run(each) for each in op.sequences(problem)])
+
+    def serves(problem: P) -> bool:
+        return all(kernel.serves(each) for each in op.sequences(problem))
+
+    return Right(f"{op.name}: {kernel.name}", kernel.arithmetic, run, serves, inherited=True)

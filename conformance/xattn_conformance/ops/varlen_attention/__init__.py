@@ -1,0 +1,1 @@
+"""`xattn.varlen_attention`: its cases, inputs and layout; the rest is attention's."""

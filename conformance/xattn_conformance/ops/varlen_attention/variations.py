@@ -1,0 +1,123 @@
+"""Variations of a call of varlen_attention: other memory, other neighbours, more padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from xattn_conformance.ops.base import Tensors, Variation
+from xattn_conformance.ops.call import Call
+from xattn_conformance.ops.memory import inside
+
+# More than a kernel's tile, and odd.
+_EXTRA_ROWS = 65
+
+
+def strides(call: Call) -> Variation:
+    """The same values in other memory: q and v stored head by head, the others cut out of larger tensors."""
+    tensors = {
+        name: _by_head(tensor) if name in ("q", "v") else inside(tensor) for name, tensor in call.tensors.items()
+    }
+    other = replace(call, tensors=tensors)
+    return Variation("with the same values in another memory layout", (other,), lambda found: dict(found[0]))
+
+
+def batch(call: Call) -> Variation:
+    """Every sequence in a call of its own."""
+    count = call.tensors["cu_seqlens_q"].shape[0] - 1
+    parts = [_picked(call, [b]) for b in range(count)]
+
+    def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
+        return _laid_out(call, range(count), found)
+
+    return Variation("with each sequence called alone", tuple(parts), gather)
+
+
+def order(call: Call) -> Variation:
+    """The last sequence first."""
+    count = call.tensors["cu_seqlens_q"].shape[0] - 1
+    turned = list(range(count))[::-1]
+
+    def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
+        lengths = _lengths(call.tensors["cu_seqlens_q"])
+        used, sizes = sum(lengths), [lengths[b] for b in turned]
+        split = {
+            name: tensor.narrow(_tokens(name), 0, used).split(sizes, _tokens(name)) for name, tensor in found[0].items()
+        }
+        parts = [{name: pieces[n] for name, pieces in split.items()} for n in range(count)]
+        return _laid_out(call, turned, parts)
+
+    return Variation("with the sequences in another order", (_picked(call, turned),), gather)
+
+
+def padding(call: Call) -> Variation:
+    """More rows after the last sequence, all NaN."""
+    tensors = dict(call.tensors)
+    total_q = tensors["q"].shape[0]
+    for name in ("q", "k", "v"):
+        more = torch.full((_EXTRA_ROWS, *tensors[name].shape[1:]), float("nan"))
+        tensors[name] = torch.cat([tensors[name], more.to(tensors[name])])
+
+    def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
+        return {name: tensor.narrow(_tokens(name), 0, total_q) for name, tensor in found[0].items()}
+
+    return Variation("with rows after the last sequence appended", (replace(call, tensors=tensors),), gather)
+
+
+VARIATIONS: dict[str, Callable[[Call], Variation]] = {
+    "strides": strides,
+    "batch": batch,
+    "order": order,
+    "padding": padding,
+}
+
+
+def _tokens(name: str) -> int:
+    """The dimension of a result that counts tokens."""
+    return 1 if name == "lse" else 0
+
+
+def _by_head(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _lengths(cu_seqlens: Tensor) -> list[int]:
+    return cu_seqlens.diff().tolist()
+
+
+def _picked(call: Call, which: Sequence[int]) -> Call:
+    """The call of some sequences, in an order, without padding."""
+    given = call.tensors
+    at_q = given["cu_seqlens_q"].tolist()
+    at_k = given.get("cu_seqlens_k", given["cu_seqlens_q"]).tolist()
+    tensors = dict(given)
+    tensors["q"] = torch.cat([given["q"][at_q[b] : at_q[b + 1]] for b in which] or [given["q"][:0]])
+    for name in ("k", "v"):
+        tensors[name] = torch.cat([given[name][at_k[b] : at_k[b + 1]] for b in which] or [given[name][:0]])
+    for name in ("cu_seqlens_q", "cu_seqlens_k"):
+        if name in given:
+            lengths = given[name].diff()[list(which)]
+            tensors[name] = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(given[name])
+    # What has one number a sequence.
+    if "align" in given:
+        tensors["align"] = given["align"][list(which)]
+    if "alibi_slopes" in given and given["alibi_slopes"].ndim == 2:
+        tensors["alibi_slopes"] = given["alibi_slopes"][list(which)]
+    return replace(call, tensors=tensors)
+
+
+def _laid_out(call: Call, which: Sequence[int], parts: Sequence[Tensors]) -> dict[str, Tensor]:
+    """Results of the call from those of its sequences; what belongs to none is as the contract has it."""
+    starts, total_q = call.tensors["cu_seqlens_q"].tolist(), call.tensors["q"].shape[0]
+    whole: dict[str, Tensor] = {}
+    for b, part in zip(which, parts, strict=True):
+        for name, tensor in part.items():
+            shape = list(tensor.shape)
+            shape[_tokens(name)] = total_q
+            fill = float("-inf") if name == "lse" else 0.0
+            whole.setdefault(name, torch.full(shape, fill, dtype=tensor.dtype, device=tensor.device))
+            whole[name].narrow(_tokens(name), starts[b], tensor.shape[_tokens(name)]).copy_(tensor)
+    return whole

@@ -1,1 +1,0 @@
-"""The flash_fwd kernels from before the NKI library."""

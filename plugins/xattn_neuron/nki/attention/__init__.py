@@ -1,0 +1,1 @@
+"""`attention` by the NKI library's `attention_cte` and `attention_bwd`."""

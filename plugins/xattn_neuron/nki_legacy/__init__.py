@@ -1,0 +1,1 @@
+"""The backend `nki-legacy`: AWS's kernels from before the NKI library."""

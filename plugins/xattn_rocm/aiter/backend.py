@@ -1,0 +1,17 @@
+"""The `aiter` backend."""
+
+from __future__ import annotations
+
+from xattn import Backend
+from xattn_rocm.aiter.apply_rotary import AiterRotary
+from xattn_rocm.aiter.attention.kernel import AiterAttention
+from xattn_rocm.installation import describe
+
+
+class AiterBackend(Backend):
+    name = "aiter"
+    api_version = 1
+    kernels = (AiterAttention(), AiterRotary())
+
+    def info(self) -> dict[str, str]:
+        return {"aiter": describe()}

@@ -1,0 +1,1 @@
+"""The backend `aiter-triton`: aiter's Triton kernels."""

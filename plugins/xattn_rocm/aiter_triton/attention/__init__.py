@@ -1,0 +1,1 @@
+"""`attention` by two of aiter's Triton kernels: `mha.flash_attn_func` and `unified_attention`."""

@@ -1,0 +1,17 @@
+"""The `aiter-triton` backend."""
+
+from __future__ import annotations
+
+from xattn import Backend
+from xattn_rocm.aiter_triton.attention.mha import MhaAttention
+from xattn_rocm.aiter_triton.attention.unified import UnifiedAttention
+from xattn_rocm.installation import describe
+
+
+class AiterTritonBackend(Backend):
+    name = "aiter-triton"
+    api_version = 1
+    kernels = (MhaAttention(), UnifiedAttention())
+
+    def info(self) -> dict[str, str]:
+        return {"aiter": describe()}

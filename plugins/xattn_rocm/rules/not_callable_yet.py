@@ -1,0 +1,195 @@
+"""Rules that no call of xattn can meet yet: listed, so that whoever adds the call finds them."""
+
+from __future__ import annotations
+
+from xattn_rocm.rules.rule import Rule, issue, line, pull
+
+_MHA = "aiter/ops/mha.py"
+_TRITON = "aiter/ops/triton/attention"
+_VARLEN = "no kernel of aiter's is behind varlen_attention yet."
+_PAGED = "xattn has no paged cache yet."
+_MLA = "xattn has no MLA yet."
+
+
+def _rule(name: str, backend: str, versions: str, link: str, what: str, guard: str) -> Rule:
+    return Rule(name, backend, versions, link, what, guard, callable_yet=False)
+
+
+RULES = (
+    _rule(
+        "v3-drops-sink-tokens",
+        "aiter",
+        ">=0.1.8",
+        line(_MHA, 1815),
+        "ASM v3 is chosen without a look at the window's third number and computes without the sink tokens.",
+        "xattn has no sink tokens; it never passes a third number.",
+    ),
+    _rule(
+        "varlen-block-table-crash",
+        "aiter",
+        "",
+        line(_MHA, 814),
+        "flash_attn_varlen_func with block_table dies on UnboundLocalError: filter_fwd, unless ASM v3 takes it.",
+        _PAGED,
+    ),
+    _rule(
+        "varlen-v3-drops-sinks",
+        "aiter",
+        ">=0.1.10",
+        line(_MHA, 2835),
+        "As v3-drops-sinks, and without the bound of 128 queries.",
+        _VARLEN,
+    ),
+    _rule(
+        "varlen-fallback-drops-arguments",
+        "aiter",
+        ">=0.1.13",
+        line(_MHA, 3623),
+        "With ENABLE_CK=0 flash_attn_varlen_func drops logits_soft_cap, min_seqlen_q and the padded lengths.",
+        "xattn calls nothing with ENABLE_CK=0 set.",
+    ),
+    _rule(
+        "triton-varlen-ignores-out",
+        "aiter-triton",
+        "",
+        line(f"{_TRITON}/mha.py", 842),
+        "flash_attn_varlen_func ignores out and block_table.",
+        _VARLEN,
+    ),
+    _rule(
+        "triton-varlen-lse-layout",
+        "aiter-triton",
+        "",
+        line(f"{_TRITON}/mha.py", 173),
+        "The lse of flash_attn_varlen_func is (total_q, nheads), where aiter's own other function has it turned.",
+        _VARLEN,
+    ),
+    _rule(
+        "triton-kvcache-causal-default",
+        "aiter-triton",
+        ">=0.1.10",
+        line(f"{_TRITON}/mha.py", 949),
+        "flash_attn_with_kvcache is causal by default, and raises NotImplementedError for softcap.",
+        _PAGED,
+    ),
+    _rule(
+        "pa-asm-has-no-scale",
+        "aiter",
+        "",
+        line("aiter/ops/attention.py", 129),
+        "pa_fwd_asm has no scale: 1/sqrt(128) whatever the model says.",
+        _PAGED,
+    ),
+    _rule(
+        "pa-common-drops-scale",
+        "aiter",
+        ">=0.1.10.post1",
+        line("aiter/ops/attention.py", 193),
+        "paged_attention_common drops scale where it chooses ASM.",
+        _PAGED,
+    ),
+    _rule(
+        "pa-asm-any-headdim",
+        "aiter",
+        "<0.1.12",
+        pull(2273),
+        "The ASM of paged attention is chosen for other headdims than its 128: wrong results.",
+        _PAGED,
+    ),
+    _rule(
+        "pa-asm-block-65536",
+        "aiter",
+        "<0.1.17",
+        issue(3062),
+        "The ASM of paged attention keeps 16 bits of a block's number: silently the wrong page from 65536 on.",
+        _PAGED,
+    ),
+    _rule(
+        "paged-attn-module-broken",
+        "aiter",
+        "",
+        line("aiter/paged_attn.py", 113),
+        "aiter.paged_attn asks for a GPU while it is imported; its paged_attention_v1 and _v2 cannot be called.",
+        _PAGED,
+    ),
+    _rule(
+        "chunked-prefill-scale",
+        "aiter-triton",
+        "",
+        line(f"{_TRITON}/chunked_pa_prefill.py", 72),
+        "chunked_prefill_paged_decode's default scale is 1/sqrt(nheads).",
+        _PAGED,
+    ),
+    _rule(
+        "lean-attention-broken",
+        "aiter-triton",
+        "",
+        line(f"{_TRITON}/lean_atten.py", 87),
+        "persistent_lean_attention calls a function that moved away: AttributeError, always.",
+        _PAGED,
+    ),
+    _rule(
+        "lean-attention-scale",
+        "aiter-triton",
+        ">=0.1.7.post3",
+        line(f"{_TRITON}/lean_atten.py", 196),
+        "Lean attention takes sm_scale and computes with 1/sqrt(headdim).",
+        _PAGED,
+    ),
+    _rule(
+        "pod-attention-broken",
+        "aiter-triton",
+        "",
+        line(f"{_TRITON}/pod_attention.py", 6),
+        "pod_attention does not import.",
+        _PAGED,
+    ),
+    _rule(
+        "two-context-attention-fwd",
+        "aiter-triton",
+        "",
+        line(f"{_TRITON}/prefill_attention.py", 33),
+        "Two functions are called context_attention_fwd and take other arguments.",
+        _PAGED,
+    ),
+    _rule(
+        "mla-page-size",
+        "aiter",
+        "",
+        issue(2996),
+        "mla_decode_fwd in bfloat16 with page_size over 1 is silently wrong where no kernel for it is shipped.",
+        _MLA,
+    ),
+    _rule(
+        "mla-head-counts",
+        "aiter",
+        "",
+        issue(4752),
+        "Numbers of heads without a kernel end in a GPU fault.",
+        _MLA,
+    ),
+    _rule(
+        "mla-32-bit-offsets",
+        "aiter",
+        "",
+        issue(5765),
+        "mla_decode_fwd reads the wrong memory from 4 GiB past the start of the cache on.",
+        _MLA,
+    ),
+    _rule(
+        "mla-no-softcap",
+        "aiter",
+        "",
+        line("aiter/mla.py", 560),
+        "mla_decode_fwd has logit_cap and asserts that it is off.",
+        _MLA,
+    ),
+    _rule(
+        "fp8-dtype-of-unknown-arch",
+        "both",
+        "",
+        line("aiter/utility/dtypes.py", 27),
+        "aiter.dtypes.fp8 is uint8 on an arch that it does not know, e4m3fnuz on gfx942, e4m3fn elsewhere.",
+        "xattn takes no fp8 tensors yet.",
+    ),
+)

@@ -1,0 +1,45 @@
+"""Questions about sizes that a tracer may not know.
+
+torch.compile and torch.export keep sizes symbolic. To branch on one puts a guard into the graph, which then serves the
+sizes of that branch alone. A size that comes out of the data (the rows of `x[mask]`, an `.item()`) is known only when
+the graph runs: to branch on it raises. So ask these functions, and let False be the way that is right for every size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.compiler import is_dynamo_compiling
+
+# torch.fx is imported where a size may be symbolic alone: it takes half a second.
+
+
+def holds(condition: Any) -> bool:
+    """Whether a comparison of sizes holds; False where only the run of the graph can tell. Of other symbolic sizes it
+    is a guard."""
+    if not is_dynamo_compiling() and isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(condition)
+
+
+def known(condition: Any) -> bool:
+    """Whether a comparison of sizes holds for all of them that the graph serves; never a guard."""
+    if not is_dynamo_compiling() and isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Whether two sizes that must be equal are not. What only the run of the graph can tell, the graph checks."""
+    unequal = one != other
+    if not is_dynamo_compiling() and isinstance(unequal, bool):
+        return unequal
+    if holds(unequal):
+        return True
+    torch._check(one == other)
+    return False
