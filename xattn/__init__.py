@@ -8,6 +8,7 @@ installed.
 
 from xattn.dispatch.choice import use_backend
 from xattn.errors import (
+    BrokenBackendError,
     BrokenBackendWarning,
     InvalidArgumentError,
     SlowBackendWarning,
@@ -30,6 +31,7 @@ __all__ = [
     "AttentionOutput",
     "AttentionRequest",
     "Backend",
+    "BrokenBackendError",
     "BrokenBackendWarning",
     "Capabilities",
     "Explanation",

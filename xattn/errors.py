@@ -44,6 +44,19 @@ class UnknownBackendError(XattnError, LookupError):
     """`backend=`, `use_backend` or XATTN_BACKEND names something that is not there."""
 
 
+class BrokenBackendError(XattnError, RuntimeError):
+    """A backend's plan returned something else than the op promises: another type, dtype, shape or device. Raised before
+    the caller sees it; the plan is not kept."""
+
+    def __init__(self, backend: str, got: str, want: str, request: Request) -> None:
+        self.backend, self.got, self.want, self.request = backend, got, want, request
+        hint = f"Report it to the backend's authors; XATTN_DISABLE={backend} sets it aside."
+        super().__init__(f"xattn's backend {backend!r} returned {got}, want {want}, for {request}. {hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.got, self.want, self.request)
+
+
 class SlowBackendWarning(UserWarning):
     """`auto` had to give a large problem to a backend that holds the whole score matrix."""
 

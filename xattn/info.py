@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from xattn.dispatch import choice
-from xattn.dispatch.registry import PLUGIN_ERRORS, Entry, raised, registry
+from xattn.dispatch.failures import is_plugins, raised
+from xattn.dispatch.registry import Entry, registry
 from xattn.plugin.backend import API_VERSION
 from xattn.version import __version__
 
@@ -61,7 +62,9 @@ def _account(entry: Entry, problems: list[str]) -> dict[str, str]:
     # A plugin's code: its failure belongs in the table, not in the user's face.
     try:
         return {str(key): str(value) for key, value in entry.backend.info().items()}
-    except PLUGIN_ERRORS as error:
+    except BaseException as error:
+        if not is_plugins(error):
+            raise
         problems.append(f"{entry.name}: info() raised {raised(error)}")
         return {}
 

@@ -51,7 +51,8 @@ PLACES = """
                     for key, tensor in named.items():
                         if isinstance(tensor, torch.Tensor):
                             refused += refuse(function, tensors, {{**named, key: wrong}}, wrong)
-                    refused += refuse(function, [wrong if isinstance(x, torch.Tensor) else x for x in tensors], named, wrong)
+                    everywhere = [wrong if isinstance(x, torch.Tensor) else x for x in tensors]
+                    refused += refuse(function, everywhere, named, wrong)
     print(refused)
 """
 

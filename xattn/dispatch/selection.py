@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from xattn.dispatch.choice import Choice, allowed
-from xattn.dispatch.registry import PLUGIN_ERRORS, Entry, by_rank, raised, rank, registry
+from xattn.dispatch.failures import is_plugins, raised
+from xattn.dispatch.registry import Entry, by_rank, rank, registry
 from xattn.errors import BrokenBackendWarning, SlowBackendWarning, UnsupportedError
 from xattn.plugin.backend import Kernel
 from xattn.plugin.reasons import Reason
@@ -42,7 +43,9 @@ def _asked(entry: Entry, kernel: Kernel[Any], request: Request) -> list[Reason]:
     try:
         rank(kernel, request)  # `auto` has sorted by it, so its failure counts too
         reasons = kernel.reasons(request)
-    except PLUGIN_ERRORS as error:
+    except BaseException as error:
+        if not is_plugins(error):
+            raise
         return [_broken(entry, f"reasons() raised {raised(error)}")]
     if not isinstance(reasons, list) or not all(isinstance(reason, Reason) for reason in reasons):
         return [_broken(entry, f"reasons() returned {reasons!r:.80}")]

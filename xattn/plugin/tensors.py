@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def is_plain(tensor: object) -> bool:
-    """Whether a tensor has values to look at, and plans may be remembered for it: no subclass, no functorch wrapper, none
-    of another layout. Of a nested tensor torch's guard would end the process."""
+    """Whether a tensor has values to look at, and plans may be remembered for it: no subclass, no functorch wrapper, no
+    other layout. Of a nested tensor torch's guard would end the process."""
     return (
         isinstance(tensor, Tensor)
         and type(tensor) in (Tensor, torch.nn.Parameter)

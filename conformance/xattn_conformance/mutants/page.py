@@ -12,7 +12,7 @@ from xattn_conformance.case import DTYPES
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.render import METRICS, by_mutant, fraction, grouped, metric_of, nearest, percent
 from xattn_conformance.mutants.table import Outcome, survivors
-from xattn_conformance.mutants.zoo import MUTANTS, RIGHT
+from xattn_conformance.mutants.zoo import OWN, RIGHT
 from xattn_conformance.result import SUITE
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 
@@ -40,6 +40,12 @@ Their out and lse are right.
 
 {backward}
 
+## In other layouts
+
+Ops that are attention in another layout inherit its mutants, and their cases must kill each of them as well.
+
+{inherited}
+
 ## Right in a dtype
 
 There is nothing to catch: in this dtype the mistake is none.
@@ -64,7 +70,10 @@ checks, on the same cases. *nearest* is the largest value of a check relative to
 
 def page(outcomes: Sequence[Outcome], right: Sequence[Outcome], command: str, cases: str) -> str:
     """command: what makes the page; cases: which cases it is about."""
-    backward = {mutant.name for mutant in MUTANTS if mutant.backward}
+    backward = {mutant.name for mutant in OWN if mutant.backward}
+    own = {mutant.name for mutant in OWN}
+    inherited = [outcome for outcome in outcomes if outcome.kernel not in own]
+    outcomes = [outcome for outcome in outcomes if outcome.kernel in own]
     return _PAGE.format(
         command=command,
         suite=SUITE,
@@ -73,7 +82,8 @@ def page(outcomes: Sequence[Outcome], right: Sequence[Outcome], command: str, ca
         summary=_summary(outcomes, right),
         forward=_mutants([outcome for outcome in outcomes if outcome.kernel not in backward]),
         backward=_mutants([outcome for outcome in outcomes if outcome.kernel in backward]),
-        equivalent=_table(["mutant", "dtype", "why"], _equivalents(MUTANTS)),
+        inherited=_inherited(inherited),
+        equivalent=_table(["mutant", "dtype", "why"], _equivalents(OWN)),
         checks=_checks(outcomes),
         right=_right(right),
     )
@@ -82,7 +92,7 @@ def page(outcomes: Sequence[Outcome], right: Sequence[Outcome], command: str, ca
 def _summary(outcomes: Sequence[Outcome], right: Sequence[Outcome]) -> str:
     alive = Counter(dtype for _, dtype in survivors(outcomes))
     shown = Counter(dtype for _, dtype in {(outcome.kernel, outcome.dtype) for outcome in outcomes})
-    wanted = Counter(dtype for mutant in MUTANTS for dtype in DTYPES if dtype not in mutant.equivalent_in)
+    wanted = Counter(dtype for mutant in OWN for dtype in DTYPES if dtype not in mutant.equivalent_in)
     runs, alarms = grouped(outcomes, lambda outcome: outcome.dtype), grouped(right, lambda outcome: outcome.dtype)
     lines = [
         ["mutants killed", *(f"**{shown[dtype] - alive[dtype]} of {wanted[dtype]}**" for dtype in DTYPES)],
@@ -93,7 +103,7 @@ def _summary(outcomes: Sequence[Outcome], right: Sequence[Outcome]) -> str:
 
 
 def _mutants(outcomes: Sequence[Outcome]) -> str:
-    wrong = {mutant.name: mutant.wrong for mutant in MUTANTS}
+    wrong = {mutant.name: mutant.wrong for mutant in OWN}
     lines = []
     for name, some in by_mutant(outcomes).items():
         dtypes = grouped(some, lambda outcome: outcome.dtype)
@@ -102,6 +112,17 @@ def _mutants(outcomes: Sequence[Outcome]) -> str:
         cells = [fraction(dtypes.get(dtype, ())) or "right" for dtype in DTYPES]
         lines.append([f"`{name}`", wrong[name], *cells, f"{most} ({checks[most]})" if most else "nothing"])
     return _table(["mutant", "what is wrong", *DTYPES, "most often by"], lines)
+
+
+def _inherited(outcomes: Sequence[Outcome]) -> str:
+    """A line for each op: how many of the mutants were killed that some case showed."""
+    alive = set(survivors(outcomes))
+    lines = []
+    for op, some in grouped(outcomes, lambda outcome: outcome.case.partition("/")[0]).items():
+        shown = {(outcome.kernel, outcome.dtype) for outcome in some}
+        counts = [[key for key in shown if key[1] == dtype] for dtype in DTYPES]
+        lines.append([f"`{op}`", *(f"{len(set(keys) - alive)} of {len(keys)}" for keys in counts)])
+    return _table(["op", *DTYPES], lines)
 
 
 def _equivalents(mutants: Iterable[Mutant]) -> list[list[str]]:
@@ -121,7 +142,7 @@ def _checks(outcomes: Sequence[Outcome]) -> str:
 def _right(outcomes: Sequence[Outcome]) -> str:
     groups = grouped(outcomes, lambda outcome: outcome.kernel)
     lines = []
-    for kernel in RIGHT:
+    for kernel in (kernel for kernel in RIGHT if not kernel.inherited):
         some = groups.get(kernel.name, [])
         dtypes = grouped(some, lambda outcome: outcome.dtype)
         cells = [fraction(dtypes.get(dtype, ())) for dtype in DTYPES]

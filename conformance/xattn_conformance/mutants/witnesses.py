@@ -1,4 +1,4 @@
-"""For every mutant that is an op's own the cheap cases that kill it: what admission and canaries run.
+"""For every mutant the cheap cases that kill it: what admission and canaries run.
 
 `python -m xattn_conformance.mutants.witnesses [OP ...]` finds them again, after cases, limits or mutants have changed.
 """
@@ -122,8 +122,7 @@ def write(op: Op[Any]) -> list[str]:
     """Find the witnesses of an op's mutants, and write them into its room. Returns the mutants that have none."""
     kills: dict[str, list[Kill]] = {}
     small = [case for case in op.cases() if scores(case) <= SCORES_MAX]
-    own = [mutant for mutant in op.mutants() if not mutant.inherited]
-    for number, kills in enumerate(search(small, own)):
+    for number, kills in enumerate(search(small, op.mutants())):
         waiting = sum(not enough(some) for some in kills.values())
         print(f"{op.name}, {(number + 1) * _WAVE} cases: {waiting} of {len(kills)} mutants need more", file=sys.stderr)
     found = {name: choose(some) for name, some in kills.items()}

@@ -22,9 +22,10 @@ _OUTSIDE = {
     Tensor.dim,
 }
 
-# Adding a mask to scores, or scaling it, is what a model does that computes attention by itself and takes the mask for
-# a float one. bool + float is legal in torch, and silently wrong there.
-_ARITHMETIC = {"add", "add_", "__add__", "__radd__", "__iadd__", "mul", "mul_", "__mul__", "__rmul__", "__imul__"}
+# Some models compute attention by themselves in one part and call an implementation in another. There they add the
+# mask to their scores, for which bool + float is legal in torch and silently wrong.
+_SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+_PRODUCTS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__"}
 
 
 class DescribedMask(Tensor):
@@ -36,8 +37,9 @@ class DescribedMask(Tensor):
     visible: bool (batch or 1, 1, seqlen_q or 1, seqlen_k): what else must hold, padding for example. None: nothing.
 
     transformers knows masks by their shape (a tensor of 4 dimensions is handed on as it is), cuts queries out of them,
-    and moves them to other devices: all of this the description can do. Any other operation gets the real tensor, made
-    for it. A sum or product with floats raises InvalidArgumentError, as does a change in place.
+    and moves them to other devices: all of this the description can do. A sum with a float tensor gets the mask that is
+    meant there, 0 where a query may attend and the lowest number elsewhere. Any other operation gets the real bool
+    tensor, made for it. A product with floats raises InvalidArgumentError, as does a change in place.
     """
 
     offset: int | None
@@ -90,6 +92,8 @@ class DescribedMask(Tensor):
             if kept is not None:
                 return kept
             _check(func.__name__, args, kwargs)
+            if func.__name__ in _SUMS and len(args) == 2:
+                return func(*_summands(*args), **kwargs)
             return func(*_real(args), **_real(kwargs))
 
 
@@ -139,13 +143,25 @@ def _real(item: Any) -> Any:
 
 
 def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if name in _ARITHMETIC and any(_is_float(item) for item in (*args, *kwargs.values())):
+    if name in _PRODUCTS and any(_is_float(item) for item in (*args, *kwargs.values())):
         hint = 'A module of this model computes attention by itself. Use attn_implementation="eager".'
-        raise InvalidArgumentError("attention_mask", "a sum or product with floats", "a bool mask", hint)
+        raise InvalidArgumentError("attention_mask", "a product with floats", "a bool mask", hint)
     in_place = name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__"))
     if in_place and isinstance(args[0], DescribedMask):
         got = f"{name}, which changes it in place"
         raise InvalidArgumentError("attention_mask", got, "a copy to change", "Use attention_mask.clone() first.")
+
+
+def _summands(one: Any, other: Any) -> tuple[Any, Any]:
+    return _added(one, other), _added(other, one)
+
+
+def _added(item: Any, other: Any) -> Any:
+    if not isinstance(item, DescribedMask):
+        return item
+    if not (isinstance(other, Tensor) and other.dtype.is_floating_point):
+        return item.tensor()
+    return torch.zeros((), dtype=other.dtype, device=item.device).where(item.tensor(), torch.finfo(other.dtype).min)
 
 
 def _is_float(item: Any) -> bool:

@@ -39,7 +39,7 @@ def attention_mask(
     The arguments are those that transformers gives to every mask function (`transformers.masking_utils.sdpa_mask`).
     Raises InvalidArgumentError for a model that computes attention by itself and so could not read this mask.
     """
-    check_config(type(config))
+    check_config(config)
     seqlen_q, offset = _queries(others)
     if device is None:  # transformers < 5
         device = others["cache_position"].device

@@ -4,12 +4,13 @@ model computes attention by itself."""
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from xattn.errors import InvalidArgumentError
 from xattn.integrations.transformers import falcon
@@ -26,16 +27,40 @@ def check_class(model: type[PreTrainedModel], name: str) -> None:
             _check_module(module, model.__name__, name)
 
 
-def check_config(config: type) -> None:
+def check_config(config: PretrainedConfig) -> None:
     """The same for a model known by its configuration alone. A mask that it asks for would be read as a float one."""
-    module = sys.modules.get(config.__module__.replace("configuration_", "modeling_"))
+    kind = type(config)
+    module = sys.modules.get(kind.__module__.replace("configuration_", "modeling_"))
     if module is not None:
-        _check_module(module, config.__name__.removesuffix("Config"), "xattn")
+        _check_module(module, kind.__name__.removesuffix("Config"), config._attn_implementation)
+
+
+def check_assigned(part: PreTrainedModel, name: str) -> None:
+    """Raise InvalidArgumentError for a part of a model that has another implementation than `name`."""
+    got = part.config._attn_implementation
+    if got != name:
+        hint = f'It takes one when it is made: from_pretrained(..., attn_implementation="{name}").'
+        got = f"{name} for {type(part).__name__}, which stays with {got}"
+        raise InvalidArgumentError("attn_implementation", got, "a model that can change it", hint)
+
+
+def callers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model that call an implementation, by name."""
+    parts = model.named_modules()
+    return {name: part for name, part in parts if not isinstance(part, PreTrainedModel) and _calls(type(part))}
+
+
+@functools.cache
+def _calls(kind: type) -> bool:
+    functions = [inspect.unwrap(item) for base in kind.__mro__ for item in vars(base).values() if callable(item)]
+    codes = [item.__code__ for item in functions if inspect.isfunction(item)]
+    return any("ALL_ATTENTION_FUNCTIONS" in code.co_names for code in codes)
 
 
 def _check_module(module: ModuleType, model: str, name: str) -> None:
     if module.__name__ == falcon.MODELING:
         falcon.serve(module, name)
+        return
     hint = 'Use "eager" or "sdpa"; parts of a model are named by a dict, {"text_config": "xattn"} for example.'
     for label, table in vars(module).items():
         if label.endswith("_ATTENTION_CLASSES") and isinstance(table, dict) and name not in table:
@@ -69,12 +94,14 @@ def watch(name: str) -> None:
 
     @functools.wraps(assign)
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> Any:
-        # transformers only logs a warning for the parts of a model that do not follow.
-        if isinstance(attn_implementation, str) and attn_implementation in NAMES:
-            for part in self.modules():
-                if isinstance(part, PreTrainedModel):
-                    check_class(type(part), attn_implementation)
-        return assign(self, attn_implementation, *args, **kwargs)
+        wanted = isinstance(attn_implementation, str) and attn_implementation in NAMES
+        parts = [part for part in self.modules() if isinstance(part, PreTrainedModel)] if wanted else []
+        for part in parts:
+            check_class(type(part), attn_implementation)
+        assign(self, attn_implementation, *args, **kwargs)
+        # transformers only logs a warning for a part that does not follow.
+        for part in parts:
+            check_assigned(part, attn_implementation)
 
     PreTrainedModel.get_correct_attn_implementation = get_correct_attn_implementation  # type: ignore[method-assign]
     PreTrainedModel.set_attn_implementation = set_attn_implementation  # type: ignore[method-assign]

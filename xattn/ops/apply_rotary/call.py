@@ -101,5 +101,6 @@ def _serve(
     every = (q, cos, sin) if k is None else (q, k, cos, sin)
     planned = _table.find(slot, every)
     if planned is None:
-        planned = _table.make(slot, every, prepare(q, k, cos, sin, interleaved=interleaved), choice)
+        prepared = prepare(q, k, cos, sin, interleaved=interleaved)
+        return _table.first(slot, every, prepared, choice)  # type: ignore[no-any-return]
     return planned(q, k, cos, sin)  # type: ignore[no-any-return]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -11,7 +12,7 @@ from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Feature, Vocabulary
-from xattn.plugin.request import Phase, Request, dtype_name
+from xattn.plugin.request import Phase, Request, TensorSpec, dtype_name
 from xattn.plugin.symbolic import holds, known
 
 RotaryFeature = Literal["interleaved", "partial", "batched", "empty"]
@@ -57,6 +58,12 @@ class RotaryRequest(Request):
 
     def sizes(self) -> dict[str, int]:
         return {"headdim": self.headdim, "rotary_dim": self.rotary_dim}
+
+    def results(self, tensors: Sequence[Any]) -> Any:
+        q = TensorSpec((self.batch, self.seqlen, self.nheads, self.headdim), self.dtype)
+        if self.nheads_k is None:
+            return q, None
+        return q, TensorSpec((self.batch, self.seqlen, self.nheads_k, self.headdim), self.dtype)
 
     @property
     def phase(self) -> Phase:

@@ -145,7 +145,8 @@ def _serve(
     every = (q, k, v, *tensors.values())
     planned = _table.find(slot, every)
     if planned is None:
-        planned = _table.make(slot, every, prepare(q, k, v, **tensors, **options), choice)
+        prepared = prepare(q, k, v, **tensors, **options)
+        return _table.first(slot, every, prepared, choice)  # type: ignore[no-any-return]
     given = {**tensors, "align": options["align"]}
     return planned(q, k, v, **{name: given[name] for name in planned.given})  # type: ignore[no-any-return]
 

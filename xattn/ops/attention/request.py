@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from xattn.ops.shared.output import output
 from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of, wants_grad
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
@@ -101,6 +103,10 @@ class AttentionRequest(SoftmaxRequest):
     def wanted_grads(self) -> list[str]:
         wanted = super().wanted_grads()
         return [*wanted, "bias"] if wants_grad(self.bias) else wanted
+
+    def results(self, tensors: Sequence[Any]) -> Any:
+        out = TensorSpec((self.batch, self.seqlen_q, self.nheads, self.headdim_v), self.dtype)
+        return output(out, (self.batch, self.nheads, self.seqlen_q), self.return_lse)
 
     @property
     def empty(self) -> bool:

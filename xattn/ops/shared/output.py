@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from xattn.plugin.request import TensorSpec
 
 
 class AttentionOutput(NamedTuple):
@@ -15,6 +18,11 @@ class AttentionOutput(NamedTuple):
 
     out: Tensor
     lse: Tensor
+
+
+def output(out: TensorSpec, lse: tuple[int, ...], return_lse: bool) -> Any:
+    """What a plan must return, as `Request.results` has it. lse: its shape."""
+    return AttentionOutput._make((out, TensorSpec(lse, torch.float32))) if return_lse else out
 
 
 # What a call returns: out, or both with return_lse=True.

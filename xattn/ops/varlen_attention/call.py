@@ -127,7 +127,7 @@ def varlen_attention(
     planned = _table.find(slot, every, free)
     if planned is None:
         prepared = prepare(q, k, v, cu_seqlens_q, cu_seqlens_k, **named, **options)
-        planned = _table.make(slot, every, prepared, choice, free)
+        return _table.first(slot, every, prepared, choice, free)  # type: ignore[no-any-return]
     given = {name: named[name] for name in planned.given}
     return planned(q, k, v, cu_seqlens_q, keys, **given)  # type: ignore[no-any-return]
 
