@@ -9,6 +9,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -19,7 +20,7 @@ AITER_VENV ?= .venv-aiter
 AITER_BIN := $(AITER_VENV)/bin
 AITER_READY := $(AITER_VENV)/.ready
 
-.PHONY: demo test conformance standins test-aiter lint bench browser clean
+.PHONY: demo test conformance standins test-aiter lint bench docs browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
@@ -56,29 +57,34 @@ lint: $(READY)  ## ruff and mypy --strict
 bench: $(READY)  ## measure what the documentation promises: a table, build/bench/bench.json and bench.png
 	$(BIN)/python benchmarks/run.py $(BENCH)
 
-browser:  ## the browser that the tests of the report page drive (Debian's packages; needs root where it is missing)
-	command -v chromium chromedriver > /dev/null || \
-	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium chromium-driver; }
+# mkdocstrings looks for ruff on the path, to break long signatures.
+docs: $(READY)  ## the documentation site: build/site/index.html. A link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m mkdocs build --quiet --strict
+
+# Debian's packages, where they are missing; there it needs root, or sudo. The tests that need them are skipped without.
+browser:  ## Chromium and its driver, for the tests that read the report page as a person does
+	{ command -v chromium || command -v google-chrome; } > /dev/null && command -v chromedriver > /dev/null || \
+	{ $(SUDO) apt-get -qq update && $(SUDO) apt-get -qq install -y --no-install-recommends chromium chromium-driver; }
 
 clean:
 	rm -rf $(VENV) $(AITER_VENV) build dist
 
 # The configured index first, which may hold a build of its own, then torch's.
-$(READY): pyproject.toml
+$(READY): pyproject.toml conformance/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)" || \
 	$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" --editable conformance
 	touch $@
 
 # aiter without what it requires: its Triton kernels need torch and Triton alone.
-$(AITER_READY): pyproject.toml
+$(AITER_READY): pyproject.toml conformance/pyproject.toml
 	$(PYTHON) -m venv $(AITER_VENV)
 	$(AITER_BIN)/python -m pip install --quiet --upgrade pip
 	$(AITER_BIN)/python -m pip install --quiet "$(TORCH)" || \
 	$(AITER_BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) "$(TORCH)"
 	$(AITER_BIN)/python -m pip install --quiet "$(TRITON)" packaging pytest-xdist
 	$(AITER_BIN)/python -m pip install --quiet --no-deps "$(AITER)"
-	$(AITER_BIN)/python -m pip install --quiet --editable ".[conformance]"
+	$(AITER_BIN)/python -m pip install --quiet --editable . --editable conformance
 	touch $@

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
@@ -150,7 +151,7 @@ def main() -> int:
     eager, ours = (embed(model, batch) for model in models.values())
 
     table = Table("cosine", "sentence", "closest to it", title="all-MiniLM-L6-v2, attention by xattn: closest pairs")
-    for similarity, i, j in closest(ours, 12):
+    for similarity, i, j in closest(ours, 8):
         table.add_row(f"{similarity:.3f}", SENTENCES[i], SENTENCES[j])
     console.print(table)
 
@@ -180,11 +181,10 @@ def main() -> int:
         f"thread; median of {RUNS} runs each, taking turns, after a first one of each)."
     )
 
-    console.rule("xattn info")
-    console.file.flush()
-    subprocess.run([sys.executable, "-m", "xattn", "info"], check=True)
-    console.rule("xattn.explain of one layer's call")
-    console.print(str(explanation), markup=False)
+    console.print("\nxattn.explain of one layer's call:")
+    console.print(textwrap.indent(str(explanation), "  "), markup=False, soft_wrap=True)
+    command = Path(sys.executable).parent / "xattn"
+    console.print(f"\nWhat is installed here, and what each backend serves: {command} info", soft_wrap=True)
     return 0
 
 

@@ -18,7 +18,7 @@ from xattn.ops.table import OPS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 each_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -43,6 +43,18 @@ def test_the_explanations_in_choosing_are_the_real_ones() -> None:
     names = {"xattn": xattn, "q": q, "k": q, "v": q, "cos": cos, "sin": cos}
     test = doctest.DocTestParser().get_doctest(code, names, "choosing", None, None)
     assert doctest.DocTestRunner().run(test) == doctest.TestResults(failed=0, attempted=2)
+
+
+@pytest.mark.parametrize("name", ["tutorial", "migrate", "choosing"])
+def test_the_examples_of_a_page_print_what_they_say(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Block after block, in one namespace."""
+    page = (DOCS / f"{name}.md").read_text()
+    told = re.findall(r"^```python\n(?!>>>)(.*?)^```$(?:\n+```text\n(.*?)^```$)?", page, re.M | re.S)
+    assert told
+    names: dict[str, Any] = {}
+    for code, printed in told:
+        exec(code, names)
+        assert capsys.readouterr().out == printed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -96,6 +108,15 @@ def test_the_page_of_an_op_has_its_vocabulary(op: Op) -> None:
 
 def test_every_page_of_an_op_is_one_of_an_op_that_there_is() -> None:
     assert {page.stem for page in (DOCS / "ops").glob("*.md")} == set(OPS)
+
+
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    """Ops and the classes of their kernels are put in when the site is built."""
+    page = (DOCS / "api.md").read_text()
+    named = set(re.findall(r"^::: xattn\.(?:\w+\.)*(\w+)$", page, re.M))
+    added = {name for name in xattn.__all__ if name in OPS or re.fullmatch(r"\w+(Kernel|Request)", name)}
+    assert {"{{ ops }}", "{{ kernels }}"} <= set(page.split("\n"))
+    assert set(xattn.__all__) - added - {"__version__", "hookimpl"} <= named
 
 
 # ---------------------------------------------------------------------------------------------------------------------

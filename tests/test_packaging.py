@@ -1,14 +1,18 @@
-"""What users get: a wheel built from the sdist, installed away from the checkout and run where that is out of sight."""
+"""What users get: wheels of `xattn` and of `xattn-conformance`, each built from its sdist, installed away from the
+checkout and run where that is out of sight."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tarfile
 import textwrap
 import zipfile
 from configparser import ConfigParser
+from email.message import Message
+from email.parser import Parser
 from pathlib import Path, PurePosixPath
 from sysconfig import get_path
 from typing import Any, NamedTuple
@@ -19,23 +23,52 @@ from support import ROOT, build, execute, install
 # Folders of packages in the checkout, and where each ends up in a wheel.
 PLUGINS = {f"plugins/{folder.name}": folder.name for folder in (ROOT / "plugins").glob("xattn_*")}
 SUITE = {f"conformance/{folder.name}": folder.name for folder in (ROOT / "conformance").glob("xattn_*")}
-SOURCES = {"xattn": "xattn", **SUITE, **PLUGINS}
+LIBRARY = {"xattn": "xattn", **PLUGINS}
+
+
+class Wheel(NamedTuple):
+    """A wheel, and the sdist that it was built from."""
+
+    sdist: Path
+    path: Path
+
+    def names(self) -> set[str]:
+        with zipfile.ZipFile(self.path) as archive:
+            return set(archive.namelist())
+
+    def told(self, name: str) -> str:
+        """The text of a file of its .dist-info."""
+        with zipfile.ZipFile(self.path) as archive:
+            (member,) = (each for each in archive.namelist() if each.endswith(f".dist-info/{name}"))
+            return archive.read(member).decode()
+
+    def metadata(self) -> Message:
+        return Parser().parsestr(self.told("METADATA"))
+
+    def entry_points(self) -> ConfigParser:
+        points = ConfigParser()
+        points.read_string(self.told("entry_points.txt"))
+        return points
 
 
 class Built(NamedTuple):
-    sdist: Path
-    wheel: Path
+    library: Wheel
+    suite: Wheel
     site: Path
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("packaging")
-    sdist = build(ROOT, folder, "--sdist")
+    library, suite = (made(source, folder) for source in (ROOT, ROOT / "conformance"))
+    return Built(library, suite, install(folder / "site", library.path, suite.path))
+
+
+def made(source: Path, folder: Path) -> Wheel:
+    sdist = build(source, folder, "--sdist")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
-    wheel = build(folder / sdist.name.removesuffix(".tar.gz"), folder, "--wheel")
-    return Built(sdist, wheel, install(wheel, folder / "site"))
+    return Wheel(sdist, build(folder / sdist.name.removesuffix(".tar.gz"), folder, "--wheel"))
 
 
 def python_files(folder: Path) -> set[str]:
@@ -53,7 +86,8 @@ def run(built: Built, code: str, cwd: Path, **environment: str) -> Any:
 
 
 def test_the_sdist_holds_the_project_and_no_junk(built: Built) -> None:
-    with tarfile.open(built.sdist) as archive:
+    sdist = built.library.sdist
+    with tarfile.open(sdist) as archive:
         names = [PurePosixPath(*PurePosixPath(member.name).parts[1:]) for member in archive if not member.isdir()]
         assert all(member.isreg() for member in archive if not member.isdir())
     for name in names:
@@ -63,28 +97,64 @@ def test_the_sdist_holds_the_project_and_no_junk(built: Built) -> None:
         assert name.suffix != ".gz" or name.parts[:2] == ("docs", "reports"), name
         assert name.suffix not in {".pyc", ".so", ".o", ".whl", ".zip", ".log", ".orig", ".rej"}, name
     # Most of it are the goldens of the conformance suite and the reports of runs elsewhere.
-    assert built.sdist.stat().st_size < 12 * 2**20
+    assert sdist.stat().st_size < 12 * 2**20
     held = {str(name) for name in names}
-    assert {"PKG-INFO", "README.md", "pyproject.toml", "docs/write-a-backend.md", "tests/test_packaging.py"} <= held
-    for folder in ("tests", *SOURCES):
+    assert {"PKG-INFO", "LICENSE", "Makefile", "README.md", "pyproject.toml", "conformance/pyproject.toml"} <= held
+    assert {"docs/write-a-backend.md", "tests/test_packaging.py"} <= held
+    for folder in ("tests", *LIBRARY, *SUITE):
         assert {f"{folder}/{name}" for name in python_files(ROOT / folder)} <= held
 
 
-def test_the_wheel_holds_every_package_and_nothing_else(built: Built) -> None:
-    with zipfile.ZipFile(built.wheel) as archive:
-        names = set(archive.namelist())
-        points = ConfigParser()
-        points.read_string(archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode())
+def packages(wheel: Wheel) -> set[str]:
+    return {name.split("/")[0] for name in wheel.names() if ".dist-info/" not in name}
+
+
+def test_the_wheel_of_the_library_holds_its_packages_and_nothing_else(built: Built) -> None:
+    wheel = built.library
+    names, points = wheel.names(), wheel.entry_points()
     assert "xattn/py.typed" in names
-    for folder, package in SOURCES.items():
+    assert packages(wheel) == set(LIBRARY.values())
+    for folder, package in LIBRARY.items():
         assert {f"{package}/{name}" for name in python_files(ROOT / folder)} <= names, package
         if package in PLUGINS.values():
             plugin = package.removeprefix("xattn_")
             assert points["xattn"][plugin] == package
             assert any(name.startswith(f"{package}/") and name.endswith(".profile.toml") for name in names), package
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(SOURCES.values())
-    assert points["console_scripts"]["xattn"] == "xattn.cli:main"
-    assert points["console_scripts"]["xattn-conformance"] == "xattn_conformance.cli:main"
+    assert dict(points["console_scripts"]) == {"xattn": "xattn.cli:main"}
+    # Who uses the library has no use for golden outputs.
+    assert wheel.path.stat().st_size < 2**20
+
+
+def test_the_wheel_of_the_suite_holds_its_packages_and_the_goldens(built: Built) -> None:
+    wheel = built.suite
+    names, points = wheel.names(), wheel.entry_points()
+    assert packages(wheel) == set(SUITE.values())
+    for folder, package in SUITE.items():
+        assert {f"{package}/{name}" for name in python_files(ROOT / folder)} <= names, package
+    assert any(name.endswith(".safetensors") for name in names)
+    assert dict(points["console_scripts"]) == {"xattn-conformance": "xattn_conformance.cli:main"}
+    assert "pytest11" in points
+
+
+def test_both_are_of_one_version_and_ask_for_each_other_by_it(built: Built) -> None:
+    library, suite = built.library.metadata(), built.suite.metadata()
+    version = library["Version"]
+    assert suite["Version"] == version
+    assert f"xattn=={version}" in suite.get_all("Requires-Dist", [])
+    assert f"xattn-conformance=={version}; extra == 'conformance'" in library.get_all("Requires-Dist", [])
+
+
+@pytest.mark.parametrize("which", ["library", "suite"])
+def test_each_has_its_licence_and_its_page(which: str, built: Built) -> None:
+    wheel = getattr(built, which)
+    metadata = wheel.metadata()
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert wheel.told("licenses/LICENSE") == (ROOT / "LICENSE").read_text()
+    assert any(url.startswith("Homepage, https:") for url in metadata.get_all("Project-URL", []))
+    # Relative links lead nowhere on a package index's page.
+    links = re.findall(r"\]\(([^)]*)\)", metadata.get_payload())
+    assert links
+    assert [link for link in links if not link.startswith(("https:", "#"))] == []
 
 
 def test_the_wheel_works_away_from_the_checkout(built: Built, tmp_path: Path) -> None:
@@ -99,14 +169,16 @@ def test_the_wheel_works_away_from_the_checkout(built: Built, tmp_path: Path) ->
     info = xattn.info()
     print(json.dumps({
         "files": [m.__file__ for name, m in sys.modules.items() if name.split(".")[0].startswith("xattn")],
-        "version": xattn.info()["xattn"],
+        "version": xattn.__version__,
+        "reported": info["xattn"],
         "plugins": {plugin["name"]: plugin["failures"] for plugin in info["plugins"]},
         "problems": info["problems"],
     }))
     """
     told = run(built, code, tmp_path)
     assert all(Path(file).is_relative_to(built.site) for file in told["files"]), told["files"]
-    assert f"xattn-{told['version']}-py3-none-any.whl" == built.wheel.name
+    assert f"xattn-{told['version']}-py3-none-any.whl" == built.library.path.name
+    assert told["reported"] == told["version"]
     assert told["plugins"] == {package.removeprefix("xattn_"): [] for package in PLUGINS.values()}
     assert told["problems"] == []
 

@@ -8,6 +8,7 @@ installed.
 
 from xattn.dispatch.choice import use_backend
 from xattn.errors import (
+    BrokenBackendError,
     BrokenBackendWarning,
     InvalidArgumentError,
     SlowBackendWarning,
@@ -23,12 +24,14 @@ from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
 from xattn.plan import plan
 from xattn.plugin import Backend, Capabilities, Kernel, Reason, Request, TensorSpec, hookimpl
+from xattn.version import __version__
 
 __all__ = [
     "AttentionKernel",
     "AttentionOutput",
     "AttentionRequest",
     "Backend",
+    "BrokenBackendError",
     "BrokenBackendWarning",
     "Capabilities",
     "Explanation",
@@ -45,6 +48,7 @@ __all__ = [
     "VarlenKernel",
     "VarlenRequest",
     "XattnError",
+    "__version__",
     "apply_rotary",
     "attention",
     "backends",

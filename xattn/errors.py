@@ -44,17 +44,22 @@ class UnknownBackendError(XattnError, LookupError):
     """`backend=`, `use_backend` or XATTN_BACKEND names something that is not there."""
 
 
+class BrokenBackendError(XattnError, RuntimeError):
+    """A backend's plan returned something else than the op promises: another type, dtype, shape or device. Raised
+    before the caller sees it; the plan is not kept."""
+
+    def __init__(self, backend: str, got: str, want: str, request: Request) -> None:
+        self.backend, self.got, self.want, self.request = backend, got, want, request
+        hint = f"Report it to the backend's authors; XATTN_DISABLE={backend} sets it aside."
+        super().__init__(f"xattn's backend {backend!r} returned {got}, want {want}, for {request}. {hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.got, self.want, self.request)
+
+
 class SlowBackendWarning(UserWarning):
     """`auto` had to give a large problem to a backend that holds the whole score matrix."""
 
 
 class BrokenBackendWarning(UserWarning):
     """A backend failed when asked whether it can serve a call. xattn goes on without it; `explain` says so too."""
-
-
-def add_note(error: BaseException, note: str) -> None:
-    """`error.add_note(note)`, which Python 3.10 lacks; there pytest and the exceptiongroup package alone print it."""
-    if hasattr(error, "add_note"):
-        error.add_note(note)
-    else:
-        error.__dict__["__notes__"] = [*getattr(error, "__notes__", []), note]

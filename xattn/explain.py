@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor
 
 from xattn.dispatch.choice import Choice, Wish, allowed, chosen
-from xattn.dispatch.registry import PLUGIN_ERRORS, Entry, raised, registry
+from xattn.dispatch.failures import is_plugins, raised
+from xattn.dispatch.registry import Entry, registry
 from xattn.dispatch.selection import backend_reasons, select
 from xattn.errors import UnsupportedError
 from xattn.plan import described
@@ -143,7 +144,9 @@ def _kernel_name(entry: Entry, kernel: Kernel[Any], request: Request, failures: 
     # A plugin's code, and no part of a call: a kernel that cannot name itself can still serve.
     try:
         return kernel.kernel_name(request)
-    except PLUGIN_ERRORS as error:
+    except BaseException as error:
+        if not is_plugins(error):
+            raise
         failures.append(f"{entry.name}: kernel_name() raised {raised(error)}")
         return entry.name
 

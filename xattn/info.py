@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from xattn.dispatch import choice
-from xattn.dispatch.registry import PLUGIN_ERRORS, Entry, raised, registry
+from xattn.dispatch.failures import is_plugins, raised
+from xattn.dispatch.registry import Entry, registry
 from xattn.plugin.backend import API_VERSION
+from xattn.version import __version__
 
 
 def backends() -> tuple[str, ...]:
@@ -30,7 +31,7 @@ def info() -> dict[str, Any]:
     unknown = [name for name in named if name != "auto" and not registry().names(name)]
     problems += [f"XATTN_BACKEND: {registry().unknown(name)}" for name in unknown]
     return {
-        "xattn": version("xattn"),
+        "xattn": __version__,
         "plugin_api": API_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -61,7 +62,9 @@ def _account(entry: Entry, problems: list[str]) -> dict[str, str]:
     # A plugin's code: its failure belongs in the table, not in the user's face.
     try:
         return {str(key): str(value) for key, value in entry.backend.info().items()}
-    except PLUGIN_ERRORS as error:
+    except BaseException as error:
+        if not is_plugins(error):
+            raise
         problems.append(f"{entry.name}: info() raised {raised(error)}")
         return {}
 

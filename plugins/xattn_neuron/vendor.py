@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xattn import Reason
-from xattn.errors import add_note
+from xattn.plugin.notes import add_note
 from xattn_neuron.installation import installation
 
 NkiKernel = Callable[..., Any]

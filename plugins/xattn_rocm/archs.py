@@ -1,7 +1,7 @@
 """What aiter has for each AMD architecture, by the name that torch gives it.
 
 Sources: the configurations of aiter's Triton MHA (ops/triton/configs) and the fp8 dtypes of utility/dtypes.py. Which of
-CK's and ASM's kernels aiter picks where is `ck/routing.py`.
+CK's and ASM's kernels aiter picks where is `aiter/attention/routing.py`.
 """
 
 from __future__ import annotations

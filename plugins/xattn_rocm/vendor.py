@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 from xattn import Reason
-from xattn.errors import add_note
 from xattn.plugin.constant import traced_as_constant
+from xattn.plugin.notes import add_note
 from xattn_rocm.installation import installation
 
 # A logger and no warning: nothing is wrong, so `-W error` must not turn a wait into a failure. Unconfigured, Python

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import pytest
 import torch
 from command_line import SMALL, Run
 from support import Load, backend_source, qkv, stranger
-from xattn_conformance.golden import rowwise
-from xattn_conformance.problem import Problem
+from xattn_conformance.ops.attention import rowwise
+from xattn_conformance.ops.attention.problem import Problem
 
 import xattn
-from xattn.cli.bench import duration
 from xattn.cli.candidates import TORCH, torch_arguments
+from xattn.cli.units import duration
 
 Q, K, V = qkv()
 
@@ -164,5 +165,55 @@ def test_torchs_own_call_is_left_out_where_it_has_no_words(shape: dict[str, Any]
     assert torch_arguments(request_of(q, k, v, arguments), tensors) is None
 
 
+SLOW = """
+def plan(self, request):
+    def run(q, k, v, **tensors):
+        time.sleep(0.1)
+        return torch.full_like(q, 1.0)
+    import time
+    return run
+"""
+
+
+def test_what_takes_longer_than_the_time_given_is_called_once(run: Run, strangers: Path, load: Load) -> None:
+    load(stranger(strangers, "xattn-slow", backend_source("slow", 1.0, body=SLOW)))
+    start = time.perf_counter()
+    result = run("bench", *QUICK, "--json")
+    document = json.loads(result.stdout)
+    assert set(document["once_us"]) == {"slow"}
+    assert document["once_us"]["slow"] >= 1e5
+    assert set(document["candidates"]) == {TORCH, "reference"}
+    assert "One call of each of 3, then about 0.02 s of rounds." in result.stderr
+    assert time.perf_counter() - start < 5  # 12 calls of each were far more
+    shown = run("bench", *QUICK, columns=80).stdout
+    assert "one call" in shown
+    assert "Called once, since one call takes longer than --seconds: slow." in shown
+
+
+def test_the_least_that_it_takes_is_said_first(run: Run, strangers: Path, load: Load) -> None:
+    load(stranger(strangers, "xattn-slow", backend_source("slow", 1.0, body=SLOW)))
+    result = run("bench", *SMALL, "--backend", "slow", "--seconds", "0.3", "--json")
+    assert "A warm-up and 3 rounds are the least: about 4" in result.stderr
+
+
+def test_names_and_times_are_whole_at_80_columns(run: Run) -> None:
+    shown = run("bench", *QUICK, columns=80).stdout
+    for name, kernel in json.loads(run("bench", *QUICK, "--json").stdout)["kernels"].items():
+        assert name in shown
+        for word in kernel.split():
+            assert word in shown, word
+
+
 def test_durations() -> None:
-    assert [duration(x) for x in (0.123, 12.3456, 1234.5, 2_500_000.0)] == ["0.123 us", "12.3 us", "1.23 ms", "2.5 s"]
+    known = {
+        0.0: "0 us",
+        0.123: "0.123 us",
+        12.3456: "12.3 us",
+        999.4: "999 us",
+        999.6: "1 ms",
+        1234.5: "1.23 ms",
+        1.04e6: "1.04 s",
+        2_500_000.0: "2.5 s",
+        1.04e9: "1040 s",
+    }
+    assert {each: duration(each) for each in known} == known

@@ -128,13 +128,28 @@ def test_python_m_xattn_prints_json_alone() -> None:
     assert {**there, "devices": []} == {**here, "devices": []}
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib"])
+@pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_2_on_a_plain_install(missing: str) -> None:
     hidden = f"import sys; sys.modules[{missing!r}] = None; from xattn.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", hidden], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == f"xattn's command line needs {missing}: pip install 'xattn[cli]'\n"
+
+
+def test_matplotlib_is_for_the_picture_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run("info").exit_code == 0
+    assert run("bench", *QUICK).exit_code == 0
+    refused = run("bench", *QUICK, "--out", str(tmp_path / "out"), columns=200)
+    assert refused.exit_code == 2
+    assert "the picture needs matplotlib: pip install 'xattn[cli]'" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [[], ["info"], ["explain"], ["bench"]])
+def test_flags_have_no_value_beside_their_names(run: Run, command: list[str]) -> None:
+    assert "bool" not in run(*command, "--help", columns=200).stdout.replace("bool mask", "")
 
 
 def test_importing_xattn_imports_nothing_of_the_command_line() -> None:

@@ -130,3 +130,21 @@ def test_explain_asks_for_the_architecture_where_it_decides(run: Run, strangers:
     shown = run("explain", *SMALL, "--device", "acme", "--arch", "acme9").stdout
     assert "Backend  acme" in shown
     assert "--arch" not in shown
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", "float32"), ("cuda", "bfloat16"), ("rocm", "bfloat16"), ("neuron", "bfloat16")]
+)
+def test_without_a_dtype_it_is_the_usual_one_of_the_device(run: Run, device: str, dtype: str) -> None:
+    assert f", {dtype}, {device}" in json.loads(run("explain", *SMALL, "--device", device, "--json").stdout)["request"]
+    named = run("explain", *SMALL, "--device", device, "--dtype", "float64", "--json")
+    assert f", float64, {device}" in json.loads(named.stdout)["request"]
+    words = ["apply_rotary", "q=2,4,4,8", "k=none", "cos=4,4:float32", "sin=4,4:float32"]
+    assert f", {dtype}, {device}" in json.loads(run("explain", *words, "--device", device, "--json").stdout)["request"]
+
+
+def test_the_usual_dtype_is_one_that_is_declared(run: Run, strangers: Path, load: Load) -> None:
+    source = backend_source("acme", 1.0).replace('device="cpu"', 'device="privateuseone"')
+    load(stranger(strangers, "xattn-acme", source))
+    request = json.loads(run("explain", *SMALL, "--device", "privateuseone", "--json").stdout)["request"]
+    assert ", float32, privateuseone" in request

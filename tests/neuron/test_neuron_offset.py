@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 import xattn_neuron
+from xattn_elsewhere.nki import standin
 
+import xattn
 from xattn import AttentionRequest
 from xattn.plugin import TensorSpec
 from xattn.plugin.offset import as_bottom_right
@@ -74,3 +76,16 @@ def test_one_plan_for_a_chunk_that_moves(aws: Any, qkv: Any) -> None:
         assert keys.shape[1] == values.shape[1] == 16
         assert torch.equal(keys[0], k[0, offset : offset + 16, 0])
     assert "attention_cte" in NKI.kernel_name(request)
+
+
+@pytest.mark.parametrize("offset", [0, 7, 24])
+@pytest.mark.parametrize("window", [None, (5, None)])
+def test_the_answer_is_the_contracts(clean: None, qkv: Any, window: tuple[int, None] | None, offset: int) -> None:
+    standin.install("cte")
+    q, k, v = qkv(16, 40)
+    options: dict[str, Any] = {"causal": True, "window": window, "align": offset}
+    want = xattn.attention(q.double(), k.double(), v.double(), backend="reference", **options)
+    # What no query sees may hold NaN.
+    k[:, offset + 16 :], v[:, offset + 16 :] = torch.nan, torch.nan
+    got = xattn.attention(q, k, v, backend="nki", **options)
+    torch.testing.assert_close(got.double(), want, rtol=2e-2, atol=2e-2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ import pytest
 import torch
 import xattn_rocm
 from torch import Tensor
+from xattn_elsewhere.aiter import standin
 from xattn_rocm import installation, vendor
 from xattn_rocm.installation import Installation
 
+import xattn
 from xattn import AttentionKernel, AttentionRequest
 from xattn.plugin import TensorSpec
+from xattn.plugin.devices import emulated
 from xattn.plugin.offset import as_bottom_right
+from xattn.testing import fresh
 
 KERNELS = {
     type(kernel).__name__: kernel
@@ -112,3 +118,28 @@ def test_one_plan_for_a_chunk_that_moves(vendors: Vendors, kernel: AttentionKern
         # The window starts 8 keys before the first query's own, and the last query's own is the last key.
         assert vendors.keys[-1] == list(range(max(0, offset - 8), offset + 16))
     assert "aiter" in kernel.kernel_name(request)
+
+
+@pytest.fixture
+def gfx942(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The stand-in of an MI300X, for one test."""
+    monkeypatch.setattr(installation, "overridden", None)
+    monkeypatch.setitem(sys.modules, "aiter", None)
+    standin.install("gfx942")
+    with fresh():
+        yield
+    emulated.clear()
+
+
+@pytest.mark.parametrize("offset", [0, 7, 24])
+@pytest.mark.parametrize("options", [{}, {"window": (5, None)}, {"softcap": 2.0}], ids=str)
+def test_aiters_answer_is_the_contracts(gfx942: None, options: dict[str, Any], offset: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((2, 16, 4, 64), (2, 40, 2, 64), (2, 40, 2, 64))
+    q, k, v = (torch.randn(size, generator=generator).bfloat16() for size in sizes)
+    wide = (x.double() for x in (q, k, v))
+    want = xattn.attention(*wide, causal=True, align=offset, backend="reference", **options)
+    # What no query sees may hold NaN.
+    k[:, offset + 16 :], v[:, offset + 16 :] = torch.nan, torch.nan
+    got = xattn.attention(q, k, v, causal=True, align=offset, backend="aiter", **options)
+    torch.testing.assert_close(got.double(), want, rtol=2e-2, atol=2e-2)

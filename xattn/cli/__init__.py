@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-# What the extra brings. xattn.cli.plot alone needs matplotlib, but half an extra helps nobody.
-NEEDS = ("typer", "rich", "matplotlib")
+# What every command needs of the extra; matplotlib is for the picture of `xattn bench --out` alone.
+NEEDS = ("typer", "rich")
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ import typer
 from xattn.cli.bench import bench
 from xattn.cli.explain import explain
 from xattn.cli.info import info
-from xattn.cli.terminal import EXIT_CODES
+from xattn.cli.terminal import EXIT_CODES, Command, Group
 
 app = typer.Typer(
+    cls=Group,
     help="One attention call for every vendor's hardware: what is installed, who serves a call, and how fast.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
@@ -17,4 +18,4 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (info, explain, bench):
-    app.command(epilog=EXIT_CODES)(command)
+    app.command(cls=Command, epilog=EXIT_CODES)(command)

@@ -3,6 +3,7 @@ express it."""
 
 from __future__ import annotations
 
+import importlib.util
 import json as jsonlib
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from xattn.cli.candidates import TORCH, candidates_of
@@ -21,22 +23,37 @@ from xattn.cli.explain import show
 from xattn.cli.flags import Flags, takes_flags
 from xattn.cli.plot import plot
 from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
+from xattn.cli.units import duration
 from xattn.explain import Explanation, explain_request
-from xattn.measure import Timing, alternate, processor
-from xattn.measure.timing import Candidates, OnRound
+from xattn.measure import Timing, alternate, once, processor
+from xattn.measure.timing import MIN_ROUNDS, Candidates, OnRound
 
 # The progress bar is drawn between rounds, this rarely, so that drawing it costs the measurement nothing.
 REDRAW_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What one call of each candidate took, in microseconds, or how it failed."""
+
+    took: Mapping[str, float]
+    failures: Mapping[str, str]
+
+    def repeated(self, seconds: float) -> list[str]:
+        """Those that are worth more than that one call: they fit into the time there is to measure."""
+        return [name for name, took in self.took.items() if took <= seconds * 1e6]
+
+
+@dataclass(frozen=True)
 class Bench:
-    """What was measured. `base` is what the others are compared with: torch's SDPA, or the chosen backend."""
+    """What was measured. `base` is what the others are compared with: torch's SDPA, or the chosen backend. `once` has
+    the microseconds of those too slow to be called more than once."""
 
     explanation: Explanation
     device: str
     base: str | None
     timing: Timing | None
+    once: Mapping[str, float]
     failures: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,18 +65,19 @@ class Bench:
             "backend": self.explanation.backend,
             "device": self.device,
             **measured,
-            "kernels": {name: kernel for name, kernel in kernels(self.explanation).items() if name in self._names()},
+            "kernels": {name: kernel for name, kernel in kernels(self.explanation).items() if name in self.names()},
+            "once_us": dict(self.once),
             "failures": dict(self.failures),
         }
 
-    def _names(self) -> set[str]:
-        return {*(() if self.timing is None else self.timing.samples), *self.failures}
+    def names(self) -> list[str]:
+        return [*(() if self.timing is None else self.timing.samples), *self.once, *self.failures]
 
 
 @takes_flags
 def bench(
     flags: Flags,
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure, about.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure, about, after one call of each.")] = 3.0,
     out_dir: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write bench.json and bench.png there.")
     ] = None,
@@ -67,7 +85,9 @@ def bench(
 ) -> None:
     """Time a call on every backend that can serve it, and torch's own SDPA called directly where it can express it.
 
-    Random tensors on this machine's device; with a --grad option, forward and backward together.
+    Random tensors on this machine's device; with a --grad option, forward and
+    backward together. What takes longer than --seconds is called once.
+
     Exits with 1 where no backend can serve the call or one fails.
     """
     with usage_errors():
@@ -77,9 +97,16 @@ def bench(
         if explanation.backend is None:
             show(explanation, err())
             raise typer.Exit(FAILED)
+        if out_dir is not None and importlib.util.find_spec("matplotlib") is None:
+            raise typer.BadParameter("the picture needs matplotlib: pip install 'xattn[cli]'", param_hint="--out")
         candidates = candidates_of(flags, request, explanation, device)
+        err().print(f"One call of each of {len(candidates)}, then about {seconds:g} s of rounds.")
+        tried = try_each(candidates, device, seconds)
+        least = (1 + MIN_ROUNDS) * sum(tried.took[name] for name in tried.repeated(seconds))
+        if least > seconds * 1e6:
+            err().print(f"A warm-up and {MIN_ROUNDS} rounds are the least: about {duration(least)}.")
         with _Bar() as on_round:
-            result = measure(candidates, explanation, device, seconds, on_round)
+            result = measure(candidates, tried, explanation, device, seconds, on_round)
     if json:
         print_json(result.as_dict())
     else:
@@ -127,32 +154,35 @@ class _Bar:
             self._progress.update(self._task, completed=done, total=total, refresh=True)
 
 
+def try_each(candidates: Candidates, device: torch.device, seconds: float) -> Tried:
+    took, failures = {}, {}
+    for name, run in candidates.items():
+        # Whatever a vendor's kernel raises is one line of the table, and the others are measured all the same.
+        try:
+            took[name] = once(run, device)
+            if took[name] > seconds * 1e6 and device.type != "cpu":
+                took[name] = once(run, device)  # a first call compiles there
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return Tried(took, failures)
+
+
 def measure(
     candidates: Candidates,
+    tried: Tried,
     explanation: Explanation,
     device: torch.device,
     seconds: float,
     on_round: OnRound | None = None,
 ) -> Bench:
-    failures = _failures(candidates)
-    working = {name: run for name, run in candidates.items() if name not in failures}
-    if not working:
-        return Bench(explanation, processor(device), None, None, failures)
-    base = next((name for name in (TORCH, explanation.backend) if name in working), next(iter(working)))
-    assert base is not None
-    timing = alternate(working, device=device, seconds=seconds, on_round=on_round)
-    return Bench(explanation, processor(device), base, timing, failures)
-
-
-def _failures(candidates: Candidates) -> dict[str, str]:
-    failures = {}
-    for name, run in candidates.items():
-        # Whatever a vendor's kernel raises is one line of the table, and the others are measured all the same.
-        try:
-            run()
-        except Exception as error:
-            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return failures
+    repeated = tried.repeated(seconds)
+    once_only = {name: took for name, took in tried.took.items() if name not in repeated}
+    if not repeated:
+        return Bench(explanation, processor(device), None, None, once_only, tried.failures)
+    base = next((name for name in (TORCH, explanation.backend) if name in repeated), repeated[0])
+    runs = {name: candidates[name] for name in repeated}
+    timing = alternate(runs, device=device, seconds=seconds, on_round=on_round)
+    return Bench(explanation, processor(device), base, timing, once_only, tried.failures)
 
 
 def kernels(explanation: Explanation) -> dict[str, str]:
@@ -168,14 +198,25 @@ def show_bench(result: Bench, console: Console) -> None:
     table.add_column("Candidate", no_wrap=True)
     for column in ("p50", "p10 to p90", "Difference", "Ratio"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("Kernel", overflow="fold")
-    named = kernels(result.explanation)
     if result.timing is not None and result.base is not None:
         for name in sorted(result.timing.samples, key=result.timing.p50):
-            table.add_row(*_measured(result, result.timing, result.base, name), Text(named[name]))
-    for name, failure in result.failures.items():
-        table.add_row(Text(name, "red"), Text("failed", "red"), "", "", "", Text(failure, "red"))
+            table.add_row(*_measured(result, result.timing, result.base, name))
+    for name, took in sorted(result.once.items(), key=lambda each: each[1]):
+        table.add_row(Text(name), duration(took), Text("one call", "dim"))
+    for name in result.failures:
+        table.add_row(Text(name, "red"), Text("failed", "red"))
     console.print(table)
+    about = Table.grid(padding=(0, 2))
+    named = kernels(result.explanation)
+    for name in result.names():
+        about.add_row(
+            Text(name), Text(result.failures.get(name, named[name]), "red" if name in result.failures else "")
+        )
+    console.print(about)
+    if result.once:
+        console.print(
+            Text(f"Called once, since one call takes longer than --seconds: {', '.join(result.once)}.", "dim")
+        )
     if result.timing is not None:
         console.print(Text(f"Difference and ratio against {result.base}. {result.timing.method}.", "dim"))
 
@@ -191,11 +232,3 @@ def _measured(result: Bench, timing: Timing, base: str, name: str) -> tuple[Text
     difference = timing.difference(name, base)
     sign = "+" if difference >= 0 else "-"
     return label, p50, span, Text(sign + duration(abs(difference))), Text(f"{timing.ratio(name, base):.2f}")
-
-
-def duration(microseconds: float) -> str:
-    """Three digits and a unit."""
-    for factor, unit in ((1e6, "s"), (1e3, "ms")):
-        if microseconds >= factor:
-            return f"{microseconds / factor:.3g} {unit}"
-    return f"{microseconds:.3g} us"

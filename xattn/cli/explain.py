@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xattn.cli import values
 from xattn.cli.arguments import arguments_of, split
 from xattn.cli.flags import WHERE, Flags, takes_flags
 from xattn.cli.request import request_of
@@ -40,12 +39,14 @@ def explain(
 ) -> None:
     """Which backend a call would get, its kernel, and what stops every other. Runs nothing, needs no such device.
 
-    A call of attention is made of the options below. One of any op has its name and arguments by name:
+    A call of attention is made of the options below. One of any op has its
+    name and arguments by name:
 
     xattn explain apply_rotary q=2,16,8,64 k=none cos=16,32 sin=16,32
 
-    A tensor is its sizes; :float32 after them is its dtype where that is not --dtype, :grad says that its gradient is
-    wanted. A list of tensors has + between them. Other values: true, false, none, numbers, words, pairs as 1023,0.
+    A tensor is its sizes; :float32 after them is its dtype where that is not
+    --dtype, :grad says that its gradient is wanted. A list of tensors has +
+    between them. Other values: true, false, none, numbers, words, pairs as 1023,0.
 
     Exits with 1 where no backend can serve the call.
     """
@@ -64,7 +65,7 @@ def explain(
 
 def _by_name(op: Op, named: list[str], flags: Flags, arch: str | None) -> Request:
     flags.refuse_shape_and_features()
-    arguments = arguments_of(op, named, values.dtype(flags.dtype, "--dtype"))
+    arguments = arguments_of(op, named, flags.tensor_dtype)
     return request_of(op, arguments, flags.device, arch)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xattn import AttentionRequest
 from xattn.cli import values
-from xattn.cli.request import NOWHERE, request_of
+from xattn.cli.request import NOWHERE, request_of, usual_dtype
 from xattn.dispatch.choice import Choice, chosen
 from xattn.dispatch.registry import split_names
 from xattn.ops.table import DEFAULT
@@ -54,9 +54,14 @@ class Flags:
     headdim_v: Annotated[
         int | None, typer.Option(min=1, help="Headdim of v; by default q's.", rich_help_panel=SHAPE)
     ] = None
-    dtype: Annotated[str, typer.Option(help="A torch dtype, or fp64, fp32, fp16, bf16.", rich_help_panel=SHAPE)] = (
-        "float32"
-    )
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="A torch dtype, or fp64, fp32, fp16, bf16. By default float32 on the CPU; elsewhere bfloat16, where a "
+            "backend declares it for the device.",
+            rich_help_panel=SHAPE,
+        ),
+    ] = None
     causal: Annotated[
         bool, typer.Option("--causal", help="Keys up to the diagonal alone.", rich_help_panel=FEATURES)
     ] = False
@@ -115,6 +120,10 @@ class Flags:
     ] = "auto"
 
     @property
+    def tensor_dtype(self) -> torch.dtype:
+        return usual_dtype(self.device) if self.dtype is None else values.dtype(self.dtype, "--dtype")
+
+    @property
     def choice(self) -> Choice:
         names = split_names(self.backend)
         return chosen(names[0] if len(names) == 1 else names)
@@ -158,7 +167,7 @@ class Flags:
         batch, seqlen_q, nheads, headdim = values.sizes(self.shape, "--shape", 4)
         batch_k, seqlen_k, nheads_k = self._shape_k(batch, seqlen_q, nheads)
         headdim_v = headdim if self.headdim_v is None else self.headdim_v
-        dtype = values.dtype(self.dtype, "--dtype")
+        dtype = self.tensor_dtype
 
         def random(*shape: int, grad: bool = False) -> Tensor:
             wide = torch.randn(shape, device=device)

@@ -10,6 +10,7 @@ import typer
 
 from xattn.dispatch.op import Op
 from xattn.dispatch.registry import registry
+from xattn.plugin import Capabilities
 from xattn.plugin.devices import device_and_arch, taken_for
 from xattn.plugin.request import Request
 
@@ -24,10 +25,21 @@ def request_of(op: Op, arguments: Mapping[str, Any], device: str, arch: str | No
         return op.prepare(**arguments).request
 
 
+def usual_dtype(device: str) -> torch.dtype:
+    """What calls on a device are mostly in: float32 on the CPU; elsewhere bfloat16, or the first that is declared."""
+    declared = set().union(*(block.dtypes for block in _blocks() if block.device == device))
+    usual = () if device == "cpu" else (torch.bfloat16, torch.float16)
+    return next((dtype for dtype in usual if dtype in declared), torch.float32)
+
+
+def _blocks() -> list[Capabilities[Any]]:
+    kernels = [kernel for entry in registry().entries.values() for kernel in entry.backend.kernels]
+    return [block for kernel in kernels for block in kernel.capabilities]
+
+
 def _known(device: str) -> str:
     """A device name as in `Request.device`: a typo would be a device that only a backend for any device serves."""
-    kernels = [kernel for entry in registry().entries.values() for kernel in entry.backend.kernels]
-    declared = {block.device for kernel in kernels for block in kernel.capabilities}
+    declared = {block.device for block in _blocks()}
     try:
         plain = torch.device(device).type == device
     except RuntimeError:

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
 from xattn.errors import InvalidArgumentError, UnknownBackendError
 
@@ -35,6 +36,27 @@ def out() -> Console:
 def err() -> Console:
     """Errors, spinners and progress: stderr."""
     return Console(stderr=True, highlight=False)
+
+
+class Command(TyperCommand):
+    """A command whose flags read `--causal`: they take no value, so none is named."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return without_values(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """As Command, for what comes before a command's name."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return without_values(super().get_params(ctx))
+
+
+def without_values(options: list[Any]) -> list[Any]:
+    for option in options:
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    return options
 
 
 def narrow_table(show_header: bool = True) -> Table:

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch.autocast import under_autocast
 from xattn.dispatch.choice import Choice
 from xattn.dispatch.guard import Check, Free, guard, kind
 from xattn.dispatch.op import Op, Prepared
+from xattn.dispatch.results import check_results
 from xattn.dispatch.selection import select
-from xattn.errors import add_note
+from xattn.errors import BrokenBackendError
 from xattn.plugin.backend import Plan
+from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
-from xattn.plugin.tensors import is_plain
+from xattn.plugin.tensors import flat, is_plain
 
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
 _PLANS_MAX = 4096
@@ -40,8 +41,16 @@ class Planned:
             self.annotate(error)
             raise
 
+    def first(self, *tensors: Any, **given: Any) -> Any:
+        """The first call, whose result is looked at: raises BrokenBackendError."""
+        result = self.run(*tensors, **given)
+        check_results(result, self.request, tensors, self.backend)
+        return result
+
     def annotate(self, error: Exception) -> None:
-        """Add to a kernel's error what was asked of whom."""
+        """Add to a kernel's error what was asked of whom; xattn's own says it already."""
+        if isinstance(error, BrokenBackendError):
+            return
         add_note(error, f"raised by xattn's backend {self.backend!r} for {self.request}")
 
 
@@ -70,17 +79,20 @@ class PlanTable:
             self.recent[slot] = guard(*tensors, free=free), planned.run, planned
         return planned
 
-    def make(
-        self, slot: object, tensors: Sequence[Any], prepared: Prepared, choice: Choice, free: Free = ()
-    ) -> Planned:
-        """A plan for a call that `find` does not know, remembered if it may be."""
+    def first(self, slot: object, tensors: Sequence[Any], prepared: Prepared, choice: Choice, free: Free = ()) -> Any:
+        """Serve a call that `find` does not know. Its plan is remembered, if it may be, once its result was right."""
         planned = make_plan(prepared, choice)
+        try:
+            result = planned.first(*prepared.tensors, **prepared.given)
+        except Exception as error:
+            planned.annotate(error)
+            raise
         if _may_be_remembered(slot, tensors):
             if len(self._plans) >= _PLANS_MAX:
                 self.clear()
             self._plans[slot, kind(*tensors, free=free)] = planned
             self.recent[slot] = guard(*tensors, free=free), planned.run, planned
-        return planned
+        return result
 
     def clear(self) -> None:
         self.recent.clear()
@@ -122,23 +134,24 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
     return Planned(request, entry.name, run, tuple(prepared.given))
 
 
-def flat(tensors: Sequence[Any]) -> list[Tensor]:
-    """The tensors of a plan, out of lists of them and without None."""
-    found: list[Tensor] = []
-    for each in tensors:
-        found += [each] if isinstance(each, Tensor) else flat(each) if each is not None else []
-    return found
-
-
 def traced(prepared: Prepared, choice: Choice) -> Any:
     """Serve a call that torch.compile traces, which leaves no trace in a table."""
-    return make_plan(prepared, choice).run(*prepared.tensors, **prepared.given)
+    return make_plan(prepared, choice).first(*prepared.tensors, **prepared.given)
 
 
 def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
     """A plan for the caller to keep. Unguarded: the cheapest guard costs twice what the rest of the call does."""
     planned = make_plan(prepared, choice)
-    run, options, given_names = planned.run, prepared.options, set(planned.given)
+    options, given_names = prepared.options, set(planned.given)
+    run: Plan
+
+    def first(*tensors: Any, **given: Any) -> Any:
+        nonlocal run
+        result = planned.first(*tensors, **given)
+        run = planned.run
+        return result
+
+    run = first
 
     def run_plan(*tensors: Any) -> Any:
         if is_dynamo_compiling():  # a kernel may have another plan for a graph
@@ -156,6 +169,10 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
             return traced(op.prepare(*tensors, **given, **options), choice)
         if op.check_values is not None:
             op.check_values(*tensors, **given)
-        return planned(*tensors, **given)
+        try:
+            return run(*tensors, **given)
+        except Exception as error:
+            planned.annotate(error)
+            raise
 
     return run_plan_with_given if given_names else run_plan

@@ -13,15 +13,13 @@ from typing import Any
 
 import pluggy
 
+from xattn.dispatch.failures import is_plugins, raised
 from xattn.plugin import backend as api
 from xattn.plugin.backend import API_VERSION, ENTRY_POINT_GROUP, Backend, Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.constant import traced_as_constant
 from xattn.plugin.features import Vocabulary
 from xattn.plugin.request import Request
-
-# What a plugin's code may raise when xattn calls it; SystemExit because some modules call sys.exit on import.
-PLUGIN_ERRORS = (Exception, SystemExit)
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _NO_NAME = "is no legal one: lower-case letters, digits, - and _, and not auto"
@@ -93,12 +91,16 @@ class Registry:
             # A stranger's code: whatever it raises is reported in info() and explain(), and stops nobody else.
             try:
                 self._manager.register(entry_point.load(), name=plugin.name)
-            except PLUGIN_ERRORS as error:
+            except BaseException as error:
+                if not is_plugins(error):
+                    raise
                 plugin.failures.append(f"failed to load: {raised(error)}")
                 continue
             try:
                 self._collect(plugin)
-            except PLUGIN_ERRORS as error:
+            except BaseException as error:
+                if not is_plugins(error):
+                    raise
                 plugin.failures.append(f"xattn_backends() raised {raised(error)}")
 
     def _collect(self, plugin: Plugin) -> None:
@@ -204,15 +206,12 @@ def by_rank(kernels: list[tuple[Entry, Kernel[Any]]], request: Request) -> list[
     def declared(of: tuple[Entry, Kernel[Any]]) -> int:
         try:
             return rank(of[1], request)
-        except PLUGIN_ERRORS:
+        except BaseException as error:
+            if not is_plugins(error):
+                raise
             return sys.maxsize  # asked first, so that selection.kernel_reasons reports the failure
 
     return sorted(kernels, key=declared, reverse=True)
-
-
-def raised(error: BaseException) -> str:
-    """An exception in one line of a report."""
-    return f"{type(error).__name__}: {error}"
 
 
 def _is_name(name: object) -> bool:

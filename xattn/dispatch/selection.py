@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 
 from xattn.dispatch.choice import Choice, allowed
-from xattn.dispatch.registry import PLUGIN_ERRORS, Entry, by_rank, raised, rank, registry
+from xattn.dispatch.failures import is_plugins, raised
+from xattn.dispatch.registry import Entry, by_rank, rank, registry
 from xattn.errors import BrokenBackendWarning, SlowBackendWarning, UnsupportedError
 from xattn.plugin.backend import Kernel
 from xattn.plugin.reasons import Reason
@@ -42,10 +44,14 @@ def _asked(entry: Entry, kernel: Kernel[Any], request: Request) -> list[Reason]:
     try:
         rank(kernel, request)  # `auto` has sorted by it, so its failure counts too
         reasons = kernel.reasons(request)
-    except PLUGIN_ERRORS as error:
+    except BaseException as error:
+        if not is_plugins(error):
+            raise
         return [_broken(entry, f"reasons() raised {raised(error)}")]
     if not isinstance(reasons, list) or not all(isinstance(reason, Reason) for reason in reasons):
-        return [_broken(entry, f"reasons() returned {reasons!r:.80}")]
+        # Without addresses: the same answer is the same reason.
+        got = re.sub(r" at 0x[0-9a-f]+", "", repr(reasons))
+        return [_broken(entry, f"reasons() returned {got:.80}")]
     return reasons
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import platform
 import statistics
 import time
@@ -19,7 +20,9 @@ Candidates = Mapping[str, Callable[[], object]]
 OnRound = Callable[[int, int], None]
 
 WARM_UP_ROUNDS = 3
-MIN_ROUNDS = 7
+# Of the time there is, what the warm-up may take before it ends early.
+WARM_UP_SHARE = 0.25
+MIN_ROUNDS = 3
 MAX_ROUNDS = 20_000
 # Zeroed before each call on a GPU: empties the L2 cache, and keeps the GPU busy while the CPU issues the call, so that
 # the events around it measure the GPU and not the launch.
@@ -76,7 +79,7 @@ def alternate(
     """Time each candidate once a round, in an order that rotates, all in this thread.
 
     device:   whose time it is: "cpu" by time.perf_counter_ns, "cuda" (NVIDIA and ROCm) by events in the stream.
-    seconds:  how long to go on, about; at least MIN_ROUNDS, at most MAX_ROUNDS rounds.
+    seconds:  how long to go on, about, warm-up included; at least MIN_ROUNDS, at most MAX_ROUNDS rounds.
     rounds:   their number, instead of `seconds`.
     on_round: called as (rounds done, rounds in all) between rounds, never inside what is timed.
 
@@ -84,22 +87,21 @@ def alternate(
     Raises ValueError for another device, and whatever a candidate raises.
     """
     device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"times calls on cpu and cuda alone, not on {device.type}")
-    measure = _cpu_round if device.type == "cpu" else _CudaRounds(device)
+    measure = _measure(device)
     names = list(candidates)
     samples: dict[str, list[float]] = {name: [] for name in names}
     with _quiet():
-        start = time.perf_counter()
+        start = last = time.perf_counter()
+        # The very first call of a candidate may load or compile: the shortest round is the estimate.
+        one = math.inf
         for _ in range(WARM_UP_ROUNDS):
             measure(candidates, names)
+            now = time.perf_counter()
+            one, last = min(one, now - last), now
+            if rounds is None and now - start > WARM_UP_SHARE * seconds:
+                break
         if rounds is None:
-            one = (time.perf_counter() - start) / WARM_UP_ROUNDS
-            # The very first call of a candidate may load or compile; without it the estimate is better.
-            start = time.perf_counter()
-            measure(candidates, names)
-            one = min(one, time.perf_counter() - start)
-            rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(seconds / one)))
+            rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int((seconds - (last - start)) / one)))
         orders = [names[first:] + names[:first] for first in range(len(names))]
         for done in range(rounds):
             for name, microseconds in measure(candidates, orders[done % len(orders)]).items():
@@ -107,6 +109,20 @@ def alternate(
             if on_round is not None:
                 on_round(done + 1, rounds)
     return Timing(samples, _method(device, rounds, len(names)))
+
+
+def once(candidate: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Microseconds of one call, taken as `alternate` takes them. Raises as it does."""
+    device = torch.device(device)
+    with _quiet():
+        return _measure(device)({"": candidate}, ("",))[""]
+
+
+def _measure(device: torch.device) -> Callable[[Candidates, Sequence[str]], dict[str, float]]:
+    """Times a round of candidates in the order given."""
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"times calls on cpu and cuda alone, not on {device.type}")
+    return _cpu_round if device.type == "cpu" else _CudaRounds(device)
 
 
 def _cpu_round(candidates: Candidates, order: Sequence[str]) -> dict[str, float]:

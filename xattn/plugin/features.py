@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import known
 
 _TURN = 'The backend may serve align="{}", which is another answer.'
 
@@ -69,10 +69,10 @@ OFFSETS = Feature("offsets", _aligned("offsets"), "One int for all sequences may
 
 CAUSAL = flag("causal")
 WINDOW = argument("window")
-GQA = Feature("gqa", lambda r: None if holds(r.nheads_k == r.nheads) else (r.nheads, r.nheads_k))
+GQA = Feature("gqa", lambda r: None if known(r.nheads_k == r.nheads) else (r.nheads, r.nheads_k))
 HEADDIM_V = Feature(
     "headdim_v",
-    lambda r: None if holds(r.headdim_v == r.headdim) else r.headdim_v,
+    lambda r: None if known(r.headdim_v == r.headdim) else r.headdim_v,
     "The backend wants headdim_v == headdim.",
 )
 SOFTCAP = argument("softcap")

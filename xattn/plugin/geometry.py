@@ -23,7 +23,7 @@ Keys that no query sees may hold NaN. A kernel that loads them multiplies NaN by
 output: so cut them off, as above, whatever the kernel masks.
 
 Sizes, sides and offsets may be symbolic under torch.compile. Here they are added and compared, never hashed and never
-made text. What torch cannot tell before the graph runs is answered as "not so": a side stays, a band is not square.
+made text. What does not hold for all sizes that a graph serves counts as not so: a side stays, a band is not square.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, sym_max, sym_min
 
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import known
 
 
 class Banded(Protocol):
@@ -85,7 +85,7 @@ class Geometry:
         """(first_q, end_q, first_k, end_k): queries [first_q, end_q) see a key, all others see none; keys
         [first_k, end_k) are seen by some query, all others by none. Each pair is equal where no query sees a key."""
         seqlen_q, seqlen_k, left, right, offset = self.seqlen_q, self.seqlen_k, self.left, self.right, self.offset
-        if holds(seqlen_q == 0) or holds(seqlen_k == 0):
+        if known(seqlen_q == 0) or known(seqlen_k == 0):
             return 0, 0, 0, 0
         first_q, end_q, first_k, end_k = 0, seqlen_q, 0, seqlen_k
         if right is not None:
@@ -120,13 +120,13 @@ class Geometry:
     @property
     def causal(self) -> bool:
         """Whether no query sees a key behind the one that it is aligned with."""
-        return self.right is not None and holds(self.right == 0)
+        return self.right is not None and known(self.right == 0)
 
     @property
     def square(self) -> bool:
         """Whether it is causal from the first query and key to the last of both: "top_left" and "bottom_right" agree,
         and keys added behind the last would stay hidden from every query."""
-        return self.causal and holds(self.offset == 0) and holds(self.seqlen_q == self.seqlen_k)
+        return self.causal and known(self.offset == 0) and known(self.seqlen_q == self.seqlen_k)
 
     @property
     def full(self) -> bool:
@@ -135,10 +135,12 @@ class Geometry:
 
     def opened(self) -> Geometry:
         """The same, with None for each side that hides nothing."""
+        if self.seqlen_q == 0 or self.seqlen_k == 0:
+            return Geometry(self.seqlen_q, self.seqlen_k, None, None, self.offset)
         left, right = self.left, self.right
-        if left is not None and holds(self.seqlen_q - 1 + self.offset <= left):
+        if left is not None and known(self.seqlen_q - 1 + self.offset <= left):
             left = None
-        if right is not None and holds(self.offset + right >= self.seqlen_k - 1):
+        if right is not None and known(self.offset + right >= self.seqlen_k - 1):
             right = None
         return Geometry(self.seqlen_q, self.seqlen_k, left, right, self.offset)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -64,6 +65,11 @@ class Request(ABC):
     @abstractmethod
     def sizes(self) -> dict[str, int]:
         """The sizes that a capability block may bound, by name."""
+
+    @abstractmethod
+    def results(self, tensors: Sequence[Any]) -> Any:
+        """What a plan of this request must return for these tensors, those that it takes in place: the same structure,
+        with a TensorSpec where it has a tensor."""
 
     @property
     @abstractmethod

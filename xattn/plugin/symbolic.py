@@ -36,7 +36,10 @@ def known(condition: Any) -> bool:
 
 def differ(one: Any, other: Any) -> bool:
     """Whether two sizes that must be equal are not. What only the run of the graph can tell, the graph checks."""
-    if holds(one != other):
+    unequal = one != other
+    if not is_dynamo_compiling() and isinstance(unequal, bool):
+        return unequal
+    if holds(unequal):
         return True
     torch._check(one == other)
     return False

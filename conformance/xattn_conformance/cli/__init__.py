@@ -15,7 +15,7 @@ def main() -> None:
     """The entry point `xattn-conformance`."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"xattn-conformance needs {', '.join(missing)}: pip install 'xattn[conformance]'", file=sys.stderr)
+        print(f"xattn-conformance needs {', '.join(missing)}: pip install xattn-conformance", file=sys.stderr)
         raise SystemExit(2)
     with importing():
         from xattn_conformance.cli.app import app

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from xattn_conformance.result import CaseResult, Check, Report, Status
 
-# In the order in which a reader wants to see them.
-STATUSES: tuple[Status, ...] = ("FAIL", "ERROR", "INVALID", "WAIVED", "UNSUPPORTED", "PASS")
+# In the order in which a reader wants to see them: what failed, what passed, what was not asked.
+STATUSES: tuple[Status, ...] = ("FAIL", "ERROR", "INVALID", "WAIVED", "PASS", "UNSUPPORTED")
 
 # The row of the matrix that every case is in.
 ALL = "all cases"

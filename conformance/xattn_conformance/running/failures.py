@@ -6,9 +6,9 @@ import os
 import sys
 import traceback
 
-from xattn.dispatch.registry import PLUGIN_ERRORS, raised
+from xattn.dispatch.failures import is_plugins, raised
 
-__all__ = ["PLUGIN_ERRORS", "raised", "trace"]
+__all__ = ["is_plugins", "raised", "trace"]
 
 
 def trace(error: BaseException) -> str:

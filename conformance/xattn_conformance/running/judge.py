@@ -20,7 +20,7 @@ from xattn_conformance.result import CaseResult, Check, Worst
 from xattn_conformance.running import bits, rules, varied
 from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.dump import Dump
-from xattn_conformance.running.failures import PLUGIN_ERRORS, raised, trace
+from xattn_conformance.running.failures import is_plugins, raised, trace
 from xattn_conformance.running.reproduce import command
 from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.target import Target
@@ -35,7 +35,9 @@ def judge(case: Case, target: Target, dump: Dump | None = None) -> CaseResult:
     started = time.perf_counter()
     try:
         fields = _judge(case, target, dump)
-    except PLUGIN_ERRORS as error:
+    except BaseException as error:
+        if not is_plugins(error):
+            raise
         fields = {"status": "ERROR", "message": raised(error), "detail": trace(error)}
     known: Fields = {"id": case.id, "case": case, "provenance": target.provenance}
     reproduce = command(case, target.backend, target.device, target.profile_file)
@@ -136,7 +138,9 @@ def _declined(call: Call, answer: Answer, target: Target) -> Fields:
             return {**fields, "status": "UNSUPPORTED", "message": f"declined, as declared: {codes}"}
         others = ", ".join(reason.code for reason in reasons) or "none"
         return {**fields, "message": f"states the reasons {codes}, and raises with others: {others}"}
-    except PLUGIN_ERRORS as error:
+    except BaseException as error:
+        if not is_plugins(error):
+            raise
         said = f"states reasons ({codes}), and raises {raised(error)}; want xattn.UnsupportedError"
         return {**fields, "message": said, "detail": trace(error)}
     return {**fields, "message": f"states reasons ({codes}), and serves the call all the same"}

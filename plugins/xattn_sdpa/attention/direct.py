@@ -45,7 +45,7 @@ def direct(request: AttentionRequest) -> Direct | None:
     seqlen_q, seqlen_k = request.seqlen_q, request.seqlen_k
     # Not for training: the kernel gives back the gradient of a folded q in an order that must be copied.
     one = holds(seqlen_q == 1)
-    fold = one and not holds(request.nheads_k == request.nheads) and not request.any_grad
+    fold = one and not known(request.nheads_k == request.nheads) and not request.any_grad
     if left is None and right is None:
         return Direct(False, 0, seqlen_k, fold)
     geometry = Geometry.of(request)
@@ -56,7 +56,7 @@ def direct(request: AttentionRequest) -> Direct | None:
     if left is None and right is not None:
         if geometry.full:
             return Direct(False, 0, seqlen_k, False)
-        if holds(geometry.offset + right == 0):
+        if known(geometry.offset + right == 0):
             # Keys past the last query are behind the diagonal for all; cut off, they are not read.
             return Direct(True, 0, sym_min(seqlen_q, seqlen_k), False)
     return None
@@ -67,7 +67,7 @@ def plan(request: AttentionRequest, how: Direct) -> Plan:
     options: dict[str, Any] = {}
     if how.causal:
         options["is_causal"] = True
-    if not how.fold and not holds(request.nheads_k == request.nheads):
+    if not how.fold and not known(request.nheads_k == request.nheads):
         options["enable_gqa"] = True
     if request.scale is not None:
         options["scale"] = request.scale

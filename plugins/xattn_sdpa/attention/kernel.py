@@ -11,7 +11,7 @@ from torch import Tensor
 from xattn import AttentionKernel, AttentionOutput, AttentionRequest, Capabilities, Reason
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import holds, known
 from xattn_sdpa.attention import direct, flash, gpu, torch_ops
 from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.attention.masks import with_four
@@ -60,11 +60,9 @@ class SdpaAttention(AttentionKernel):
         return found
 
     def plan(self, request: AttentionRequest) -> Plan:
-        if request.device == "cpu":
-            how = _cpu_direct(request)
-            return functools.partial(_engine, request) if how is None else direct.plan(request, how)
-        kernel = _gpu_direct(request)
-        return functools.partial(_engine, request) if kernel is None else gpu.plan(request, kernel)
+        run = _plan(request)
+        single = known(request.headdim == 1) or known(request.headdim_v == 1)
+        return _with_dense_rows(run) if single else run
 
     def kernel_name(self, request: AttentionRequest) -> str:
         if request.device == "cpu":
@@ -85,6 +83,25 @@ class SdpaAttention(AttentionKernel):
         if request.seqlens_k is not None or _flash_may_serve(request):
             return "torch's flash kernel, below F.scaled_dot_product_attention"
         return "blocks of matmuls (none of torch's fused kernels serves this call)"
+
+
+def _plan(request: AttentionRequest) -> Plan:
+    if request.device == "cpu":
+        how = _cpu_direct(request)
+        return functools.partial(_engine, request) if how is None else direct.plan(request, how)
+    kernel = _gpu_direct(request)
+    return functools.partial(_engine, request) if kernel is None else gpu.plan(request, kernel)
+
+
+def _with_dense_rows(run: Plan) -> Plan:
+    """The plan for heads of one dimension. Its stride may be any number; torch's attention leaves its fused kernels for
+    one that is not 1, and contiguous() does not change it (pytorch#116333)."""
+
+    def run_dense(*qkv: Tensor, **given: Any) -> Any:
+        # A new last dimension has stride 1.
+        return run(*(x.squeeze(-1).unsqueeze(-1) if x.shape[-1] == 1 else x for x in qkv), **given)
+
+    return run_dense
 
 
 def _simple(request: AttentionRequest) -> bool:

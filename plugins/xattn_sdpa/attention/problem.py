@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from xattn.errors import InvalidArgumentError
+from xattn import InvalidArgumentError
 from xattn.plugin.geometry import Geometry
 from xattn_sdpa.attention.tiling import Tile, tiles
 

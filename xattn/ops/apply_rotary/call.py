@@ -11,6 +11,8 @@ from torch.compiler import is_dynamo_compiling
 from xattn.dispatch import plans
 from xattn.dispatch.choice import chosen, scoped
 from xattn.ops.apply_rotary.arguments import prepare
+from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.plugin.tensors import is_plain
 
 Rotated = tuple[Tensor, Tensor | None]
 
@@ -39,6 +41,7 @@ def apply_rotary(
     interleaved: bool = False,
     backend: str | Sequence[str] = "auto",
 ) -> tuple[Tensor, None]: ...
+@without_unknown
 def apply_rotary(
     q: Tensor,
     k: Tensor | None,
@@ -47,6 +50,7 @@ def apply_rotary(
     *,
     interleaved: bool = False,
     backend: str | Sequence[str] = "auto",
+    **unknown: object,
 ) -> Rotated:
     """Rotary position embedding of q and k, on BSNH tensors, in one call.
 
@@ -72,11 +76,14 @@ def apply_rotary(
     Raises InvalidArgumentError for a call that contradicts the above, UnsupportedError if a backend asked for by name
     cannot serve it (with every reason), UnknownBackendError for an unknown name.
     """
+    if unknown:
+        raise unexpected(apply_rotary, unknown)
     if not is_dynamo_compiling():
         try:
+            nested = q.is_nested or cos.is_nested or sin.is_nested or (k is not None and k.is_nested)
             choice = _scope.get() if backend == "auto" else backend
-            check, run, planned = _recent[q.shape, k is None, interleaved, choice]
-        except (KeyError, TypeError, AttributeError):  # TypeError: a list of backends; AttributeError: q is no tensor
+            check, run, planned = _recent[None if nested else q.shape, k is None, interleaved, choice]
+        except (KeyError, TypeError, AttributeError):  # a list of backends; what is no tensor
             pass
         else:
             if check(q, cos, sin) if k is None else check(q, k, cos, sin):
@@ -95,9 +102,10 @@ def _serve(
     choice = chosen(backend)
     if is_dynamo_compiling():
         return plans.traced(prepare(q, k, cos, sin, interleaved=interleaved), choice)  # type: ignore[no-any-return]
-    slot = (getattr(q, "shape", None), k is None, interleaved, choice)
+    slot = (q.shape if is_plain(q) else None, k is None, interleaved, choice)
     every = (q, cos, sin) if k is None else (q, k, cos, sin)
     planned = _table.find(slot, every)
     if planned is None:
-        planned = _table.make(slot, every, prepare(q, k, cos, sin, interleaved=interleaved), choice)
+        prepared = prepare(q, k, cos, sin, interleaved=interleaved)
+        return _table.first(slot, every, prepared, choice)  # type: ignore[no-any-return]
     return planned(q, k, cos, sin)  # type: ignore[no-any-return]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -11,8 +12,8 @@ from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Feature, Vocabulary
-from xattn.plugin.request import Phase, Request, dtype_name
-from xattn.plugin.symbolic import holds
+from xattn.plugin.request import Phase, Request, TensorSpec, dtype_name
+from xattn.plugin.symbolic import holds, known
 
 RotaryFeature = Literal["interleaved", "partial", "batched", "empty"]
 
@@ -32,7 +33,7 @@ class RotaryRequest(Request):
         op="apply_rotary",
         features=(
             features.flag("interleaved"),
-            Feature("partial", lambda r: None if holds(r.rotary_dim == r.headdim) else r.rotary_dim),
+            Feature("partial", lambda r: None if known(r.rotary_dim == r.headdim) else r.rotary_dim),
             features.flag("batched", "Where all batch rows have the same positions, pass cos[0] and sin[0]."),
             features.EMPTY,
         ),
@@ -57,6 +58,12 @@ class RotaryRequest(Request):
 
     def sizes(self) -> dict[str, int]:
         return {"headdim": self.headdim, "rotary_dim": self.rotary_dim}
+
+    def results(self, tensors: Sequence[Any]) -> Any:
+        q = TensorSpec((self.batch, self.seqlen, self.nheads, self.headdim), self.dtype)
+        if self.nheads_k is None:
+            return q, None
+        return q, TensorSpec((self.batch, self.seqlen, self.nheads_k, self.headdim), self.dtype)
 
     @property
     def phase(self) -> Phase:

@@ -104,7 +104,7 @@ def kind_of_align(align: Any, q: Tensor, k: Tensor) -> object:
     """What of an alignment decides a plan: of an offset, that it is one, and whether it lies inside."""
     if not isinstance(align, int) or isinstance(align, bool):
         return align
-    return "offset", all(isinstance(x, Tensor) and x.dim() == 4 for x in (q, k)) and _is_inside(align, q, k)
+    return "offset", all(checks.has_rank(x, 4) for x in (q, k)) and _is_inside(align, q, k)
 
 
 def _is_inside(off: int, q: Tensor, k: Tensor) -> bool:
@@ -220,7 +220,7 @@ def check_values(
     On the CPU alone: on an accelerator it would stop the stream, and under torch.compile break the graph. May run
     before a call is described, so it passes over what that rejects.
     """
-    if not isinstance(k, Tensor) or k.dim() != 4:
+    if not checks.has_rank(k, 4):
         return
     if seqlens_k is not None and checks.readable(seqlens_k, torch.int32, torch.int64):
         low, high = (int(x) for x in torch.aminmax(seqlens_k))

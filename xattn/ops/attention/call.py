@@ -14,6 +14,7 @@ from xattn.ops.attention.arguments import check_values, kind_of_align, prepare
 from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.spelling import unexpected, without_unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,6 +53,7 @@ def attention(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **rest: Unpack[Arguments]
 ) -> AttentionOutput: ...
+@without_unknown
 def attention(
     q: Tensor,
     k: Tensor,
@@ -71,6 +73,7 @@ def attention(
     deterministic: bool = False,
     return_lse: bool = False,
     backend: str | Sequence[str] = "auto",
+    **unknown: object,
 ) -> Output:
     """Attention on BSNH tensors by the best backend that can serve the call exactly as asked.
 
@@ -105,19 +108,23 @@ def attention(
     serve it (with every reason), UnknownBackendError for an unknown name. An exception of a vendor's kernel comes
     through with the request and the backend added as a note.
     """
+    if unknown:
+        raise unexpected(attention, unknown)
     if not is_dynamo_compiling():
         choice = _scope.get() if backend == "auto" else backend
         # One look-up says which options are on, that no optional tensor is there (a tensor is never a key), and what
-        # ran last; the guard says whether these tensors are of the same kind. A model's layers all end here.
+        # ran last; the guard says whether these tensors are of the same kind. A model's layers all end here. Of a
+        # nested tensor the guard would end the process: its strides are a C++ exception that nobody catches.
         try:
+            nested = q.is_nested or k.is_nested or v.is_nested
             check, run, planned = _recent[
                 causal, window, align, scale, softcap, sinks, alibi_slopes, bias, mask, seqlens_k,
                 dropout_p, deterministic, return_lse, choice
             ]  # fmt: skip
-        except (KeyError, TypeError):  # TypeError: a window or backend given as a list
+        except (KeyError, TypeError, AttributeError):  # a list for a window or backend; q, k or v that is no tensor
             pass
         else:
-            if check(q, k, v):
+            if not nested and check(q, k, v):
                 try:
                     return run(q, k, v)  # type: ignore[no-any-return]
                 except Exception as error:
@@ -143,7 +150,8 @@ def _serve(
     every = (q, k, v, *tensors.values())
     planned = _table.find(slot, every)
     if planned is None:
-        planned = _table.make(slot, every, prepare(q, k, v, **tensors, **options), choice)
+        prepared = prepare(q, k, v, **tensors, **options)
+        return _table.first(slot, every, prepared, choice)  # type: ignore[no-any-return]
     given = {**tensors, "align": options["align"]}
     return planned(q, k, v, **{name: given[name] for name in planned.given})  # type: ignore[no-any-return]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from xattn.ops.shared.output import output
 from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of, wants_grad
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
 from xattn.plugin.request import Phase, TensorSpec, dtype_name
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import holds, known
 
 AttentionFeature = Literal[
     "causal",
@@ -91,7 +93,7 @@ class AttentionRequest(SoftmaxRequest):
         """Whether another `align` is another answer."""
         if not self.positional:
             return False
-        return self.align == "offset" or self.seqlens_k is not None or not holds(self.seqlen_q == self.seqlen_k)
+        return self.align == "offset" or self.seqlens_k is not None or not known(self.seqlen_q == self.seqlen_k)
 
     @property
     def any_grad(self) -> bool:
@@ -101,6 +103,10 @@ class AttentionRequest(SoftmaxRequest):
     def wanted_grads(self) -> list[str]:
         wanted = super().wanted_grads()
         return [*wanted, "bias"] if wants_grad(self.bias) else wanted
+
+    def results(self, tensors: Sequence[Any]) -> Any:
+        out = TensorSpec((self.batch, self.seqlen_q, self.nheads, self.headdim_v), self.dtype)
+        return output(out, (self.batch, self.nheads, self.seqlen_q), self.return_lse)
 
     @property
     def empty(self) -> bool:
@@ -126,7 +132,25 @@ class AttentionRequest(SoftmaxRequest):
             counts = f"{self.nheads} and {self.seqlen_q} of q, {self.nheads_k} and {self.seqlen_k} of k"
             meant = "if these are (batch, nheads, seqlen, headdim), pass x.transpose(1, 2)"
             found.append(f"more heads than tokens, {counts}: {meant}")
+        for name in ("mask", "bias"):
+            spec: TensorSpec | None = getattr(self, name)
+            if spec is not None:
+                found += self._notes_of_rank(name, len(spec.shape))
         return found
+
+    def _notes_of_rank(self, name: str, rank: int) -> list[str]:
+        """What a mask or bias of fewer dimensions may have been meant as, where the sizes fit both ways."""
+        if rank == 2 and self.batch == self.seqlen_q > 1:
+            return [
+                f"{name} of 2 dimensions is (seqlen_q, seqlen_k), the same for each of the {self.batch} batch rows; "
+                f"if it is (batch, seqlen_k), pass {name}[:, None, None, :]"
+            ]
+        if rank == 3 and self.batch == self.nheads > 1:
+            return [
+                f"{name} of 3 dimensions is (nheads, seqlen_q, seqlen_k), the same for each of the {self.batch} batch "
+                f"rows; if it is (batch, seqlen_q, seqlen_k), pass {name}[:, None]"
+            ]
+        return []
 
     def __str__(self) -> str:
         parts = [

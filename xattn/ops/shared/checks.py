@@ -26,7 +26,13 @@ def check_tensor(name: str, tensor: Any, want: str = "a torch.Tensor") -> None:
     if not isinstance(tensor, Tensor):
         raise InvalidArgumentError(name, type(tensor).__name__, want)
     if tensor.layout is not torch.strided or tensor.is_nested:
-        raise InvalidArgumentError(name, f"a tensor of layout {tensor.layout}", "a dense, strided torch.Tensor")
+        got = "a nested tensor" if tensor.is_nested else f"a tensor of layout {tensor.layout}"
+        raise InvalidArgumentError(name, got, "a dense, strided torch.Tensor")
+
+
+def has_rank(x: Any, rank: int) -> bool:
+    """Whether it is a tensor of so many sizes. A nested one raises when it is asked for a size."""
+    return isinstance(x, Tensor) and not x.is_nested and x.dim() == rank
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
@@ -122,8 +128,7 @@ def check_softcap(softcap: Any) -> None:
 def check_option(name: str, tensor: Any, q: Tensor, dtype: str, shapes: list[tuple[int, ...]], hint: str = "") -> None:
     """An optional tensor: its device is q's, its dtype of the kind named (a key of `_FITS`), its shape one of `shapes`
     where there are any."""
-    if not isinstance(tensor, Tensor):
-        raise InvalidArgumentError(name, type(tensor).__name__, "a torch.Tensor or None")
+    check_tensor(name, tensor, "a torch.Tensor or None")
     check_device(name, tensor, "q", q)
     if not _FITS[dtype](tensor.dtype):
         raise InvalidArgumentError(name, dtype_name(tensor.dtype), dtype, hint)

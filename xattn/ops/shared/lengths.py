@@ -31,8 +31,8 @@ def bucket_of(size: Any) -> object:
 def are_cu_seqlens(*tensors: Any, device: torch.device | None = None) -> bool:
     """Whether they are sums of lengths, on the device where one is named."""
     return all(
-        isinstance(each, Tensor)
-        and (each.dim(), each.dtype) == (1, torch.int32)
+        checks.has_rank(each, 1)
+        and each.dtype == torch.int32
         and len(each) > 0
         and device in (None, each.device)
         for each in tensors

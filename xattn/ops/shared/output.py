@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from xattn.plugin.request import TensorSpec
 
 
 class AttentionOutput(NamedTuple):
-    """out: as the op returns it without lse. lse: (batch, nheads, seqlen_q), of packed tensors (nheads, total_q),
-    float32: natural log of the softmax's denominator, sink included; -inf for a query that sees no key, without sink.
+    """out: as the op returns it without lse.
+    lse: float32 (batch, nheads, seqlen_q), of packed tensors (nheads, total_q), the natural log of the softmax's
+        denominator, sink included; -inf for a query that sees no key, without sink.
     """
 
     out: Tensor
     lse: Tensor
+
+
+def output(out: TensorSpec, lse: tuple[int, ...], return_lse: bool) -> Any:
+    """What a plan must return, as `Request.results` has it. lse: its shape."""
+    return AttentionOutput._make((out, TensorSpec(lse, torch.float32))) if return_lse else out
 
 
 # What a call returns: out, or both with return_lse=True.

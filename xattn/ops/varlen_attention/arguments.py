@@ -142,15 +142,15 @@ def _check_main(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 def _check_free_sizes(k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, align: Any, slopes: Any) -> None:
     """Those that must agree from call to call."""
-    if all(isinstance(each, Tensor) and each.dim() == 3 for each in (k, v)):
+    if all(checks.has_rank(each, 3) for each in (k, v)):
         checks.check_size("v", "total_k", v.shape[0], k.shape[0], "k")
     if not lengths.are_cu_seqlens(cu_seqlens_q, cu_seqlens_k):
         return
     checks.check_size("cu_seqlens_k", "size", cu_seqlens_k.shape[0], cu_seqlens_q.shape[0], "cu_seqlens_q")
     batch = cu_seqlens_q.shape[0] - 1
-    if isinstance(align, Tensor) and align.shape != (batch,):
+    if checks.has_rank(align, 1) and align.shape[0] != batch:
         raise InvalidArgumentError("align", f"shape {tuple(align.shape)}", f"({batch},)")
-    if isinstance(slopes, Tensor) and slopes.dim() == 2 and slopes.shape[0] != batch:
+    if checks.has_rank(slopes, 2) and slopes.shape[0] != batch:
         raise InvalidArgumentError("alibi_slopes", f"shape {tuple(slopes.shape)}", f"({batch}, nheads)")
 
 
@@ -198,7 +198,7 @@ def check_values(
         ("q", q, cu_seqlens_q, max_seqlen_q),
         ("k", k, cu_seqlens_k, max_seqlen_k),
     ):
-        packed = isinstance(tensor, Tensor) and tensor.dim() == 3 and lengths.are_cu_seqlens(cu_seqlens)
+        packed = checks.has_rank(tensor, 3) and lengths.are_cu_seqlens(cu_seqlens)
         if packed and checks.readable(cu_seqlens, torch.int32, on_device=check):
             lengths.check_lengths(f"cu_seqlens_{side}", cu_seqlens, tensor.shape[0], f"max_seqlen_{side}", bound)
     checks.check_slopes(alibi_slopes)

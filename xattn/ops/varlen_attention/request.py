@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from xattn.ops.shared.output import output
 from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
-from xattn.plugin.request import Phase, dtype_name
+from xattn.plugin.request import Phase, TensorSpec, dtype_name
 from xattn.plugin.symbolic import holds
 
 VarlenFeature = Literal[
@@ -75,6 +77,11 @@ class VarlenRequest(SoftmaxRequest):
         if not self.positional:
             return False
         return self.align in ("offset", "offsets") or not self.shared_lengths
+
+    def results(self, tensors: Sequence[Any]) -> Any:
+        total_q = tensors[0].shape[0]
+        out = TensorSpec((total_q, self.nheads, self.headdim_v), self.dtype)
+        return output(out, (self.nheads, total_q), self.return_lse)
 
     @property
     def empty(self) -> bool:

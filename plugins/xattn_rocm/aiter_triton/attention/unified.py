@@ -81,9 +81,9 @@ def _plan(request: AttentionRequest, installed: Installation) -> Plan:
     first, dead, left = whole.first_k, whole.first_q, whole.opened().left
     seqlen_k = request.seqlen_k - first
     page, freely = _page(request, seqlen_k, installed)
-    # max_seqlen_q and the window are upper bounds, by which the kernel picks its way. From 2 queries on its tiles are 64
-    # keys. Without a window it splits the keys into parts, with a page as its tile, and a query that sees no key of a
-    # part comes out wrong.
+    # max_seqlen_q and the window are upper bounds, by which the kernel picks its way. From 2 queries on, its tiles are
+    # of 64 keys. Without a window it splits the keys into parts, with a page as its tile, and a query that sees no key
+    # of a part comes out wrong.
     most = seqlen_q if freely else max(2, seqlen_q)
     split = left is None and freely and seqlen_q == 1
     window = (-1, -1) if split else (seqlen_k if left is None else left, 0)

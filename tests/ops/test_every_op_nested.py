@@ -1,0 +1,63 @@
+"""Over the table of ops: a nested tensor is refused wherever it stands, whatever was called before.
+
+torch's guard ends the process on one of the default layout, so each op runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import pytest
+from support import ROOT, run_python
+
+from xattn.ops.table import OPS
+
+PLACES = """
+    import warnings
+    import torch
+    import xattn
+    from ops.every_op import entries, samples
+    from xattn.ops.table import OPS
+
+    warnings.simplefilter("ignore")
+    op = OPS[{op!r}]
+    parts = [torch.randn(3, 4, 8), torch.randn(5, 4, 8)]
+    strange = [torch.nested.nested_tensor(parts), torch.nested.nested_tensor(parts, layout=torch.jagged)]
+    strange += [torch.eye(4).to_sparse(), torch.randn(2, 4, 4, 8).to_mkldnn()]
+    refused = 0
+
+    def moved(argument, device):
+        return argument.to(device) if isinstance(argument, torch.Tensor) else argument
+
+    def refuse(function, tensors, named, wrong):
+        try:
+            function(*tensors, **named)
+        except xattn.InvalidArgumentError:
+            return 1
+        raise SystemExit(f"not refused: {{wrong.layout}} in {{[type(x) for x in tensors]}}, {{list(named)}}")
+
+    for device in ("cpu", "meta"):
+        for name, sample in samples(op).items():
+            tensors = [moved(x, device) for x in sample.tensors]
+            named = {{key: moved(x, device) for key, x in sample.named.items()}}
+            try:  # what was called before
+                for _ in range(2):
+                    op.function(*tensors, **named)
+            except xattn.InvalidArgumentError:
+                pass  # bounds that must be read, of meta tensors
+            for wrong in strange:
+                for function in entries(op).values():
+                    for i, tensor in enumerate(tensors):
+                        if isinstance(tensor, torch.Tensor):
+                            refused += refuse(function, [*tensors[:i], wrong, *tensors[i + 1:]], named, wrong)
+                    for key, tensor in named.items():
+                        if isinstance(tensor, torch.Tensor):
+                            refused += refuse(function, tensors, {{**named, key: wrong}}, wrong)
+                    everywhere = [wrong if isinstance(x, torch.Tensor) else x for x in tensors]
+                    refused += refuse(function, everywhere, named, wrong)
+    print(refused)
+"""
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_nested_tensor_is_refused(op: str) -> None:
+    path = [ROOT, ROOT / "plugins", ROOT / "conformance", ROOT / "tests"]
+    assert int(run_python(PLACES.format(op=op), ROOT, path)) > 100

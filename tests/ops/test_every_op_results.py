@@ -1,0 +1,129 @@
+"""Over the table of ops: a plan's first result is looked at before the caller sees it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from ops.conftest import Mine
+from ops.every_op import Counting, entries, every_op, every_sample, reference, samples
+from sample import Sample, equal, flat
+from torch import Tensor
+
+import xattn
+from xattn.dispatch.op import Op
+from xattn.plugin import Plan
+
+
+def each(change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
+    """The same structure with every tensor changed."""
+
+    def changed(answer: Any) -> Any:
+        if isinstance(answer, Tensor):
+            return change(answer)
+        if answer is None:
+            return None
+        parts = [changed(part) for part in answer]
+        return type(answer)._make(parts) if hasattr(answer, "_make") else type(answer)(parts)
+
+    return changed
+
+
+def last(change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
+    """The same structure with the last of its tensors changed."""
+
+    def changed(answer: Any) -> Any:
+        final = flat(answer)[-1]
+        return each(lambda x: change(x) if x is final else x)(answer)
+
+    return changed
+
+
+WRONG: dict[str, Callable[[Any], Any]] = {
+    "None": lambda answer: None,
+    "a list": lambda answer: flat(answer),
+    "a tuple more": lambda answer: (answer, answer),
+    "an array": last(lambda x: x.detach().numpy()),
+    "wide": last(lambda x: x.to(torch.float64 if x.dtype != torch.float64 else torch.float32)),
+    "whole numbers": each(lambda x: x.to(torch.int64)),
+    "another size": last(lambda x: torch.cat((x, x)) if x.shape[0] else x.new_zeros(1, *x.shape[1:])),
+    "another rank": last(lambda x: x.unsqueeze(0)),
+    "another device": each(lambda x: x.to("meta")),
+}  # fmt: skip
+
+
+def returning(change: Callable[[Any], Any]) -> Callable[..., Plan]:
+    """A `plan` that computes what `reference` does, and returns something else."""
+
+    def plan(self: Counting, request: xattn.Request) -> Plan:
+        run = reference(self.op).plan(request)
+        return lambda *tensors, **given: change(run(*tensors, **given))
+
+    return plan
+
+
+@every_sample
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_result_reaches_nobody(op: Op, name: str, wrong: str, mine: Mine) -> None:
+    mine(op, plan=returning(WRONG[wrong]))
+    sample = samples(op)[name]
+    for _ in range(2):  # and its plan is not remembered
+        with pytest.raises(xattn.BrokenBackendError, match=r"xattn's backend 'mine' returned .*, want .*") as caught:
+            sample.of(op.function)
+    error = caught.value
+    assert isinstance(error, xattn.XattnError)
+    assert error.backend == "mine"
+    assert str(error.request) in str(error)
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (type(again), str(again)) == (type(error), str(error))
+
+
+@every_op
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_result_of_a_held_plan(op: Op, wrong: str, mine: Mine) -> None:
+    mine(op, plan=returning(WRONG[wrong]))
+    sample = samples(op)["plain"]
+    run = sample.of(entries(op)["plan"])
+    with pytest.raises(xattn.BrokenBackendError, match="'mine'"):
+        call_held(run, op, sample)
+
+
+def call_held(run: Any, op: Op, sample: Sample) -> Any:
+    prepared = op.prepare(*sample.tensors, **sample.named)
+    return run(*prepared.tensors, **prepared.given)
+
+
+@every_sample
+def test_results_are_what_reference_returns(op: Op, name: str) -> None:
+    """`Request.results` against the oracle, in every dtype, under autocast too."""
+    sample = samples(op)[name]
+    for dtype in (None, torch.bfloat16):
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            prepared = op.prepare(*sample.tensors, **sample.named)
+            answer = sample.of(op.function, backend="reference")
+        want = prepared.request.results(prepared.tensors)
+        specs = [spec for spec in (want if isinstance(want, tuple) else (want,)) if spec is not None]
+        assert [(tuple(x.shape), x.dtype) for x in flat(answer)] == [(spec.shape, spec.dtype) for spec in specs]
+
+
+@every_op
+def test_only_the_first_result_is_looked_at(op: Op, mine: Mine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xattn.dispatch import plans
+
+    looked = []
+    check = plans.check_results
+    monkeypatch.setattr(plans, "check_results", lambda *arguments: looked.append(check(*arguments)))
+    mine(op)
+    sample = samples(op)["plain"]
+    first = sample.of(op.function)
+    assert len(looked) == 1
+    assert equal(first, sample.of(op.function))
+    assert len(looked) == 1
+    run = sample.of(entries(op)["plan"])
+    for _ in range(3):
+        call_held(run, op, sample)
+    assert len(looked) == 2

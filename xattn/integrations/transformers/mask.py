@@ -1,0 +1,118 @@
+"""The function that transformers calls to make the mask of a forward pass, once for all layers of a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from transformers import masking_utils
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+
+from xattn.integrations.transformers.described_mask import DescribedMask
+from xattn.integrations.transformers.served import check_config
+
+# The code of the closures that transformers makes for a causal sliding window.
+_AND = masking_utils.and_masks(causal_mask_function).__code__
+_SLIDING = masking_utils.sliding_window_overlay(1).__code__
+
+
+def attention_mask(
+    *,
+    batch_size: int,
+    kv_length: int,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    config: Any,
+    device: torch.device | str | None = None,
+    **others: Any,
+) -> DescribedMask:
+    """The mask for `attention_forward`: a `DescribedMask`, which tells the causal diagonal, the window and the padding
+    apart and builds nothing of size seqlen_q x seqlen_k for them.
+
+    Chunks, packing, image tokens and functions of a user's own are known to transformers as closures alone: these are
+    made real once, for all layers. Never None, even where callers allow it: nothing is left for the layer to guess.
+
+    The arguments are those that transformers gives to every mask function (`transformers.masking_utils.sdpa_mask`).
+    Raises InvalidArgumentError for a model that computes attention by itself and so could not read this mask.
+    """
+    check_config(config)
+    seqlen_q, offset = _queries(others)
+    if device is None:  # transformers < 5
+        device = others["cache_position"].device
+    shape = (batch_size, 1, seqlen_q, kv_length)
+    if mask_function is bidirectional_mask_function:
+        return DescribedMask.of(shape, device, visible=_padding(attention_mask, kv_length, kv_offset, kv_length))
+    window = _window(mask_function)
+    known = mask_function is causal_mask_function or window is not None
+    if known and isinstance(offset, int):
+        own = offset - kv_offset
+        padding = _padding(attention_mask, kv_length, kv_offset, own + seqlen_q)
+        return DescribedMask.of(shape, device, own, window, padding)
+    if known and isinstance(offset, Tensor):
+        # One query, at a place that the device alone knows (a static cache): its keys, without waiting for it.
+        key = torch.arange(kv_length, device=device) + kv_offset
+        visible = key <= offset
+        if window is not None:
+            visible = visible & (key > offset - window)
+        visible = visible[None, None, None]
+        padding = _padding(attention_mask, kv_length, kv_offset, None)
+        return DescribedMask.of(shape, device, visible=visible if padding is None else visible & padding)
+    made: Tensor | None = sdpa_mask(
+        batch_size=batch_size,
+        kv_length=kv_length,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        device=device,
+        **{**others, "allow_is_causal_skip": False},
+    )
+    # None where a bidirectional window is as long as the text.
+    return DescribedMask.of(shape, device, visible=made)
+
+
+def _queries(others: dict[str, Any]) -> tuple[int, int | Tensor | None]:
+    """(how many, the position of the first): a tensor for one query where reading it would wait for a device or break a
+    graph; None where the positions are not consecutive, or are more than one and cannot be read."""
+    positions: Tensor | None = others.get("cache_position")  # transformers < 5.4
+    if positions is None:
+        seqlen_q, offset = others["q_length"], others.get("q_offset", 0)
+    else:
+        seqlen_q, offset = positions.shape[0], positions[0]
+    if not isinstance(offset, Tensor) or (seqlen_q == 1 and (positions is None or offset.device.type != "cpu")):
+        return seqlen_q, offset
+    if is_compiling():
+        return seqlen_q, offset if seqlen_q == 1 else None
+    if positions is not None and not bool((positions.diff() == 1).all()):
+        return seqlen_q, None
+    return seqlen_q, int(offset)
+
+
+def _padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int, end: int | None) -> Tensor | None:
+    """(batch, 1, 1, kv_length) of the caller's (batch, tokens), True for a token. None where there is no padding before
+    key `end`: those behind are hidden by causality. end=None: not looked into."""
+    if attention_mask is None:
+        return None
+    padding = attention_mask[:, kv_offset : kv_offset + kv_length]
+    if padding.shape[1] < kv_length:
+        padding = torch.nn.functional.pad(padding, (0, kv_length - padding.shape[1]))
+    if end is not None and not is_compiling() and bool(padding[:, : max(0, end)].all()):
+        return None
+    return padding[:, None, None]
+
+
+def _window(mask_function: Any) -> int | None:
+    """W of a function that is exactly a causal window of W keys, None of any other.
+
+    `local_size`, which comes beside the function, does not say it: chunks have it too.
+    """
+    if getattr(mask_function, "__code__", None) is not _AND:
+        return None
+    parts = mask_function.__closure__[0].cell_contents
+    if len(parts) != 2 or parts[1] is not causal_mask_function or parts[0].__code__ is not _SLIDING:
+        return None
+    window: int = parts[0].__closure__[0].cell_contents
+    return window

@@ -1,0 +1,107 @@
+"""Which models can be served: transformers accepts any registered name for any model, and leaves it at that where the
+model computes attention by itself."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from xattn.errors import InvalidArgumentError
+from xattn.integrations.transformers import falcon
+
+# Names under which xattn was registered.
+NAMES: set[str] = set()
+
+
+def check_class(model: type[PreTrainedModel], name: str) -> None:
+    """Raise InvalidArgumentError for a class of models that never calls the implementation `name`."""
+    for kind in model.__mro__[: model.__mro__.index(PreTrainedModel)]:
+        module = sys.modules.get(kind.__module__)
+        if module is not None:
+            _check_module(module, model.__name__, name)
+
+
+def check_config(config: PretrainedConfig) -> None:
+    """The same for a model known by its configuration alone. A mask that it asks for would be read as a float one."""
+    kind = type(config)
+    module = sys.modules.get(kind.__module__.replace("configuration_", "modeling_"))
+    if module is not None:
+        _check_module(module, kind.__name__.removesuffix("Config"), config._attn_implementation)
+
+
+def check_assigned(part: PreTrainedModel, name: str) -> None:
+    """Raise InvalidArgumentError for a part of a model that has another implementation than `name`."""
+    got = part.config._attn_implementation
+    if got != name:
+        hint = f'It takes one when it is made: from_pretrained(..., attn_implementation="{name}").'
+        got = f"{name} for {type(part).__name__}, which stays with {got}"
+        raise InvalidArgumentError("attn_implementation", got, "a model that can change it", hint)
+
+
+def callers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model that call an implementation, by name."""
+    parts = model.named_modules()
+    return {name: part for name, part in parts if not isinstance(part, PreTrainedModel) and _calls(type(part))}
+
+
+@functools.cache
+def _calls(kind: type) -> bool:
+    functions = [inspect.unwrap(item) for base in kind.__mro__ for item in vars(base).values() if callable(item)]
+    codes = [item.__code__ for item in functions if inspect.isfunction(item)]
+    return any("ALL_ATTENTION_FUNCTIONS" in code.co_names for code in codes)
+
+
+def _check_module(module: ModuleType, model: str, name: str) -> None:
+    if module.__name__ == falcon.MODELING:
+        falcon.serve(module, name)
+        return
+    hint = 'Use "eager" or "sdpa"; parts of a model are named by a dict, {"text_config": "xattn"} for example.'
+    for label, table in vars(module).items():
+        if label.endswith("_ATTENTION_CLASSES") and isinstance(table, dict) and name not in table:
+            got = f"{name} for {model}, whose {label} is a fixed table"
+            raise InvalidArgumentError("attn_implementation", got, f"one of {', '.join(table)}", hint)
+    if not hasattr(module, "ALL_ATTENTION_FUNCTIONS") and _computes_attention(module):
+        got = f"{name} for {model}, which computes attention by itself"
+        raise InvalidArgumentError("attn_implementation", got, "a model that calls an implementation", hint)
+
+
+def _computes_attention(module: ModuleType) -> bool:
+    if module.__name__.endswith(("modeling_timm_wrapper", "modeling_timm_backbone")):
+        return True
+    own = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
+    return any("Attention" in kind.__name__ and issubclass(kind, nn.Module) for kind in own)
+
+
+def watch(name: str) -> None:
+    """Let transformers' models ask `check_class` when they are made with `name`, or get it later."""
+    NAMES.add(name)
+    choose = PreTrainedModel.get_correct_attn_implementation
+    if hasattr(choose, "__wrapped__"):
+        return
+    assign = PreTrainedModel.set_attn_implementation
+
+    @functools.wraps(choose)
+    def get_correct_attn_implementation(self: Any, requested_attention: Any, *args: Any, **kwargs: Any) -> Any:
+        if requested_attention in NAMES:
+            check_class(type(self), requested_attention)
+        return choose(self, requested_attention, *args, **kwargs)
+
+    @functools.wraps(assign)
+    def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> Any:
+        wanted = isinstance(attn_implementation, str) and attn_implementation in NAMES
+        parts = [part for part in self.modules() if isinstance(part, PreTrainedModel)] if wanted else []
+        for part in parts:
+            check_class(type(part), attn_implementation)
+        assign(self, attn_implementation, *args, **kwargs)
+        # transformers only logs a warning for a part that does not follow.
+        for part in parts:
+            check_assigned(part, attn_implementation)
+
+    PreTrainedModel.get_correct_attn_implementation = get_correct_attn_implementation  # type: ignore[method-assign]
+    PreTrainedModel.set_attn_implementation = set_attn_implementation  # type: ignore[method-assign]
