@@ -11,7 +11,7 @@ import pytest
 import torch
 from ops.conftest import Mine
 from ops.every_op import entries, every_op, every_sample, reference, samples
-from sample import Sample, equal
+from sample import Sample, equal, flat, mapped
 from torch import Tensor
 
 import xattn
@@ -93,7 +93,7 @@ def test_a_plan_made_in_inference_mode_trains(op: Op, mine: Mine) -> None:
     with torch.inference_mode():
         trained.of(op.function)
     out = first(trained.of(op.function))
-    leaf = trained.tensors[trained.differentiable[0]]
+    leaf = trained.leaves[0]
     assert torch.autograd.grad(out.sum(), leaf)[0].shape == leaf.shape
 
 
@@ -132,22 +132,28 @@ def test_one_tensor_in_two_places(op: Op, mine: Mine) -> None:
     kernel = mine(op)
     plain = samples(op)["square" if "square" in samples(op) else "plain"]
     found = 0
-    for j, x in enumerate(plain.tensors):
-        for i, y in enumerate(plain.tensors[:j]):
-            if not alike(x, y):
+    tensors = flat(plain.tensors)
+    for i, x in enumerate(tensors):
+        for y in tensors[:i]:
+            if x is y or not alike(x, y):
                 continue
             found += 1
-            again = Sample((*plain.tensors[:j], y, *plain.tensors[j + 1 :]), plain.named)
-            distinct = Sample((*plain.tensors[:j], y.clone(), *plain.tensors[j + 1 :]), plain.named)
+            again, distinct = replaced(plain, x, y), replaced(plain, x, y.clone())
             before = kernel.plans
             for _ in range(3):
                 for sample in (again, distinct, plain):
-                    assert equal(sample.of(op.function), sample.of(op.function, backend="reference")), (i, j)
+                    assert equal(sample.of(op.function), sample.of(op.function, backend="reference"))
             assert kernel.plans - before <= 2
             before = kernel.plans
             again.of(op.function)
             assert kernel.plans == before
     assert found
+
+
+def replaced(sample: Sample, one: Tensor, other: Tensor) -> Sample:
+    """The sample with another tensor in the place of one."""
+    tensors = [mapped(given, lambda x: other if x is one else x) for given in sample.tensors]
+    return Sample(tuple(tensors), sample.named)
 
 
 def alike(x: Any, y: Any) -> bool:
@@ -171,7 +177,7 @@ def test_what_is_remembered_has_a_bound(mine: Mine) -> None:
 
     class Run:
         def __call__(self, *tensors: Any, **given: Any) -> Any:
-            return None
+            return torch.empty(tensors[0].shape)
 
     alive: weakref.WeakSet[Run] = weakref.WeakSet()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ops.conftest import Mine
 from ops.every_op import entries, every_op, every_sample, reference, samples
-from sample import Sample, equal, flat
+from sample import Sample, equal, flat, mapped
 from support import Load
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -34,9 +34,8 @@ def close(got: Any, want: Any) -> None:
 
 def gradients(sample: Sample, answer: Any) -> list[Tensor]:
     outputs = [x for x in flat(answer) if x.requires_grad]
-    leaves = [sample.tensors[i] for i in sample.differentiable]
     cotangents = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape) for x in outputs]
-    return [x for x in torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True) if x is not None]
+    return [x for x in torch.autograd.grad(outputs, sample.leaves, cotangents, allow_unused=True) if x is not None]
 
 
 @every_sample
@@ -128,7 +127,7 @@ def test_a_held_plan_compiles(op: Op, mine: Mine) -> None:
 def test_an_illegal_call_says_so_from_inside_a_compiled_function(op: Op, mine: Mine) -> None:
     mine(op)
     sample = samples(op)["plain"]
-    wrong = Sample((sample.tensors[0].int(), *sample.tensors[1:]), sample.named)
+    wrong = Sample((mapped(sample.tensors[0], Tensor.int), *sample.tensors[1:]), sample.named)
     # With fullgraph=True torch.compile speaks in its own words: it cannot trace the making of an exception.
     compiled = torch.compile(op.function, backend="eager")
     with pytest.raises(xattn.InvalidArgumentError, match="got int32"):
@@ -159,7 +158,7 @@ def test_fake_tensors_get_the_real_layout_and_leave_nothing_behind(op: Op, name:
 
 def faked(sample: Sample, mode: FakeTensorMode) -> Sample:
     def fake(x: Any) -> Any:
-        return mode.from_tensor(x) if isinstance(x, Tensor) else x
+        return mapped(x, mode.from_tensor)
 
     return Sample(tuple(map(fake, sample.tensors)), {name: fake(x) for name, x in sample.named.items()})
 

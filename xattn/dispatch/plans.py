@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch.autocast import under_autocast
@@ -20,7 +19,7 @@ from xattn.errors import BrokenBackendError
 from xattn.plugin.backend import Plan
 from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
-from xattn.plugin.tensors import is_plain
+from xattn.plugin.tensors import flat, is_plain
 
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
 _PLANS_MAX = 4096
@@ -133,14 +132,6 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
         device = next(tensor.device.type for tensor in flat(prepared.tensors))
         run = under_autocast(run, prepared.autocast, device, prepared.cast)
     return Planned(request, entry.name, run, tuple(prepared.given))
-
-
-def flat(tensors: Sequence[Any]) -> list[Tensor]:
-    """The tensors of a plan, out of lists of them and without None."""
-    found: list[Tensor] = []
-    for each in tensors:
-        found += [each] if isinstance(each, Tensor) else flat(each) if each is not None else []
-    return found
 
 
 def traced(prepared: Prepared, choice: Choice) -> Any:
