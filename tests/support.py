@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import xattn
 from xattn import Backend, Kernel, hookimpl
 from xattn.dispatch.registry import Registry
 from xattn.plugin.geometry import Geometry
@@ -164,3 +165,10 @@ def plugin(name: str, *backends: Backend) -> EntryPoint:
     module.__dict__["xattn_backends"] = hookimpl(lambda: list(backends))
     sys.modules[module.__name__] = module
     return EntryPoint(name, module.__name__, "xattn")
+
+
+def served(**arguments: Any) -> float:
+    """The constant with which a stranger of `backend_source` answered a call."""
+    out: torch.Tensor = xattn.attention(*qkv(), **arguments)
+    assert torch.equal(out, torch.full_like(out, out.flatten()[0].item())), "no stranger served this call"
+    return out.flatten()[0].item()

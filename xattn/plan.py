@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from xattn.dispatch.choice import chosen
 from xattn.dispatch.op import Op, Prepared
 from xattn.dispatch.plans import held_plan
+from xattn.ops.shared.spelling import unexpected
 from xattn.ops.table import DEFAULT, op_of
 from xattn.plugin.backend import Plan
 
@@ -48,4 +50,6 @@ def described(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Op, Pr
         op, arguments = op_of(arguments[0]), arguments[1:]
     else:
         op = DEFAULT
+    if unknown := [name for name in named if name not in inspect.signature(op.prepare).parameters]:
+        raise unexpected(op.function, unknown)
     return op, op.prepare(*arguments, **named)

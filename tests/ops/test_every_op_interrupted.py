@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from ops.conftest import Mine
+from ops.every_op import entries, every_op, kernel_of, raises, samples
 from sample import equal
 from support import Load, backend_of, plugin, stranger
 
 import xattn
-from ops.conftest import Mine
-from ops.every_op import entries, every_op, kernel_of, raises, samples
 from xattn.dispatch.op import Op
 
 

@@ -4,17 +4,20 @@ nothing lingers."""
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ops.every_op import Counting, entries, every_entry, every_op, illegal, samples
 from sample import Illegal, equal
 
 import xattn
-from ops.every_op import Counting, entries, every_entry, every_op, illegal, samples
 from xattn.dispatch import guard
 from xattn.dispatch.op import Op
+from xattn.ops.shared.spelling import OTHERS
 from xattn.ops.table import OPS
 
 every_fault = pytest.mark.parametrize(
@@ -65,10 +68,38 @@ def test_remembered_plans_let_nothing_through(op: Op, fault: str, by: str, monke
 
 @every_op
 @every_entry
-def test_a_misspelt_keyword(op: Op, entry: str) -> None:
-    for wrong in ("casual", "window_size", "softmax_scale", "attn_mask", "is_causal"):
-        with pytest.raises(TypeError, match=f"unexpected keyword argument '{wrong}'"):
+def test_a_keyword_of_another_library(op: Op, entry: str) -> None:
+    takes = inspect.signature(op.function).parameters
+    for wrong, (argument, text) in OTHERS.items():
+        message = rf"^{op.name}\(\) got an unexpected keyword argument '{wrong}'\. "
+        with pytest.raises(TypeError, match=message) as caught:
             samples(op)["plain"].of(entries(op)[entry], **{wrong: True})
+        if argument in takes:
+            assert text in str(caught.value)
+        else:  # names no argument that the function does not have
+            named = re.findall(r"(\w+)=", str(caught.value))
+            assert set(named) <= set(takes)
+
+
+@every_op
+def test_a_keyword_of_another_library_has_no_argument_of_that_name(op: Op) -> None:
+    assert not OTHERS.keys() & inspect.signature(op.function).parameters.keys()
+
+
+@every_op
+@every_entry
+def test_a_misspelt_keyword(op: Op, entry: str) -> None:
+    for right in list(inspect.signature(op.function).parameters)[-3:-1]:
+        wrong = right[:-2] + right[-1] + right[-2]
+        said = rf"unexpected keyword argument '{wrong}'\. Did you mean {right}=\?"
+        with pytest.raises(TypeError, match=said):
+            samples(op)["plain"].of(entries(op)[entry], **{wrong: True})
+
+
+@every_op
+def test_what_is_unexpected_is_no_part_of_the_signature(op: Op) -> None:
+    kinds = [each.kind for each in inspect.signature(op.function).parameters.values()]
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
 
 
 @every_op

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from ops.conftest import Mine
+from ops.every_op import Counting, entries, every_op, every_sample, reference, samples
 from sample import Sample, equal, flat
 from torch import Tensor
 
 import xattn
-from ops.conftest import Mine
-from ops.every_op import Counting, entries, every_op, every_sample, reference, samples
 from xattn.dispatch.op import Op
 from xattn.plugin import Plan
 
@@ -72,7 +72,7 @@ def test_a_wrong_result_reaches_nobody(op: Op, name: str, wrong: str, mine: Mine
     mine(op, plan=returning(WRONG[wrong]))
     sample = samples(op)[name]
     for _ in range(2):  # and its plan is not remembered
-        with pytest.raises(xattn.BrokenBackendError, match="xattn's backend 'mine' returned .*, want .*") as caught:
+        with pytest.raises(xattn.BrokenBackendError, match=r"xattn's backend 'mine' returned .*, want .*") as caught:
             sample.of(op.function)
     error = caught.value
     assert isinstance(error, xattn.XattnError)

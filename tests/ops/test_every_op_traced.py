@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from ops.conftest import Mine
+from ops.every_op import entries, every_op, every_sample, reference, samples
 from sample import Sample, equal, flat, mapped
 from support import Load
 from torch import Tensor
@@ -15,8 +17,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import xattn
-from ops.conftest import Mine
-from ops.every_op import entries, every_op, every_sample, reference, samples
 from xattn.dispatch.op import Op
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -116,7 +116,9 @@ def test_a_held_plan_compiles(op: Op, mine: Mine) -> None:
     for sample in kinds.values():
         run = sample.of(entries(op)["plan"])
         takes = op.prepare(*sample.tensors, **sample.named)
-        compiled = torch.compile(lambda *x, run=run, takes=takes: run(*x, **takes.given), fullgraph=True, backend="eager")
+        compiled = torch.compile(
+            lambda *x, run=run, takes=takes: run(*x, **takes.given), fullgraph=True, backend="eager"
+        )
         close(compiled(*takes.tensors), sample.of(op.function))
 
 

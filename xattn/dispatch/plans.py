@@ -143,6 +143,7 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
     """A plan for the caller to keep. Unguarded: the cheapest guard costs twice what the rest of the call does."""
     planned = make_plan(prepared, choice)
     options, given_names = prepared.options, set(planned.given)
+    run: Plan
 
     def first(*tensors: Any, **given: Any) -> Any:
         nonlocal run
@@ -150,7 +151,7 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
         run = planned.run
         return result
 
-    run: Plan = first
+    run = first
 
     def run_plan(*tensors: Any) -> Any:
         if is_dynamo_compiling():  # a kernel may have another plan for a graph

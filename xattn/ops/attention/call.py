@@ -14,6 +14,7 @@ from xattn.ops.attention.arguments import check_values, kind_of_align, prepare
 from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.spelling import unexpected, without_unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,6 +53,7 @@ def attention(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **rest: Unpack[Arguments]
 ) -> AttentionOutput: ...
+@without_unknown
 def attention(
     q: Tensor,
     k: Tensor,
@@ -71,6 +73,7 @@ def attention(
     deterministic: bool = False,
     return_lse: bool = False,
     backend: str | Sequence[str] = "auto",
+    **unknown: object,
 ) -> Output:
     """Attention on BSNH tensors by the best backend that can serve the call exactly as asked.
 
@@ -105,6 +108,8 @@ def attention(
     serve it (with every reason), UnknownBackendError for an unknown name. An exception of a vendor's kernel comes
     through with the request and the backend added as a note.
     """
+    if unknown:
+        raise unexpected(attention, unknown)
     if not is_dynamo_compiling():
         choice = _scope.get() if backend == "auto" else backend
         # One look-up says which options are on, that no optional tensor is there (a tensor is never a key), and what

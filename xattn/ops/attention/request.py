@@ -132,7 +132,25 @@ class AttentionRequest(SoftmaxRequest):
             counts = f"{self.nheads} and {self.seqlen_q} of q, {self.nheads_k} and {self.seqlen_k} of k"
             meant = "if these are (batch, nheads, seqlen, headdim), pass x.transpose(1, 2)"
             found.append(f"more heads than tokens, {counts}: {meant}")
+        for name in ("mask", "bias"):
+            spec: TensorSpec | None = getattr(self, name)
+            if spec is not None:
+                found += self._notes_of_rank(name, len(spec.shape))
         return found
+
+    def _notes_of_rank(self, name: str, rank: int) -> list[str]:
+        """What a mask or bias of fewer dimensions may have been meant as, where the sizes fit both ways."""
+        if rank == 2 and self.batch == self.seqlen_q > 1:
+            return [
+                f"{name} of 2 dimensions is (seqlen_q, seqlen_k), the same for each of the {self.batch} batch rows; "
+                f"if it is (batch, seqlen_k), pass {name}[:, None, None, :]"
+            ]
+        if rank == 3 and self.batch == self.nheads > 1:
+            return [
+                f"{name} of 3 dimensions is (nheads, seqlen_q, seqlen_k), the same for each of the {self.batch} batch "
+                f"rows; if it is (batch, seqlen_q, seqlen_k), pass {name}[:, None]"
+            ]
+        return []
 
     def __str__(self) -> str:
         parts = [

@@ -14,6 +14,7 @@ from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.lengths import are_cu_seqlens, bound, bucket_of
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.spelling import unexpected, without_unknown
 from xattn.ops.varlen_attention.arguments import check_values, kind_of_align, prepare
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def varlen_attention(
     return_lse: Literal[True],
     **rest: Unpack[Arguments],
 ) -> AttentionOutput: ...
+@without_unknown
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -82,6 +84,7 @@ def varlen_attention(
     return_lse: bool = False,
     check: bool = False,
     backend: str | Sequence[str] = "auto",
+    **unknown: object,
 ) -> Output:
     """Attention over packed sequences, each by itself, by the best backend that can serve the call exactly as asked.
 
@@ -100,6 +103,8 @@ def varlen_attention(
     Returns out (total_q, nheads, headdim_v), contiguous, in the dtype of q (under autocast, in its dtype), and lse
     (nheads, total_q) float32. Raises as `attention`.
     """
+    if unknown:
+        raise unexpected(varlen_attention, unknown)
     choice = chosen(backend)
     keys = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     tensors = given_tensors(sinks=sinks, alibi_slopes=alibi_slopes)

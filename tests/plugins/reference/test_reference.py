@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tolerance
 import torch
-from strategies import Call, array
+from ops.attention.attention_call import Call, array
 from torch import Tensor
 from xattn_conformance.ops.attention import rowwise
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import strategies
 import tolerance
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Call, Violation, array, calls, violations
+from ops.attention.attention_call import WRITABLE, Call, array
+from ops.attention.strategies import calls
+from ops.attention.violations import Violation, violations
 from torch import Tensor
 from xattn_conformance.ops.attention import rowwise
 
@@ -153,7 +154,7 @@ def poisoned(tensor: Tensor, where: Tensor, value: float) -> Tensor:
 
 
 @every_backend
-@given(call=calls(layouts=strategies.WRITABLE), data=st.data())
+@given(call=calls(layouts=WRITABLE), data=st.data())
 def test_hidden_keys_and_values_are_never_read(backend: str, call: Call, data: st.DataObject) -> None:
     hidden = torch.from_numpy(rowwise.hidden(call.problem))
     wanted = sorted(data.draw(st.sets(st.sampled_from(sorted(call.floats))), "gradients of"))
@@ -177,7 +178,7 @@ def test_hidden_keys_and_values_are_never_read(backend: str, call: Call, data: s
 
 
 @every_backend
-@given(call=calls(layouts=strategies.WRITABLE), data=st.data())
+@given(call=calls(layouts=WRITABLE), data=st.data())
 def test_a_visible_nan_shows_and_stays_in_its_head(backend: str, call: Call, data: st.DataObject) -> None:
     problem = call.problem
     slots = np.argwhere(~rowwise.hidden(problem))
