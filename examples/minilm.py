@@ -183,7 +183,8 @@ def main() -> int:
 
     console.print("\nxattn.explain of one layer's call:")
     console.print(textwrap.indent(str(explanation), "  "), markup=False, soft_wrap=True)
-    console.print(f"\nWhat is installed here, and what each backend serves: {Path(sys.executable).parent}/xattn info")
+    command = Path(sys.executable).parent / "xattn"
+    console.print(f"\nWhat is installed here, and what each backend serves: {command} info", soft_wrap=True)
     return 0
 
 

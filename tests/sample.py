@@ -31,15 +31,23 @@ class Sample:
 
     def requiring_grad(self) -> Sample:
         """The same call on leaves that want a gradient."""
-        leaves = [_leaves(x) if i in self.differentiable else x for i, x in enumerate(self.tensors)]
+        leaves = [
+            mapped(x, lambda tensor: tensor.detach().clone().requires_grad_()) if i in self.differentiable else x
+            for i, x in enumerate(self.tensors)
+        ]
         return replace(self, tensors=tuple(leaves))
 
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The tensors for which a gradient may be wanted."""
+        return flat([self.tensors[i] for i in self.differentiable])
 
-def _leaves(given: Any) -> Any:
-    """A tensor, or those of a list, as leaves; what is neither stays."""
+
+def mapped(given: Any, function: Callable[[Tensor], Any]) -> Any:
+    """The function of a tensor, or of each in a list; what is neither stays."""
     if isinstance(given, Tensor):
-        return given.detach().clone().requires_grad_()
-    return [_leaves(each) for each in given] if isinstance(given, list) else given
+        return function(given)
+    return [mapped(each, function) for each in given] if isinstance(given, list) else given
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import xattn
 from xattn import Backend, Kernel, hookimpl
 from xattn.dispatch.registry import Registry
 from xattn.plugin.geometry import Geometry
@@ -85,7 +86,8 @@ def build(source: Path, folder: Path, *options: str) -> Path:
 
 def install(target: Path, *wheels: Path) -> Path:
     """Install wheels, without their dependencies, into a folder of its own."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target, *wheels]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    pip += ["--target", target, *wheels]
     execute(pip, target.parent)
     return target
 
@@ -164,3 +166,16 @@ def plugin(name: str, *backends: Backend) -> EntryPoint:
     module.__dict__["xattn_backends"] = hookimpl(lambda: list(backends))
     sys.modules[module.__name__] = module
     return EntryPoint(name, module.__name__, "xattn")
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """What `add_note` added."""
+    found: list[str] = getattr(error, "__notes__", [])
+    return found
+
+
+def served(**arguments: Any) -> float:
+    """The constant with which a stranger of `backend_source` answered a call."""
+    out: torch.Tensor = xattn.attention(*qkv(), **arguments)
+    assert torch.equal(out, torch.full_like(out, out.flatten()[0].item())), "no stranger served this call"
+    return out.flatten()[0].item()

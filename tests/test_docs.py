@@ -110,6 +110,15 @@ def test_every_page_of_an_op_is_one_of_an_op_that_there_is() -> None:
     assert {page.stem for page in (DOCS / "ops").glob("*.md")} == set(OPS)
 
 
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    """Ops and the classes of their kernels are put in when the site is built."""
+    page = (DOCS / "api.md").read_text()
+    named = set(re.findall(r"^::: xattn\.(?:\w+\.)*(\w+)$", page, re.M))
+    added = {name for name in xattn.__all__ if name in OPS or re.fullmatch(r"\w+(Kernel|Request)", name)}
+    assert {"{{ ops }}", "{{ kernels }}"} <= set(page.split("\n"))
+    assert set(xattn.__all__) - added - {"__version__", "hookimpl"} <= named
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What pages name
 # ---------------------------------------------------------------------------------------------------------------------

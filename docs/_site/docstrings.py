@@ -7,7 +7,7 @@ from typing import Any
 
 import griffe
 
-_ENTRY = re.compile(r"^(\w+(?:, \w+)*): +(.*(?:\n {2,}\S.*)*)$", re.M)
+_ENTRY = re.compile(r"(\w+(?:, \w+)*): +(.*)")
 
 
 class Lists(griffe.Extension):
@@ -18,9 +18,16 @@ class Lists(griffe.Extension):
 
 def listed(text: str) -> str:
     """The text with its entries as items; what is no entry stays as it is."""
-    return re.sub(r"(?:^" + _ENTRY.pattern[1:-1] + r"\n?)+", lambda found: _items(found[0]), text, flags=re.M)
-
-
-def _items(entries: str) -> str:
-    items = (f"- **{found[1]}**: {' '.join(found[2].split())}" for found in _ENTRY.finditer(entries))
-    return "\n" + "\n".join(items) + "\n"
+    lines: list[str] = []
+    inside = False
+    for line in text.splitlines():
+        entry = _ENTRY.match(line)
+        continued = inside and line.startswith(" ")
+        if (entry is not None) != inside and not continued:
+            lines.append("")  # Markdown wants a blank line before a list and after it
+        if entry is not None:
+            lines.append(f"- **{entry[1]}**: {entry[2]}")
+        else:
+            lines.append("  " + line.strip() if continued else line)
+        inside = entry is not None or continued
+    return "\n".join(lines)

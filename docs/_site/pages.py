@@ -10,6 +10,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import xattn
+from xattn.ops.table import OPS
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 # Pages of the checkout's root, and where they are on the site.
@@ -23,6 +26,14 @@ OUTSIDE = {
 _LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """A page for each op, after the contract."""
+    for section in config.nav or ():
+        for pages in section.values():
+            if "contract.md" in pages:
+                pages += [{name: f"ops/{name}.md"} for name in OPS]
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, uri in OUTSIDE.items():
         files.append(File.generated(config, uri, content=(ROOT / name).read_text()))
@@ -33,6 +44,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links as they are on the site: to a page of it, or to the file in the repository."""
     uri = page.file.src_uri
+    if uri == "api.md":
+        markdown = _api(markdown)
     source = next((name for name, at in OUTSIDE.items() if at == uri), f"docs/{uri}")
     folder = (ROOT / source).parent
     up = "../" * uri.count("/")
@@ -49,6 +62,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"[{text}]({config.repo_url}/{kind}/main/{name}{part})"
 
     return _LINK.sub(link, markdown)
+
+
+def _api(markdown: str) -> str:
+    """The page of the API, with what each op has."""
+    classes = [name for name in xattn.__all__ if re.fullmatch(r"\w+(Kernel|Request)", name)]
+    for place, names in {"ops": list(OPS), "kernels": classes}.items():
+        markdown = markdown.replace(f"{{{{ {place} }}}}", "\n".join(f"::: xattn.{name}" for name in names))
+    return markdown
 
 
 def _title(name: str) -> str:

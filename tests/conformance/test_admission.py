@@ -108,7 +108,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setattr(admission, "_MUTANTS", {"coarse": mutant})
-    monkeypatch.setattr(admission, "MUTANTS", (mutant,))
+    monkeypatch.setattr(admission, "OWN", (mutant,))
     monkeypatch.setattr(admission, "witnesses_in", lambda _, dtype: (CASE, OTHER))
     yield
     for cache in caches:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import pytest
+from ops.every_op import Counting, another, kernel_of
 from support import Load, backend_of, plugin
 
-from ops.every_op import Counting, another, kernel_of
 from xattn.dispatch.op import Op
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ops.every_op import Counting, entries, every_entry, every_op, illegal, samples
 from sample import Illegal, equal
 
 import xattn
-from ops.every_op import Counting, entries, every_entry, every_op, illegal, samples
 from xattn.dispatch import guard
 from xattn.dispatch.op import Op
 from xattn.ops.shared.spelling import OTHERS

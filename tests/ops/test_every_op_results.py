@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from ops.conftest import Mine
+from ops.every_op import Counting, entries, every_op, every_sample, reference, samples
 from sample import Sample, equal, flat
 from torch import Tensor
 
 import xattn
-from ops.conftest import Mine
-from ops.every_op import Counting, entries, every_op, every_sample, reference, samples
 from xattn.dispatch.op import Op
 from xattn.plugin import Plan
 
@@ -72,7 +73,7 @@ def test_a_wrong_result_reaches_nobody(op: Op, name: str, wrong: str, mine: Mine
     mine(op, plan=returning(WRONG[wrong]))
     sample = samples(op)[name]
     for _ in range(2):  # and its plan is not remembered
-        with pytest.raises(xattn.BrokenBackendError, match="xattn's backend 'mine' returned .*, want .*") as caught:
+        with pytest.raises(xattn.BrokenBackendError, match=r"xattn's backend 'mine' returned .*, want .*") as caught:
             sample.of(op.function)
     error = caught.value
     assert isinstance(error, xattn.XattnError)
@@ -112,9 +113,8 @@ def test_results_are_what_reference_returns(op: Op, name: str) -> None:
 
 @every_op
 def test_only_the_first_result_is_looked_at(op: Op, mine: Mine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xattn.dispatch import plans
-
-    looked = []
+    plans: Any = importlib.import_module("xattn.dispatch.plans")
+    looked: list[None] = []
     check = plans.check_results
     monkeypatch.setattr(plans, "check_results", lambda *arguments: looked.append(check(*arguments)))
     mine(op)

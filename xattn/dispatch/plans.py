@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch.autocast import under_autocast
@@ -20,7 +19,7 @@ from xattn.errors import BrokenBackendError
 from xattn.plugin.backend import Plan
 from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
-from xattn.plugin.tensors import is_plain
+from xattn.plugin.tensors import flat, is_plain
 
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
 _PLANS_MAX = 4096
@@ -135,14 +134,6 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
     return Planned(request, entry.name, run, tuple(prepared.given))
 
 
-def flat(tensors: Sequence[Any]) -> list[Tensor]:
-    """The tensors of a plan, out of lists of them and without None."""
-    found: list[Tensor] = []
-    for each in tensors:
-        found += [each] if isinstance(each, Tensor) else flat(each) if each is not None else []
-    return found
-
-
 def traced(prepared: Prepared, choice: Choice) -> Any:
     """Serve a call that torch.compile traces, which leaves no trace in a table."""
     return make_plan(prepared, choice).first(*prepared.tensors, **prepared.given)
@@ -152,6 +143,7 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
     """A plan for the caller to keep. Unguarded: the cheapest guard costs twice what the rest of the call does."""
     planned = make_plan(prepared, choice)
     options, given_names = prepared.options, set(planned.given)
+    run: Plan
 
     def first(*tensors: Any, **given: Any) -> Any:
         nonlocal run
@@ -159,7 +151,7 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
         run = planned.run
         return result
 
-    run: Plan = first
+    run = first
 
     def run_plan(*tensors: Any) -> Any:
         if is_dynamo_compiling():  # a kernel may have another plan for a graph

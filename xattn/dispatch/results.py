@@ -9,11 +9,12 @@ from torch import Tensor
 from xattn.errors import BrokenBackendError
 from xattn.plugin.request import Request, TensorSpec, dtype_name
 from xattn.plugin.symbolic import known
+from xattn.plugin.tensors import flat
 
 
 def check_results(got: Any, request: Request, tensors: tuple[Any, ...], backend: str) -> None:
     """Raise BrokenBackendError for a result that is not as `Request.results` has it. tensors: those of the call."""
-    if (wrong := _difference(got, request.results(tensors), tensors[0])) is not None:
+    if (wrong := _difference(got, request.results(tensors), flat(tensors)[0])) is not None:
         raise BrokenBackendError(backend, *wrong, request)
 
 

@@ -1,6 +1,9 @@
-"""What may be done with a tensor before a kernel runs."""
+"""What may be done with the tensors of a call before a kernel runs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,3 +19,11 @@ def is_plain(tensor: object) -> bool:
         and not tensor.is_nested
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
+
+
+def flat(tensors: Sequence[Any]) -> list[Tensor]:
+    """The tensors of a plan, out of lists of them and without None."""
+    found: list[Tensor] = []
+    for each in tensors:
+        found += [each] if isinstance(each, Tensor) else flat(each) if each is not None else []
+    return found

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ops.apply_rotary.rotary_calls import tensors
 from sample import Illegal, Sample
 from torch import Tensor
-
-from ops.apply_rotary.rotary_calls import tensors
 
 # batch 2, seqlen 5, nheads 4, nheads_k 2, headdim and rotary_dim 16.
 Q, K, COS, SIN = tensors()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sample import Sample
-
 from ops.apply_rotary.rotary_calls import tensors
+from sample import Sample
 
 
 def samples(length: int = 5) -> dict[str, Sample]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ops.apply_rotary.rotary_calls import tensors
 
 import xattn
-from ops.apply_rotary.rotary_calls import tensors
 
 Q, K, COS, SIN = tensors()
 

@@ -96,7 +96,11 @@ WRONG: dict[str, Row] = {
     "causal a list": ({"causal": [True]}, "causal", ("got [True]", "True or False")),
     "deterministic a str": ({"deterministic": "warn"}, "deterministic", ("'warn'", "True or False")),
     "return_lse None": ({"return_lse": None}, "return_lse", ("got None", "True or False")),
-    "align misspelt": ({"align": "bottom-right"}, "align", ("'bottom-right'", '"bottom_right", "top_left" or an int, the key that query 0 is aligned with')),
+    "align misspelt": (
+        {"align": "bottom-right"},
+        "align",
+        ("'bottom-right'", '"bottom_right", "top_left" or an int, the key that query 0 is aligned with'),
+    ),
     "align None": ({"align": None}, "align", ("got None",)),
     "align a bool": ({"align": True}, "align", ("got True", "or an int, the key that query 0 is aligned with")),
     "align a float": ({"align": 2.0}, "align", ("got 2.0", "or an int, the key")),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ops.varlen_attention.samples import packed
 from sample import Illegal, Sample
 from torch import Tensor
-
-from ops.varlen_attention.samples import packed
 
 # total_q 6, total_k 9, 3 sequences, nheads 4, nheads_k 2, headdim 8.
 Q, K, V, CU_Q, CU_K = packed()

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from ops.conftest import Mine
 from torch import Tensor
 
 import xattn
 from xattn import AttentionOutput
+from xattn.ops.table import OPS
 
 BACKENDS = ("reference", "sdpa")
 # In no chunk, at both ends of the keys, between, and past both.
@@ -41,10 +43,11 @@ def tensors_for(name: str, seqlen_q: int, seqlen_k: int) -> dict[str, Tensor]:
     return {name: made[name]} if name else {}
 
 
-def leaves(seqlen_q: int, seqlen_k: int) -> list[Tensor]:
+def leaves(seqlen_q: int, seqlen_k: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, seqlen_q, 4, 8), (2, seqlen_k, 2, 8), (2, seqlen_k, 2, 8))
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes)
+    return q, k, v
 
 
 def at_offset(backend: str, off: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> AttentionOutput:
@@ -56,22 +59,40 @@ def by_formula(
     off: int, q: Tensor, k: Tensor, v: Tensor, tensors: dict[str, Tensor], *, causal: bool = False,
     window: tuple[int | None, int | None] = (None, None), softcap: float | None = None,
 ) -> AttentionOutput:  # fmt: skip
-    """The call with its band and ALiBi as a mask and a bias."""
+    """The contract's formula, in float64."""
+    group = q.shape[2] // k.shape[2]
+    keys, values = (x.repeat_interleave(group, 2) for x in (k, v))
+    scores = torch.einsum("bihd,bjhd->bhij", q, keys) / q.shape[3] ** 0.5
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     i, j = torch.arange(q.shape[1]).view(-1, 1), torch.arange(k.shape[1])
+    if "bias" in tensors:
+        scores = scores + tensors["bias"]
+    if "alibi_slopes" in tensors:
+        scores = scores - tensors["alibi_slopes"].double().view(-1, 1, 1) * (i + off - j).abs()
     left, right = window
-    sees = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+    sees = torch.ones_like(scores, dtype=torch.bool)
     if left is not None:
-        sees &= i + off - left <= j
+        sees = sees & (i + off - left <= j)
     if right is not None:
-        sees &= j <= i + off + right
+        sees = sees & (j <= i + off + right)
     if causal:
-        sees &= j <= i + off
-    given = dict(tensors)
-    given["mask"] = given["mask"] & sees if "mask" in given else sees
-    slopes = given.pop("alibi_slopes", None)
-    if slopes is not None:
-        given["bias"] = -slopes.double().view(-1, 1, 1) * (i + off - j).abs()
-    return xattn.attention(q, k, v, softcap=softcap, return_lse=True, backend="reference", **given)
+        sees = sees & (j <= i + off)
+    sees = sees & tensors.get("mask", torch.tensor(True))
+    if "seqlens_k" in tensors:
+        sees = sees & (j < tensors["seqlens_k"].view(-1, 1, 1, 1))
+    dead = ~sees.any(-1, keepdim=True)
+    scores = scores.masked_fill(~sees, -torch.inf).masked_fill(dead, 0.0)  # softmax and its gradient of nothing are NaN
+    terms = [scores]
+    if "sinks" in tensors:
+        sink = tensors["sinks"].view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        terms.append(sink)
+        dead_lse = sink
+    else:
+        dead_lse = torch.full_like(scores[..., :1], -torch.inf)
+    lse = torch.cat(terms, -1).logsumexp(-1, keepdim=True)
+    out = torch.einsum("bhij,bjhd->bihd", (scores - lse).exp().masked_fill(~sees, 0.0), values)
+    return AttentionOutput(out, torch.where(dead, dead_lse, lse).squeeze(-1).float())
 
 
 @pytest.mark.parametrize("tensor", TENSORS)
@@ -81,7 +102,8 @@ def test_the_formula(backend: str, options: dict[str, Any], tensor: str) -> None
     for off, (seqlen_q, seqlen_k) in itertools.product(OFFSETS, SIZES):
         given, wanted = leaves(seqlen_q, seqlen_k), leaves(seqlen_q, seqlen_k)
         tensors = tensors_for(tensor, seqlen_q, seqlen_k)
-        out, lse = at_offset(backend, off, *given, **tensors, **options)
+        optional: dict[str, Any] = {**tensors, **options}
+        out, lse = at_offset(backend, off, *given, **optional)
         wanted_out, wanted_lse = by_formula(off, *wanted, tensors, **options)
         torch.testing.assert_close(out, wanted_out, atol=1e-10, rtol=1e-10)
         torch.testing.assert_close(lse, wanted_lse, atol=1e-5, rtol=1e-5)  # float32 by contract
@@ -108,7 +130,8 @@ def test_keys_past_the_chunk_are_not_read(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_named_alignments_are_offsets(backend: str) -> None:
     q, k, v = (x.detach() for x in leaves(11, 19))
-    for align, off in (("top_left", 0), ("bottom_right", 8)):
+    aligned: tuple[tuple[Any, int], ...] = (("top_left", 0), ("bottom_right", 8))
+    for align, off in aligned:
         named = xattn.attention(q, k, v, causal=True, align=align, backend=backend)
         torch.testing.assert_close(at_offset(backend, off, q, k, v, causal=True).out, named, atol=1e-12, rtol=1e-12)
 
@@ -124,3 +147,39 @@ def test_one_graph_for_a_chunk_that_moves() -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         for off in (2, 3, 5, 8):
             torch.testing.assert_close(compiled(off), chunk(off), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": torch.ones(19, dtype=torch.bool)}], ids=["", "a mask"])
+def test_a_chunk_that_moves_through_a_cache_is_one_plan(options: dict[str, Any], mine: Mine) -> None:
+    """Another one serves offsets that align a query with no key, for kernels that cannot."""
+    kernel = mine(OPS["attention"])
+    q, k, v = (x.detach() for x in leaves(11, 19))
+    for plans, offsets in ((1, range(9)), (2, (-1, -20, 9, 40))):
+        for off in offsets:
+            want = by_formula(off, q, k, v, options, causal=True).out
+            got = xattn.attention(q, k, v, causal=True, align=off, **options)
+            torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
+        assert kernel.plans == plans
+
+
+def test_a_held_plan_takes_the_offset_with_each_call() -> None:
+    q, k, v = (x.detach() for x in leaves(11, 19))
+    run = xattn.plan(q, k, v, causal=True, align=0, backend="reference")
+    for off in (0, 3, 8):
+        want = by_formula(off, q, k, v, {}, causal=True).out
+        torch.testing.assert_close(run(q, k, v, align=off), want, atol=1e-12, rtol=1e-12)
+    with pytest.raises(TypeError, match=r"this plan takes \['align'\] by name, got \[\]"):
+        run(q, k, v)
+
+
+def test_where_nothing_depends_on_the_diagonal_an_int_is_no_feature() -> None:
+    q, k, v = (x.detach() for x in leaves(11, 19))
+    assert xattn.explain(q, k, v, align=3).request == xattn.explain(q, k, v).request
+    assert torch.equal(xattn.attention(q, k, v, align=3), xattn.attention(q, k, v))
+
+
+def test_explain_knows_no_offset_and_notes_what_it_knows() -> None:
+    q, k, v = (x.detach() for x in leaves(19, 11))
+    assert xattn.explain(q, k, v, causal=True, align=-4).notes == ()
+    (note,) = xattn.explain(q, k, v, causal=True).notes
+    assert note.startswith("the first 8 of 19 queries see no key")
