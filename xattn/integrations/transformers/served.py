@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from xattn.errors import InvalidArgumentError
 from xattn.integrations.transformers import falcon
@@ -25,14 +25,6 @@ def check_class(model: type[PreTrainedModel], name: str) -> None:
         module = sys.modules.get(kind.__module__)
         if module is not None:
             _check_module(module, model.__name__, name)
-
-
-def check_config(config: PretrainedConfig) -> None:
-    """The same for a model known by its configuration alone. A mask that it asks for would be read as a float one."""
-    kind = type(config)
-    module = sys.modules.get(kind.__module__.replace("configuration_", "modeling_"))
-    if module is not None:
-        _check_module(module, kind.__name__.removesuffix("Config"), config._attn_implementation)
 
 
 def check_assigned(part: PreTrainedModel, name: str) -> None:
@@ -50,14 +42,14 @@ def callers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: part for name, part in parts if _calls(type(part))}  # type: ignore[arg-type]
 
 
-@functools.cache
 def _calls(kind: type[nn.Module]) -> bool:
     """Whether a class of modules calls an implementation: its code is the only place that says so."""
     if issubclass(kind, PreTrainedModel):  # Its own methods check the names of implementations.
         return False
     if any(base.__module__ == falcon.MODELING and base.__name__ == "FalconAttention" for base in kind.__mro__):
         return True
-    functions = [inspect.unwrap(item) for base in kind.__mro__ for item in vars(base).values() if callable(item)]
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    functions = [inspect.unwrap(item) for base in bases for item in vars(base).values() if callable(item)]
     codes = [item.__code__ for item in functions if inspect.isfunction(item)]
     return any("ALL_ATTENTION_FUNCTIONS" in code.co_names for code in codes)
 
@@ -76,7 +68,6 @@ def _check_module(module: ModuleType, model: str, name: str) -> None:
         raise InvalidArgumentError("attn_implementation", got, "a model that calls an implementation", hint)
 
 
-@functools.cache
 def _computes_attention(module: ModuleType) -> bool:
     """Whether it has attention modules, and none that calls an implementation."""
     if module.__name__.endswith(("modeling_timm_wrapper", "modeling_timm_backbone")):
