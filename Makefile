@@ -20,13 +20,16 @@ AITER_VENV ?= .venv-aiter
 AITER_BIN := $(AITER_VENV)/bin
 AITER_READY := $(AITER_VENV)/.ready
 
-.PHONY: demo test conformance standins test-aiter lint bench docs browser clean
+.PHONY: demo test quick conformance standins test-aiter lint bench docs browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+quick: $(READY)  ## the tests of what changed since this branch left main, as many as fit into half a minute
+	$(BIN)/python tests/quick.py
 
 conformance: $(READY)  ## hold every backend present to the golden outputs: build/conformance/<backend>.json, .xml and .html
 	$(BIN)/python -m xattn_conformance run --backend all --level full --out build/conformance $(CONFORMANCE)

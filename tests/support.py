@@ -86,7 +86,8 @@ def build(source: Path, folder: Path, *options: str) -> Path:
 
 def install(target: Path, *wheels: Path) -> Path:
     """Install wheels, without their dependencies, into a folder of its own."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target, *wheels]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    pip += ["--target", target, *wheels]
     execute(pip, target.parent)
     return target
 
@@ -165,6 +166,12 @@ def plugin(name: str, *backends: Backend) -> EntryPoint:
     module.__dict__["xattn_backends"] = hookimpl(lambda: list(backends))
     sys.modules[module.__name__] = module
     return EntryPoint(name, module.__name__, "xattn")
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """What `add_note` added."""
+    found: list[str] = getattr(error, "__notes__", [])
+    return found
 
 
 def served(**arguments: Any) -> float:

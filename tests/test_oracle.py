@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from xattn_conformance.ops.attention import rowwise
 from xattn_conformance.ops.attention.problem import Problem
 
-FULL = {
+FULL: dict[str, dict[str, Any]] = {
     "causal": {"causal": True},
     "window": {"window": (1, 2)},
     "top_left": {"window": (2, 0), "align": "top_left"},
@@ -24,10 +25,10 @@ FULL = {
     "mask": {"mask": np.random.default_rng(3).random((2, 1, 3, 5)) < 0.6},
     "seqlens_k": {"seqlens_k": np.array([4, 0])},
 }
-EVERYTHING = {name: value for options in FULL.values() for name, value in options.items()}
+EVERYTHING: dict[str, Any] = {name: value for options in FULL.values() for name, value in options.items()}
 
 
-def problem(seqlen_q: int = 3, seqlen_k: int = 5, **options: object) -> Problem:
+def problem(seqlen_q: int = 3, seqlen_k: int = 5, **options: Any) -> Problem:
     rng = np.random.default_rng(0)
     q = rng.normal(size=(2, seqlen_q, 4, 3))
     k, v = rng.normal(size=(2, seqlen_k, 2, 3)), rng.normal(size=(2, seqlen_k, 2, 2))
@@ -35,7 +36,7 @@ def problem(seqlen_q: int = 3, seqlen_k: int = 5, **options: object) -> Problem:
 
 
 @pytest.mark.parametrize("options", [{}, *FULL.values(), EVERYTHING], ids=["plain", *FULL, "everything"])
-def test_gradients_are_central_differences(options):
+def test_gradients_are_central_differences(options: dict[str, Any]) -> None:
     at = problem(**options)
     rng = np.random.default_rng(1)
     out, lse = rowwise.forward(at)
@@ -72,7 +73,7 @@ def torch_attention(at: Problem, visible: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["causal", "window", "top_left", "scale", "bias", "mask"])
-def test_agrees_with_torch(name):
+def test_agrees_with_torch(name: str) -> None:
     at = problem(**FULL[name])
     alive = ~np.isneginf(rowwise.forward(at)[1])
     expected = torch_attention(at, rowwise.visible(at))
@@ -86,7 +87,7 @@ def table(at: Problem, b: int = 0) -> list[str]:
     return ["".join("1" if seen else "." for seen in row) for row in rowwise.visible(at)[b, 0]]
 
 
-def test_visibility_by_hand():
+def test_visibility_by_hand() -> None:
     assert table(problem(2, 4, causal=True)) == ["111.", "1111"]
     assert table(problem(2, 4, causal=True, align="top_left")) == ["1...", "11.."]
     assert table(problem(4, 2, causal=True)) == ["..", "..", "1.", "11"]
@@ -101,7 +102,7 @@ def test_visibility_by_hand():
     assert table(ragged, b=1) == ["111.", "1111"]
 
 
-def test_hidden_slots_belong_to_a_kv_head():
+def test_hidden_slots_belong_to_a_kv_head() -> None:
     mask = np.ones((1, 4, 1, 5), dtype=bool)
     mask[0, :2, 0, 3] = False  # both query heads of kv head 0
     mask[0, 2, 0, 4] = False  # one of the two of kv head 1
@@ -109,21 +110,21 @@ def test_hidden_slots_belong_to_a_kv_head():
     assert [tuple(slot) for slot in np.argwhere(hidden)] == [(0, 3, 0), (1, 3, 0)]
 
 
-def test_dead_rows_by_hand():
+def test_dead_rows_by_hand() -> None:
     at = problem(seqlens_k=np.array([5, 0]))
     out, lse = rowwise.forward(at)
     assert (out[1] == 0).all()
     assert np.isneginf(lse[1]).all()
     assert np.isfinite(lse[0]).all()
-    with_sink = replace(at, sinks=np.array([0.5, 1.0, -2.0, 3.0]))
-    assert (rowwise.forward(with_sink)[1][1] == with_sink.sinks[:, None]).all()
+    sinks = np.array([0.5, 1.0, -2.0, 3.0])
+    assert (rowwise.forward(replace(at, sinks=sinks))[1][1] == sinks[:, None]).all()
     grads = rowwise.backward(at, np.ones_like(out), np.ones_like(lse))
     assert (grads["q"][1] == 0).all()
     assert (grads["k"][1] == 0).all()
     assert (grads["v"][1] == 0).all()
 
 
-def test_softmax_by_hand():
+def test_softmax_by_hand() -> None:
     # Scores 0 and ln 3 beside a sink of ln 4: weights 1/8 and 3/8 of values 1 and 5, the rest goes to the sink.
     k, v = np.log([1.0, 3.0]).reshape(1, 2, 1, 1), np.array([1.0, 5.0]).reshape(1, 2, 1, 1)
     at = Problem(dtype="float64", q=np.ones((1, 1, 1, 1)), k=k, v=v, sinks=np.log([4.0]))
@@ -137,7 +138,7 @@ def test_softmax_by_hand():
     assert rowwise.backward(at, np.zeros((1, 1, 1, 1)), np.ones((1, 1, 1)))["sinks"].item() == pytest.approx(0.5)
 
 
-def test_logits_beyond_the_precision_of_lse():
+def test_logits_beyond_the_precision_of_lse() -> None:
     k, v = np.zeros((1, 2, 1, 1)), np.array([1.0, 5.0]).reshape(1, 2, 1, 1)
     bias = np.array([-1e30, -1e30])
     out, lse = rowwise.forward(Problem(dtype="float64", q=np.ones((1, 1, 1, 1)), k=k, v=v, bias=bias))

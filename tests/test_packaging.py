@@ -211,7 +211,7 @@ def test_the_command_is_there(how: str, built: Built, tmp_path: Path) -> None:
 
 
 def test_the_conformance_suite_works_away_from_the_checkout(built: Built, tmp_path: Path) -> None:
-    command = [built.site / "bin" / "xattn-conformance", "run", "--backend", "reference"]
+    command: list[str | Path] = [built.site / "bin" / "xattn-conformance", "run", "--backend", "reference"]
     case = "attention/causal+lse/*/b1-q17-k17-h2-g2-d64-v64/needle"
     told = execute([*command, "--case", case, "--out", tmp_path], tmp_path, {"PYTHONPATH": str(built.site)})
     assert "3 PASS" in told

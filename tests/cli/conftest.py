@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from command_line import Run
+from cli.command_line import Run
 from typer.testing import CliRunner, Result
 
 from xattn.cli.app import app

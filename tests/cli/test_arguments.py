@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Run, plain
+from cli.command_line import Run, plain
 from support import qkv
 
 import xattn

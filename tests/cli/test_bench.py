@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import SMALL, Run
+from cli.command_line import SMALL, Run
 from support import Load, backend_source, qkv, stranger
 from xattn_conformance.ops.attention import rowwise
 from xattn_conformance.ops.attention.problem import Problem

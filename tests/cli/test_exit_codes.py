@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, Run, plain
+from cli.command_line import SMALL, Run, plain
 from support import ROOT, Load, backend_source, stranger
 
 from xattn.cli.info import report

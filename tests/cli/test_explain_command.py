@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import SMALL, Run, plain
+from cli.command_line import SMALL, Run, plain
 from support import Load, backend_source, qkv, stranger
 
 import xattn

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from command_line import Run, plain
+from cli.command_line import Run, plain
 from support import ROOT, Load, execute, stranger
 
 import xattn

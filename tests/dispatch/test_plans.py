@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import xattn
 from xattn.dispatch import choice
 
 
-def qkv(seqlen_q: int = 20, seqlen_k: int = 5) -> list[Tensor]:
+def qkv(seqlen_q: int = 20, seqlen_k: int = 5) -> Any:
     torch.manual_seed(0)
     return [torch.randn(2, seqlen, nheads, 8) for seqlen, nheads in ((seqlen_q, 4), (seqlen_k, 2), (seqlen_k, 2))]
 
@@ -62,7 +63,7 @@ def test_a_side_wider_than_any_sequence_is_open(window: tuple[int, int | None]) 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("align", ["bottom_right", "top_left"])
-def test_a_bias_behind_the_diagonal_is_not_read(value: float, align: str) -> None:
+def test_a_bias_behind_the_diagonal_is_not_read(value: float, align: Any) -> None:
     q, k, v = qkv(12, 12)
     future = torch.ones(12, 12, dtype=torch.bool).triu(1)
     bias = torch.randn(12, 12)
@@ -75,7 +76,7 @@ def test_a_bias_behind_the_diagonal_is_not_read(value: float, align: str) -> Non
 def test_a_scope_that_cannot_be_reset_is_closed_all_the_same() -> None:
     import contextvars
 
-    def scope() -> Iterator[None]:
+    def scope() -> Generator[None, None, None]:
         with xattn.use_backend("reference"):
             yield
 
@@ -101,20 +102,19 @@ def test_one_tensor_in_two_places_of_a_compiled_call() -> None:
 @pytest.mark.parametrize(
     "options", [{"softcap": 0.0}, {"backend": "sdpa", "dropout_p": 0.5}, {"backend": "spda"}], ids=str
 )
-def test_errors_survive_pickling_and_copying(options: dict[str, object]) -> None:
+def test_errors_survive_pickling_and_copying(options: dict[str, Any]) -> None:
     with pytest.raises(xattn.XattnError) as caught:
         xattn.attention(*qkv(), **options)
     for again in (pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):
         assert type(again) is type(caught.value)
         assert str(again) == str(caught.value)
-    if isinstance(caught.value, xattn.UnsupportedError):
-        assert again.reasons == caught.value.reasons
+        assert getattr(again, "reasons", None) == getattr(caught.value, "reasons", None)
 
 
 @pytest.mark.parametrize(
     "options", [{"softcap": 1e300}, {"softcap": 1e-40}, {"scale": 10**400}, {"scale": 1e39}], ids=str
 )
-def test_numbers_that_float32_does_not_hold_are_refused(options: dict[str, float]) -> None:
+def test_numbers_that_float32_does_not_hold_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(xattn.InvalidArgumentError, match=next(iter(options))):
         xattn.attention(*qkv(), **options)
 

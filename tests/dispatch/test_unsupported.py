@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import Load, backend_source, qkv, stranger
+from support import Load, backend_source, notes_of, qkv, stranger
 
 import xattn
 from xattn.dispatch.registry import registry
@@ -16,7 +17,7 @@ from xattn.dispatch.registry import registry
 # batch 2, seqlen_q 5, seqlen_k 6, nheads 4, nheads_k 2, headdim 8: no two sizes that matter are equal.
 Q, K, V = qkv(batch=2, seqlen_q=5, seqlen_k=6, nheads=4, nheads_k=2, headdim=8)
 EXPECTED = torch.nn.functional.scaled_dot_product_attention(
-    *(x.transpose(1, 2) for x in (Q, K, V)), enable_gqa=True
+    Q.transpose(1, 2), K.transpose(1, 2), V.transpose(1, 2), enable_gqa=True
 ).transpose(1, 2)
 
 
@@ -56,7 +57,7 @@ EAGER = backend_source(
 
 def test_a_named_backend_gives_exactly_its_reasons(strangers: Path, load: Load) -> None:
     load([*stranger(strangers, "small", SMALL), *stranger(strangers, "eager", EAGER)])
-    eager = registry().entries["eager"].backend.kernels[0]
+    eager: Any = registry().entries["eager"].backend.kernels[0]
     wanted = [
         xattn.Reason("dtype", "float32", "float16"),
         xattn.Reason("headdim", 8, "16 to 128, a multiple of 16"),
@@ -66,10 +67,11 @@ def test_a_named_backend_gives_exactly_its_reasons(strangers: Path, load: Load) 
         xattn.Reason("grad_sinks", "required", "forward only", "Call it under torch.no_grad()."),
         xattn.Reason("seqlen_q", "5", "1", "Decode only."),
     ]
-    arguments = {"causal": True, "softcap": 1.0, "sinks": ones(4).requires_grad_()}
+    arguments: dict[str, Any] = {"causal": True, "softcap": 1.0, "sinks": ones(4).requires_grad_()}
     bottom_right = 'The backend may serve align="top_left", which is another answer.'
     wanted.insert(4, xattn.Reason("bottom_right", "asked for", "off", bottom_right))
-    for backend in ("small", ["small"], ("small",)):
+    backends: tuple[Any, ...] = ("small", ["small"], ("small",))
+    for backend in backends:
         with pytest.raises(xattn.UnsupportedError) as caught:
             xattn.attention(Q, K, V, **arguments, backend=backend)
         assert caught.value.reasons == {"small": wanted}
@@ -160,7 +162,7 @@ def test_a_kernel_that_raises(how: str, arguments: dict[str, Any], strangers: Pa
         with xattn.use_backend("vendor"):
             xattn.attention(Q, K, V, scale=0.5, **arguments)
 
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         "argument": lambda: xattn.attention(Q, K, V, scale=0.5, backend="vendor", **arguments),
         "auto": lambda: xattn.attention(Q, K, V, scale=0.5, **arguments),
         "scope": within_scope,
@@ -170,8 +172,9 @@ def test_a_kernel_that_raises(how: str, arguments: dict[str, Any], strangers: Pa
         with pytest.raises(RuntimeError, match="invalid argument for fmha_fwd") as caught:
             calls[how]()
         assert caught.value.args == ("invalid argument for fmha_fwd",)
-        (note,) = caught.value.__notes__
+        (note,) = notes_of(caught.value)
         assert re.fullmatch(r"raised by xattn's backend 'vendor' for attention: q=\(2, 5, 4, 8\), .*scale=0\.5.*", note)
         assert ("sinks=(4,) float32" in note) == ("sinks" in arguments)
-    assert registry().entries["eager"].backend.kernels[0].served == 0  # never retried on another backend
+    eager: Any = registry().entries["eager"].backend.kernels[0]
+    assert eager.served == 0  # never retried on another backend
     torch.testing.assert_close(xattn.attention(Q, K, V, backend="reference"), EXPECTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from xattn.dispatch.selection import LARGE
 from xattn.testing import fresh
 
 # No backend but the reference drops out on the CPU.
-DROPOUT = {"dropout_p": 0.1}
+DROPOUT: dict[str, Any] = {"dropout_p": 0.1}
 
 
 def qkv(scores: int, seqlen_q: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -24,7 +25,7 @@ def qkv(scores: int, seqlen_q: int | None = None) -> tuple[torch.Tensor, torch.T
     return q, k, k
 
 
-def test_a_large_call_warns_once():
+def test_a_large_call_warns_once() -> None:
     q, k, v = qkv(LARGE)
     with pytest.warns(xattn.SlowBackendWarning) as caught:
         xattn.attention(q, k, v, **DROPOUT)
@@ -37,7 +38,7 @@ def test_a_large_call_warns_once():
         xattn.plan(*qkv(LARGE, seqlen_q=1), **DROPOUT)
 
 
-def test_the_warning_says_who_why_and_where():
+def test_the_warning_says_who_why_and_where() -> None:
     q, k, v = qkv(LARGE)
     with pytest.warns(xattn.SlowBackendWarning) as caught:
         xattn.plan(q, k, v, **DROPOUT)
@@ -55,7 +56,7 @@ def test_the_warning_says_who_why_and_where():
     assert all(each.name not in text for each in rejected if each not in faster)
 
 
-def test_the_warning_points_at_the_caller():
+def test_the_warning_points_at_the_caller() -> None:
     q, k, v = qkv(LARGE)
     with pytest.warns(xattn.SlowBackendWarning) as caught:
         xattn.attention(q, k, v, **DROPOUT)
@@ -65,19 +66,19 @@ def test_the_warning_points_at_the_caller():
     assert caught[0].filename == __file__
 
 
-def test_no_warning_below_the_limit():
+def test_no_warning_below_the_limit() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         xattn.plan(*qkv(LARGE - 1, seqlen_q=1), **DROPOUT)
 
 
-def test_no_warning_where_a_fast_backend_serves():
+def test_no_warning_where_a_fast_backend_serves() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         xattn.plan(*qkv(LARGE))
 
 
-def test_no_warning_for_a_backend_asked_for():
+def test_no_warning_for_a_backend_asked_for() -> None:
     q, k, v = qkv(LARGE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from ops.every_op import Counting, another, entries, every_entry, every_op, every_sample, raises, samples
 from sample import Sample, equal, flat
-from support import ROOT, backend_source, run_python, stranger
+from support import ROOT, backend_source, notes_of, run_python, stranger
 
 import xattn
 from xattn.dispatch.op import Op
@@ -324,7 +324,7 @@ def test_a_plan_that_raises_is_an_error_with_a_note(op: Op, mine: Mine) -> None:
     for entry in ("call", "call", "plan"):  # a failure is not remembered as a plan
         with pytest.raises(OSError, match="out of streams") as caught:
             samples(op)["plain"].of(entries(op)[entry])
-        assert f"plan() of xattn's backend 'mine', which had accepted {op.name}: " in caught.value.__notes__[-1]
+        assert f"plan() of xattn's backend 'mine', which had accepted {op.name}: " in notes_of(caught.value)[-1]
 
 
 @every_sample
@@ -333,11 +333,12 @@ def test_a_kernel_that_raises_is_an_error_with_a_note(op: Op, name: str, mine: M
     sample = samples(op)[name]
     run = sample.of(entries(op)["plan"])
     takes = op.prepare(*sample.tensors, **sample.named)
-    for call in (*[lambda: sample.of(op.function)] * 2, lambda: run(*takes.tensors, **takes.given)):
+    calls: list[Callable[[], Any]] = [*[lambda: sample.of(op.function)] * 2, lambda: run(*takes.tensors, **takes.given)]
+    for call in calls:
         with pytest.raises(RuntimeError, match="invalid argument") as caught:
             call()
-        assert f"raised by xattn's backend 'mine' for {op.name}: " in caught.value.__notes__[-1]
-        caught.value.__notes__.clear()  # the one error object is raised again
+        assert f"raised by xattn's backend 'mine' for {op.name}: " in notes_of(caught.value)[-1]
+        notes_of(caught.value).clear()  # the one error object is raised again
 
 
 @every_op

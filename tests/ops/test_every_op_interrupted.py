@@ -29,7 +29,8 @@ class TimedOutError(Exception):
 @every_op
 @pytest.mark.parametrize("member", ["reasons", "block", "limits", "kernel_name"])
 def test_an_exception_of_any_class_is_the_plugins(op: Op, member: str, mine: Mine) -> None:
-    mine(op, **{member: raises(Skipped("no driver"))})
+    broken: dict[str, Any] = {member: raises(Skipped("no driver"))}
+    mine(op, **broken)
     sample = samples(op)["plain"]
     want = sample.of(op.function, backend="reference")
     if member == "kernel_name":
@@ -94,7 +95,7 @@ def test_what_the_handler_of_a_signal_raises_comes_through(
 ) -> None:
     handle(HANDLERS[handler](error))
     honest = getattr(kernel_of(op), member)
-    arrived = []
+    arrived: list[bool] = []
 
     def interrupted(self: Any, request: xattn.Request) -> Any:
         if not arrived:
@@ -102,7 +103,8 @@ def test_what_the_handler_of_a_signal_raises_comes_through(
             signal.raise_signal(signal.SIGUSR1)
         return honest(request)
 
-    load([plugin("mine-plugin", backend_of("mine", kernel_of(op, **{member: interrupted})))])
+    members: dict[str, Any] = {member: interrupted}
+    load([plugin("mine-plugin", backend_of("mine", kernel_of(op, **members)))])
     sample = samples(op)["plain"]
     with pytest.raises(type(error)) as caught:
         sample.of(op.function)

@@ -114,7 +114,7 @@ def test_autocast_is_of_another_kind_and_off_inside(op: Op, name: str, mine: Min
     sample = samples(op)[name]
     with torch.autocast("cpu", enabled=False):
         want = sample.of(op.function)
-    dtypes = {}
+    dtypes: dict[torch.dtype, torch.dtype] = {}
     for dtype in (BF16, FP16, BF16, FP16):
         with torch.autocast("cpu", dtype=dtype):
             answers = [sample.of(op.function) for _ in range(2)]

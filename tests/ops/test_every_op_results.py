@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -112,9 +113,8 @@ def test_results_are_what_reference_returns(op: Op, name: str) -> None:
 
 @every_op
 def test_only_the_first_result_is_looked_at(op: Op, mine: Mine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xattn.dispatch import plans
-
-    looked = []
+    plans: Any = importlib.import_module("xattn.dispatch.plans")
+    looked: list[None] = []
     check = plans.check_results
     monkeypatch.setattr(plans, "check_results", lambda *arguments: looked.append(check(*arguments)))
     mine(op)

@@ -10,7 +10,7 @@ from xattn import AttentionKernel, AttentionRequest, Capabilities
 
 
 def test_of_several_blocks_of_a_device_the_one_with_the_arch_counts() -> None:
-    def block(archs: set[str], priority: int) -> Capabilities:
+    def block(archs: set[str], priority: int) -> Capabilities[Any]:
         dtypes, features = frozenset({torch.float32}), frozenset({"causal"})
         return Capabilities(
             "acme", dtypes, features, "on paper", archs=frozenset(archs), priority={"default": priority}
@@ -23,8 +23,8 @@ def test_of_several_blocks_of_a_device_the_one_with_the_arch_counts() -> None:
             raise NotImplementedError
 
     def asked(arch: str | None) -> AttentionRequest:
-        sizes = {"batch": 1, "seqlen_q": 4, "seqlen_k": 4, "nheads": 2, "nheads_k": 2, "headdim": 8, "headdim_v": 8}
-        return AttentionRequest(device="acme", dtype=torch.float32, arch=arch, **sizes)
+        sizes: dict[str, Any] = {"batch": 1, "seqlen_q": 4, "seqlen_k": 4, "headdim": 8, "headdim_v": 8}
+        return AttentionRequest(device="acme", dtype=torch.float32, arch=arch, nheads=2, nheads_k=2, **sizes)
 
     found = {arch: Acme().block(asked(arch)) for arch in ("a2", "a3", "a4", None)}
     assert [block.priority["default"] for block in found.values() if block] == [80, 40, 80, 80]

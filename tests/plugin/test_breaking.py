@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import Load, backend_source, qkv, served, stranger
+from support import Load, backend_source, notes_of, qkv, served, stranger
 
 import xattn
 
@@ -46,7 +46,7 @@ def test_a_backend_that_cannot_answer_cannot_serve(body: str, strangers: Path, l
     (candidate,) = (candidate for candidate in explanation.candidates if candidate.name == "bad")
     (reason,) = candidate.reasons
     assert reason.code == "broken"
-    assert reason.got.startswith(expected)
+    assert str(reason.got).startswith(expected)
     assert "plugin bad" in reason.hint
     assert "XATTN_DISABLE=bad" in reason.hint
     assert expected in str(explanation)
@@ -92,7 +92,7 @@ def test_a_plan_that_raises_is_an_error_with_a_note(backend: str, strangers: Pat
     for _ in range(2):  # a failure is not remembered as a plan
         with pytest.raises(OSError, match="out of streams") as caught:
             xattn.attention(*qkv(), causal=True, backend=backend)
-        (note,) = caught.value.__notes__
+        (note,) = notes_of(caught.value)
         assert "plan() of xattn's backend 'bad', which had accepted attention: q=(2, 4, 4, 8)" in note
         assert "causal" in note
 

@@ -6,6 +6,7 @@ import json
 import re
 from importlib.metadata import Distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,8 +76,8 @@ def test_an_installed_plugin_is_found_and_takes_part(acme: Path, tmp_path: Path)
     told = json.loads(run_python(code, tmp_path, [acme], XATTN_DISABLE="sdpa,reference"))
     assert told.pop("file") == str(acme / "xattn_acme" / "__init__.py")
     plugin = {"name": "acme", "module": "xattn_acme", "distribution": "xattn-acme", "version": "1.0"}
-    backend = {"name": "acme", "plugin": "acme", "disabled_by": None, "devices": ["cpu"], "ops": ["attention"]}
-    backend["info"] = {"acme": "1.0"}
+    declared = {"devices": ["cpu"], "ops": ["attention"], "info": {"acme": "1.0"}}
+    backend = {"name": "acme", "plugin": "acme", "disabled_by": None, **declared}
     assert told == {
         "plugin": [{**plugin, "backends": ["acme"], "failures": []}],
         "backend": [backend],
@@ -100,7 +101,7 @@ def test_the_example_is_right(
     for seqlen_q, nheads_k in ((1, 1), (5, 2), (9, 6)):
         q, k, v = qkv(seqlen_q=seqlen_q, seqlen_k=9, nheads=6, nheads_k=nheads_k, headdim=24, dtype=dtype)
         out = xattn.attention(q, k, v, causal=causal, backend="acme")
-        arrays = {name: x.double().numpy() for name, x in (("q", q), ("k", k), ("v", v))}
+        arrays: dict[str, Any] = {name: x.double().numpy() for name, x in (("q", q), ("k", k), ("v", v))}
         expected, _ = rowwise.forward(Problem(dtype=dtype_name(dtype), **arrays, causal=causal))
         assert out.dtype == dtype
         assert out.is_contiguous()

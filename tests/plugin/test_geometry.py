@@ -124,7 +124,7 @@ def test_of_a_request() -> None:
 
 
 @pytest.mark.parametrize("align", ["top_left", "bottom_right"])
-def test_the_example(align: str) -> None:
+def test_the_example(align: Any) -> None:
     """A kernel without windows and alignments serves every call that equals a full or a square causal one."""
     served = 0
     for seqlen_q, seqlen_k, left, causal in itertools.product((1, 3, 5), (2, 4, 5), (None, 1, 9), (False, True)):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ops.apply_rotary.rotary_calls import tensors
-from support import Load, backend_of, plugin
+from support import Load, backend_of, notes_of, plugin
 from torch import Tensor
 
 import xattn
@@ -78,7 +78,7 @@ def test_an_error_of_a_kernel_names_the_call(load: Load) -> None:
     for _ in range(2):  # the first call, and a remembered one
         with pytest.raises(ZeroDivisionError) as error:
             xattn.apply_rotary(*tensors())
-        (note,) = error.value.__notes__
+        (note,) = notes_of(error.value)
         assert "'fails' for apply_rotary: q=(2, 5, 4, 16), k=(2, 5, 2, 16), cos=(5, 8) float32, float32, cpu" in note
 
 

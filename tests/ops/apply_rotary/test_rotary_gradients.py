@@ -39,7 +39,12 @@ def test_gradients_of_any_order(interleaved: bool) -> None:
 def test_training_keeps_the_tables_alone() -> None:
     q, k, cos, sin = tensors(torch.bfloat16, seqlen=64)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         xattn.apply_rotary(q.requires_grad_(), k.requires_grad_(), cos, sin)
     assert kept
     assert max(x.untyped_storage().nbytes() for x in kept) <= cos.untyped_storage().nbytes()

@@ -40,7 +40,7 @@ class Call:
         """The call as the oracle takes it."""
         kept = ("causal", "window", "align", "scale", "softcap")
         options = {name: value for name, value in self.options.items() if name in kept}
-        arrays = {name: array(tensor) for name, tensor in self.tensors.items()}
+        arrays: dict[str, Any] = {name: array(tensor) for name, tensor in self.tensors.items()}
         return Problem(
             dtype=dtype_name(self.q.dtype), q=array(self.q), k=array(self.k), v=array(self.v), **options, **arrays
         )
@@ -69,7 +69,8 @@ class Call:
 def array(tensor: Tensor) -> np.ndarray:
     """A tensor's values: float64 for a float tensor, else its own kind."""
     tensor = tensor.detach()
-    return (tensor.double() if tensor.is_floating_point() else tensor).numpy().copy()
+    values: np.ndarray = (tensor.double() if tensor.is_floating_point() else tensor).numpy().copy()
+    return values
 
 
 # Memory layouts of (batch, seqlen, nheads, headdim) values, all with a dense last dimension.

@@ -32,9 +32,10 @@ def qkv(seqlen_q: int, seqlen_k: int | None = None, grad: bool = True) -> list[T
     return [torch.randn(2, s, n, 16, dtype=torch.float64, requires_grad=grad) for s, n in shapes]
 
 
-def call(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
-    """The output, with lse in it where it is asked for, so that gradients flow through both."""
-    result = xattn.attention(q, k, v, **options)
+def call(*arguments: Any) -> Tensor:
+    """The output for q, k, v and options, with lse in it where it is asked for, so that gradients flow through both."""
+    *inputs, options = arguments
+    result: Tensor | xattn.AttentionOutput = xattn.attention(*inputs, **options)
     if isinstance(result, xattn.AttentionOutput):
         return result.out + result.lse.transpose(1, 2).unsqueeze(-1)
     return result

@@ -43,10 +43,11 @@ def tensors_for(name: str, seqlen_q: int, seqlen_k: int) -> dict[str, Tensor]:
     return {name: made[name]} if name else {}
 
 
-def leaves(seqlen_q: int, seqlen_k: int) -> list[Tensor]:
+def leaves(seqlen_q: int, seqlen_k: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, seqlen_q, 4, 8), (2, seqlen_k, 2, 8), (2, seqlen_k, 2, 8))
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes)
+    return q, k, v
 
 
 def at_offset(backend: str, off: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> AttentionOutput:
@@ -101,7 +102,8 @@ def test_the_formula(backend: str, options: dict[str, Any], tensor: str) -> None
     for off, (seqlen_q, seqlen_k) in itertools.product(OFFSETS, SIZES):
         given, wanted = leaves(seqlen_q, seqlen_k), leaves(seqlen_q, seqlen_k)
         tensors = tensors_for(tensor, seqlen_q, seqlen_k)
-        out, lse = at_offset(backend, off, *given, **tensors, **options)
+        optional: dict[str, Any] = {**tensors, **options}
+        out, lse = at_offset(backend, off, *given, **optional)
         wanted_out, wanted_lse = by_formula(off, *wanted, tensors, **options)
         torch.testing.assert_close(out, wanted_out, atol=1e-10, rtol=1e-10)
         torch.testing.assert_close(lse, wanted_lse, atol=1e-5, rtol=1e-5)  # float32 by contract
@@ -128,7 +130,8 @@ def test_keys_past_the_chunk_are_not_read(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_named_alignments_are_offsets(backend: str) -> None:
     q, k, v = (x.detach() for x in leaves(11, 19))
-    for align, off in (("top_left", 0), ("bottom_right", 8)):
+    aligned: tuple[tuple[Any, int], ...] = (("top_left", 0), ("bottom_right", 8))
+    for align, off in aligned:
         named = xattn.attention(q, k, v, causal=True, align=align, backend=backend)
         torch.testing.assert_close(at_offset(backend, off, q, k, v, causal=True).out, named, atol=1e-12, rtol=1e-12)
 

@@ -50,14 +50,15 @@ def test_compile_cached_prefix_and_decode() -> None:
 
 def graph_of(function: Callable[..., Tensor], inputs: list[Tensor]) -> str:
     """The operators that a compiled function runs, below autograd."""
-    seen = []
+    seen: list[str] = []
 
     def backend(graph: GraphModule, example: list[Tensor]) -> Callable[..., Any]:
-        def keep(lowered: GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        def keep(lowered: GraphModule, _: Any) -> Any:
             seen.extend(str(node.target) for node in lowered.graph.nodes if node.op == "call_function")
             return lowered.forward
 
-        return aot_module_simplified(graph, example, fw_compiler=keep)
+        compiler: Any = keep
+        return aot_module_simplified(graph, example, fw_compiler=compiler)
 
     torch.compile(function, fullgraph=True, backend=backend)(*inputs)
     return " ".join(seen)

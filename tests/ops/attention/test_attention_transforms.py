@@ -112,7 +112,7 @@ def test_activation_checkpointing(name: str, reentrant: bool) -> None:
     # backward(), not autograd.grad: the reentrant implementation forbids that.
     out = checkpoint(call, *inputs, CALLS[name], use_reentrant=reentrant)
     out.backward(torch.ones_like(out).cumsum(1))
-    close((out, *(x.grad for x in inputs)), want)
+    close((out, *(x.grad for x in inputs if x.grad is not None)), want)
 
 
 @pytest.mark.parametrize("name", ["window", "sinks", "softcap", "lse"])

@@ -19,7 +19,7 @@ from torch import Tensor
 from xattn_conformance.ops.attention import rowwise
 
 import xattn
-from xattn import AttentionKernel
+from xattn import AttentionKernel, AttentionRequest
 from xattn.dispatch.registry import registry
 
 every_backend = pytest.mark.parametrize("backend", [*xattn.backends(), "auto"])
@@ -30,6 +30,7 @@ def attend(call: Call, backend: str, **more: Any) -> Any:
     """The answer to a call, or None where the backend rejects it, and then with the reasons that it gives elsewhere."""
     arguments = {**call.arguments, **more}
     explanation = xattn.explain(call.q, call.k, call.v, **arguments)
+    assert isinstance(explanation.request, AttentionRequest)
     if backend == "auto":
         assert explanation.backend is not None
     else:
@@ -79,7 +80,7 @@ def test_forward(backend: str, call: Call, return_lse: bool) -> None:
     if answer is None:
         return
     assert isinstance(answer, xattn.AttentionOutput if return_lse else Tensor)
-    out, lse = answer if return_lse else (answer, None)
+    out, lse = answer if isinstance(answer, xattn.AttentionOutput) else (answer, None)
     assert_form(out, call)
     problem = call.problem
     want_out, want_lse = rowwise.forward(problem)
@@ -188,7 +189,8 @@ def test_a_visible_nan_shows_and_stays_in_its_head(backend: str, call: Call, dat
     where = torch.zeros(call.k.shape[:3], dtype=torch.bool)
     where[b, j, kv] = True
     name = data.draw(st.sampled_from(["k", "v"]), "tensor")
-    dirty = replace(call, **{name: poisoned(getattr(call, name), where, torch.nan)})
+    changed: dict[str, Any] = {name: poisoned(getattr(call, name), where, torch.nan)}
+    dirty = replace(call, **changed)
     want, got = attend(call, backend), attend(dirty, backend)
     if want is None:
         return

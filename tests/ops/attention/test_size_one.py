@@ -85,5 +85,6 @@ def test_any_stride_packed(single: int) -> None:
     cu_seqlens = torch.tensor([0, min(3, shape[0]), shape[0]], dtype=torch.int32)
     want = xattn.varlen_attention(q, k, v, cu_seqlens, causal=True)
     for stride in (0, 7):
-        got = xattn.varlen_attention(*(strided(x, stride) for x in (q, k, v)), cu_seqlens, causal=True)
+        inputs = [strided(x, stride) for x in (q, k, v)]
+        got = xattn.varlen_attention(inputs[0], inputs[1], inputs[2], cu_seqlens, causal=True)
         torch.testing.assert_close(got, want)

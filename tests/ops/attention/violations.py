@@ -31,8 +31,8 @@ def _with_size(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 # A value that Python holds equal to a legal one (1 for True, 2.0 for 2) is legal.
-NOT_NUMBERS = ("1", torch.nan, torch.inf, -torch.inf, [1.0], {}, 1j, np.ones(2), torch.ones(2))
-NOT_FLAGS = (2, 0.5, -1, None, "yes", [True], {}, np.ones(2))
+NOT_NUMBERS: tuple[Any, ...] = ("1", torch.nan, torch.inf, -torch.inf, [1.0], {}, 1j, np.ones(2), torch.ones(2))
+NOT_FLAGS: tuple[Any, ...] = (2, 0.5, -1, None, "yes", [True], {}, np.ones(2))
 ILLEGAL_OPTIONS: dict[str, tuple[Any, ...]] = {
     "causal": NOT_FLAGS,
     "window": (-1, 3, (-1, 0), (0, -1), (1,), (1, 2, 3), (1.5, 0), (torch.inf, 0), ("a", None), "ab", ([1], 0), {}),

@@ -61,7 +61,7 @@ def log(x: float) -> float:
         pytest.param({"alibi_slopes": [log(2)], "seqlens_k": [1]}, 1.0, 0.0, id="alibi and seqlens_k"),
     ],
 )
-def test_one_query_two_keys(arguments, out, lse):
+def test_one_query_two_keys(arguments: dict[str, Any], out: float, lse: float) -> None:
     dtypes = {"sinks": torch.float64, "bias": torch.float64, "alibi_slopes": torch.float32}
     tensors = {
         name: torch.tensor(value, dtype=dtypes.get(name)) if isinstance(value, list) else value
@@ -74,7 +74,7 @@ def test_one_query_two_keys(arguments, out, lse):
     assert answer.lse.item() == pytest.approx(lse, rel=2**-23, abs=1e-30)
 
 
-def test_default_scale_is_one_over_the_root_of_headdim():
+def test_default_scale_is_one_over_the_root_of_headdim() -> None:
     # headdim 4, so the scale is 1/2, whatever headdim_v is: q . k = 2 ln 3 is the score ln 3.
     q = torch.tensor([2 * log(3), 9, 9, 9], dtype=torch.float64).reshape(1, 1, 1, 4)
     k = torch.zeros(1, 2, 1, 4, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_default_scale_is_one_over_the_root_of_headdim():
     assert attend(q, k, column(1, 5)).out.item() == pytest.approx(4.0, rel=1e-15)
 
 
-def test_softcap_comes_after_scale_and_before_bias():
+def test_softcap_comes_after_scale_and_before_bias() -> None:
     # Score 2 * 3 = 6, capped to 0.5 tanh(12) = 0.5 (to 4e-11), plus ln 3 - 0.5: weight 3 against key 0's weight 1.
     # Capped after the bias it would be at most e^0.5; capped before the scale, tanh(6) is 1 and the scale doubles 0.5.
     answer = attend(
@@ -137,11 +137,11 @@ def visible(seqlen_q: int, seqlen_k: int, batch: int = 1, **arguments: Any) -> l
         (2, 4, {"align": "top_left"}, "1111 1111"),
     ],
 )
-def test_visible_keys(seqlen_q, seqlen_k, arguments, table):
+def test_visible_keys(seqlen_q: int, seqlen_k: int, arguments: dict[str, Any], table: str) -> None:
     assert visible(seqlen_q, seqlen_k, **arguments) == [table.split()]
 
 
-def test_seqlens_k_moves_the_diagonal_of_its_row():
+def test_seqlens_k_moves_the_diagonal_of_its_row() -> None:
     lengths = torch.tensor([3, 1, 0, 4])
     assert visible(2, 4, batch=4, causal=True, seqlens_k=lengths) == [
         ["11..", "111."],  # off = 1
@@ -157,14 +157,14 @@ def test_seqlens_k_moves_the_diagonal_of_its_row():
     ]
 
 
-def test_query_heads_share_key_heads_in_blocks():
+def test_query_heads_share_key_heads_in_blocks() -> None:
     # Six query heads on two key heads, each with one key: out is the value of head h // 3.
     v = torch.tensor([10.0, 20.0]).reshape(1, 1, 2, 1)
     out = attend(torch.ones(1, 1, 6, 1), torch.ones(1, 1, 2, 1), v).out
     assert out.flatten().tolist() == [10, 10, 10, 20, 20, 20]
 
 
-def test_dead_rows_have_the_sink_for_lse():
+def test_dead_rows_have_the_sink_for_lse() -> None:
     q, k, v = torch.ones(1, 2, 2, 3), torch.ones(1, 2, 1, 3), torch.ones(1, 2, 1, 3)
     mask = torch.tensor([[False, False], [True, False]])
     dead = attend(q, k, v, mask=mask)
@@ -174,7 +174,7 @@ def test_dead_rows_have_the_sink_for_lse():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_accuracy_at_a_larger_size(dtype):
+def test_accuracy_at_a_larger_size(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(5)
     shapes = ((2, 21, 4, 32), (2, 34, 2, 32), (2, 34, 2, 24))
     q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
@@ -189,7 +189,7 @@ def test_accuracy_at_a_larger_size(dtype):
         assert out_bound.max() < 1e-12
 
 
-def test_large_logits_do_not_overflow():
+def test_large_logits_do_not_overflow() -> None:
     # Scores 1000 + ln 3 and 1000: weights 3 : 1, and exp(1000) is infinite.
     answer = attend(column(1), column(1000, 1000 + log(3)), column(1, 5))
     assert answer.out.item() == pytest.approx(4.0, rel=1e-12)
@@ -203,7 +203,7 @@ DRAWS = 40_000
 FIVE_SIGMA = 5 * math.sqrt(P * (1 - P) / DRAWS)
 
 
-def test_dropout_zeroes_weights_at_its_rate_and_rescales_the_rest():
+def test_dropout_zeroes_weights_at_its_rate_and_rescales_the_rest() -> None:
     # One key of value 1 and weight 1 for each of 40,000 queries: out is the dropout factor itself.
     torch.manual_seed(0)
     q, one = torch.zeros(2, 5_000, 4, 1), torch.ones(2, 1, 4, 1)
@@ -222,7 +222,7 @@ def test_dropout_zeroes_weights_at_its_rate_and_rescales_the_rest():
         assert abs((first == second).double().mean().item() - agree) < bound
 
 
-def test_dropout_comes_after_the_softmax():
+def test_dropout_comes_after_the_softmax() -> None:
     # Weights 1/8, 3/8 and 1/2 for the sink, values 1 and 10: each survives or not, and nothing is normalised anew.
     torch.manual_seed(0)
     q = torch.ones(1, 1000, 1, 1)
@@ -235,7 +235,7 @@ def test_dropout_comes_after_the_softmax():
     assert torch.allclose(lse, torch.tensor(log(8)))
 
 
-def test_dropout_gradients_use_the_same_draw():
+def test_dropout_gradients_use_the_same_draw() -> None:
     torch.manual_seed(0)
     q, k = torch.zeros(1, 1, 64, 1), torch.ones(1, 1, 64, 1)
     v = torch.ones(1, 1, 64, 1, requires_grad=True)
@@ -245,7 +245,7 @@ def test_dropout_gradients_use_the_same_draw():
     assert 0 < (out == 0).sum() < 64
 
 
-def test_deterministic_repeats_bitwise():
+def test_deterministic_repeats_bitwise() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = {"q": (2, 65, 6, 24), "k": (2, 130, 2, 24), "v": (2, 130, 2, 40), "bias": (1, 6, 65, 130), "sinks": (6,)}
     leaves = {name: torch.randn(shape, generator=generator).requires_grad_() for name, shape in shapes.items()}

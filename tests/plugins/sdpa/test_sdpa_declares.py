@@ -29,7 +29,7 @@ LENGTHS_SPEC = TensorSpec((2,), torch.int32)
 SLOPES_SPEC = TensorSpec((8,), torch.float32)
 MASK_SPEC = TensorSpec((1024, 1024), torch.bool)
 ROCM = {"device": "rocm", "arch": "gfx942"}
-CPU = {"device": "cpu", "arch": None}
+CPU: dict[str, Any] = {"device": "cpu", "arch": None}
 
 
 def bias_spec(dtype: torch.dtype = HALF, keys: int = 1024, grad: bool = False) -> TensorSpec:
@@ -200,7 +200,7 @@ def test_a_scale_that_is_not_positive_never_meets_torchs_mask(
     assert DIRECT not in found.kernel or found.kernel == BELOW
 
 
-AT_OFFSET = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside": True}
+AT_OFFSET: dict[str, Any] = {"causal": True, "seqlen_q": 512, "align": "offset", "offset_inside": True}
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,10 @@ def with_unseen(name: str) -> tuple[Call, Tensor]:
     distance = torch.arange(seqlen_k) - torch.arange(seqlen_q).view(-1, 1) - offset
     left, right = call.options.get("window", (None, None))
     sees = torch.arange(seqlen_k) < lengths
-    for limit, within in ((left, lambda: distance >= -left), (right, lambda: distance <= right)):
-        sees = sees if limit is None else sees & within()
+    if left is not None:
+        sees = sees & (distance >= -left)
+    if right is not None:
+        sees = sees & (distance <= right)
     if call.options.get("causal"):
         sees = sees & (distance <= 0)
     sees = sees & call.tensors.get("mask", torch.tensor(True))

@@ -107,9 +107,10 @@ def _padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int, end:
 def _window(mask_function: Any) -> int | None:
     """W of a function that is exactly a causal window of W keys, None of any other.
 
-    `local_size`, which comes beside the function, does not say it: chunks have it too.
+    `local_size`, which comes beside the function, does not say it: chunks have it too. torch.compile cannot look into
+    closures: there the answer is None.
     """
-    if getattr(mask_function, "__code__", None) is not _AND:
+    if is_compiling() or getattr(mask_function, "__code__", None) is not _AND:
         return None
     parts = mask_function.__closure__[0].cell_contents
     if len(parts) != 2 or parts[1] is not causal_mask_function or parts[0].__code__ is not _SLIDING:
