@@ -39,7 +39,7 @@ def check_assigned(part: PreTrainedModel, name: str) -> None:
 def callers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model that call an implementation, by name."""
     parts = model.named_modules()
-    return {name: part for name, part in parts if _calls(type(part))}  # type: ignore[arg-type]
+    return {name: part for name, part in parts if _calls(type(part))}
 
 
 def _calls(kind: type[nn.Module]) -> bool:
@@ -74,7 +74,7 @@ def _computes_attention(module: ModuleType) -> bool:
         return True
     kinds = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, nn.Module)]
     own = [kind for kind in kinds if kind.__module__ == module.__name__]
-    return any("Attention" in kind.__name__ for kind in own) and not any(_calls(kind) for kind in own)  # type: ignore[arg-type]
+    return any("Attention" in kind.__name__ for kind in own) and not any(_calls(kind) for kind in own)
 
 
 def watch(name: str) -> None:
