@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
-import pickle
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
@@ -14,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 from ops.every_op import Counting, another, entries, every_entry, every_op, every_sample, raises, samples
-from sample import Sample, equal, flat
+from sample import Sample, equal
 from support import ROOT, backend_source, notes_of, run_python, stranger
 
 import xattn
@@ -348,55 +345,3 @@ def test_a_kernel_without_a_name_serves_all_the_same(op: Op, mine: Mine) -> None
     assert (explanation.backend, explanation.kernel) == ("mine", "mine")
     assert "mine: kernel_name() raised KeyError: 'table'" in explanation.notes
     assert asked(op) == "mine"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Threads, inputs, errors as values
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@every_op
-def test_threads_get_what_one_gets(op: Op, mine: Mine) -> None:
-    mine(op)
-    calls = [sample for name, sample in samples(op).items() if "dropout" not in name]
-    want = [sample.of(op.function, backend="reference") for sample in calls]
-    mine(op)  # nothing is planned yet
-    start, wrong = threading.Barrier(4), []
-
-    def work(first: int) -> None:
-        start.wait(30)
-        for turn in range(3 * len(calls)):
-            i = (first + turn) % len(calls)
-            if not equal(calls[i].of(op.function), want[i]):
-                wrong.append(i)
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not wrong
-
-
-@every_sample
-def test_inputs_stay_as_they_are(op: Op, name: str, mine: Mine) -> None:
-    mine(op)
-    sample = samples(op)[name].requiring_grad()
-    given = {**dict(zip(inspect.signature(op.function).parameters, sample.tensors, strict=False)), **sample.named}
-    kept = [(x, x._version, x.detach().clone()) for key in given if key not in op.writes for x in flat(given[key])]
-    outputs = [tensor for tensor in flat(sample.of(op.function)) if tensor.requires_grad]
-    leaves = [x for x, _, _ in kept if x.requires_grad]
-    torch.autograd.grad(outputs, leaves, list(map(torch.ones_like, outputs)), allow_unused=True)
-    assert all(x._version == version and equal(x.detach(), copy) for x, version, copy in kept)
-
-
-@every_op
-def test_errors_are_values(op: Op, mine: Mine) -> None:
-    mine(op)
-    for backend in ("other", "nobody", 3):
-        with pytest.raises(xattn.XattnError) as caught:
-            samples(op)["plain"].of(op.function, backend=backend)
-        again = pickle.loads(pickle.dumps(caught.value))
-        assert (type(again), str(again)) == (type(caught.value), str(caught.value))
-        if isinstance(caught.value, xattn.UnsupportedError):
-            assert (again.request, again.reasons) == (caught.value.request, caught.value.reasons)

@@ -110,8 +110,8 @@ def _restored(model: PreTrainedModel) -> Iterator[None]:
 def _counted() -> Iterator[Counter[nn.Module]]:
     """Count the calls of our attention function by module."""
     calls: Counter[nn.Module] = Counter()
-    functions: Any = AttentionInterface._global_mapping
-    forward: Callable[..., Any] = functions[_NAME]
+    functions: dict[str, Any] = AttentionInterface._global_mapping
+    forward = functions[_NAME]
 
     def counting(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         calls[module] += 1

@@ -1,5 +1,5 @@
-"""Which models can be served: transformers accepts any registered name for any model, and leaves it at that where the
-model computes attention by itself."""
+"""Which models and calls can be served: transformers accepts any registered name for any model, and leaves it at that
+where the model computes attention by itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from xattn.errors import InvalidArgumentError
 from xattn.integrations.transformers import falcon
@@ -27,14 +27,6 @@ def check_class(model: type[PreTrainedModel], name: str) -> None:
             _check_module(module, model.__name__, name)
 
 
-def check_config(config: PretrainedConfig) -> None:
-    """The same for a model known by its configuration alone. A mask that it asks for would be read as a float one."""
-    kind = type(config)
-    module = sys.modules.get(kind.__module__.replace("configuration_", "modeling_"))
-    if module is not None:
-        _check_module(module, kind.__name__.removesuffix("Config"), config._attn_implementation)
-
-
 def check_assigned(part: PreTrainedModel, name: str) -> None:
     """Raise InvalidArgumentError for a part of a model that has another implementation than `name`."""
     got = part.config._attn_implementation
@@ -47,17 +39,17 @@ def check_assigned(part: PreTrainedModel, name: str) -> None:
 def callers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model that call an implementation, by name."""
     parts = model.named_modules()
-    return {name: part for name, part in parts if _calls(type(part))}  # type: ignore[arg-type]
+    return {name: part for name, part in parts if _calls(type(part))}
 
 
-@functools.cache
 def _calls(kind: type[nn.Module]) -> bool:
     """Whether a class of modules calls an implementation: its code is the only place that says so."""
     if issubclass(kind, PreTrainedModel):  # Its own methods check the names of implementations.
         return False
     if any(base.__module__ == falcon.MODELING and base.__name__ == "FalconAttention" for base in kind.__mro__):
         return True
-    functions = [inspect.unwrap(item) for base in kind.__mro__ for item in vars(base).values() if callable(item)]
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    functions = [inspect.unwrap(item) for base in bases for item in vars(base).values() if callable(item)]
     codes = [item.__code__ for item in functions if inspect.isfunction(item)]
     return any("ALL_ATTENTION_FUNCTIONS" in code.co_names for code in codes)
 
@@ -76,14 +68,13 @@ def _check_module(module: ModuleType, model: str, name: str) -> None:
         raise InvalidArgumentError("attn_implementation", got, "a model that calls an implementation", hint)
 
 
-@functools.cache
 def _computes_attention(module: ModuleType) -> bool:
     """Whether it has attention modules, and none that calls an implementation."""
     if module.__name__.endswith(("modeling_timm_wrapper", "modeling_timm_backbone")):
         return True
     kinds = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, nn.Module)]
     own = [kind for kind in kinds if kind.__module__ == module.__name__]
-    return any("Attention" in kind.__name__ for kind in own) and not any(_calls(kind) for kind in own)  # type: ignore[arg-type]
+    return any("Attention" in kind.__name__ for kind in own) and not any(_calls(kind) for kind in own)
 
 
 def watch(name: str) -> None:
@@ -98,6 +89,7 @@ def watch(name: str) -> None:
     def get_correct_attn_implementation(self: Any, requested_attention: Any, *args: Any, **kwargs: Any) -> Any:
         if requested_attention in NAMES:
             check_class(type(self), requested_attention)
+            _watch_calls(self)
         return choose(self, requested_attention, *args, **kwargs)
 
     @functools.wraps(assign)
@@ -110,6 +102,21 @@ def watch(name: str) -> None:
         # transformers only logs a warning for a part that does not follow.
         for part in parts:
             check_assigned(part, attn_implementation)
+            _watch_calls(part)
 
     PreTrainedModel.get_correct_attn_implementation = get_correct_attn_implementation  # type: ignore[method-assign]
     PreTrainedModel.set_attn_implementation = set_attn_implementation  # type: ignore[method-assign]
+
+
+def _watch_calls(model: PreTrainedModel) -> None:
+    if _refuse_weights not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_refuse_weights, with_kwargs=True)
+
+
+def _refuse_weights(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> None:
+    """Attention weights exist in no kernel. Here, because not every model tells its layers that they are asked for."""
+    asked = kwargs.get("output_attentions")
+    if asked is None:
+        asked = getattr(model.config, "output_attentions", False)
+    if asked and model.config._attn_implementation in NAMES:
+        raise InvalidArgumentError("output_attentions", "True", "False", 'Use attn_implementation="eager" to see them.')
