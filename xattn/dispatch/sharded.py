@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from xattn.dispatch.op import Prepared
@@ -76,7 +77,12 @@ class Sharding:
         placements = self._placements(spec.shape, request.dims[name].split())
         strides = [math.prod(spec.shape[i + 1 :]) for i in range(len(spec.shape))]
         return DTensor.from_local(
-            part.contiguous(), self.mesh, placements, run_check=False, shape=spec.shape, stride=tuple(strides)
+            part.contiguous(),
+            self.mesh,
+            placements,
+            run_check=False,
+            shape=torch.Size(spec.shape),
+            stride=tuple(strides),
         )
 
     def _placements(self, shape: Sequence[int], names: Sequence[str]) -> list[Any]:
@@ -104,19 +110,21 @@ class Sharding:
         for place, want in zip(given.placements, wanted, strict=True):
             if place not in (want, Replicate()):
                 hint = f"Pass {name}.redistribute(placements={tuple(wanted)})."
-                raise InvalidArgumentError(name, f"placements {given.placements}", f"{tuple(wanted)}, as q is cut", hint)
+                got = f"placements {given.placements}"
+                raise InvalidArgumentError(name, got, f"{tuple(wanted)}, as q is cut", hint)
         # Each rank has a share of the gradient of what it shares with others.
         shares = [
             Partial() if axis is not None and place.is_replicate() else place
             for axis, place in zip(self.axes, wanted, strict=True)
         ]
-        return given.redistribute(self.mesh, wanted).to_local(grad_placements=shares)
+        part: Tensor = given.redistribute(self.mesh, wanted).to_local(grad_placements=shares)
+        return part
 
 
 def _axis(name: str, names: Sequence[str], place: Any) -> str | None:
     if place.is_replicate():
         return None
-    cut = names[place.dim] if place.is_shard() else None
+    cut: str | None = names[place.dim] if place.is_shard() else None
     if cut not in _AXES:
         got = f"a DTensor cut over {cut}" if cut is not None else f"a DTensor of placement {place}"
         hint = f"Pass {name}.redistribute(placements=[Shard({names.index('nheads')})])."

@@ -1,5 +1,5 @@
-"""torch's own attention on Apple's GPUs (MPS) and Intel's (XPU): one call of F.scaled_dot_product_attention, for what it
-is not known to get wrong. Nothing in here was run."""
+"""torch's own attention on Apple's GPUs (MPS) and Intel's (XPU): one call of F.scaled_dot_product_attention, for what
+it is not known to get wrong. Nothing in here was run."""
 
 from __future__ import annotations
 

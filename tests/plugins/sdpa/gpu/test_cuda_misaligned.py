@@ -1,7 +1,7 @@
 """On an NVIDIA GPU: rows that do not begin at a multiple of 16 bytes, of q, k, v and the gradient that comes in. cuDNN
 gets them wrong without a word; flash loses the CUDA context, and every test after it fails.
 
-    python -m pytest -q tests/plugins/sdpa/gpu
+Run as `python -m pytest -q tests/plugins/sdpa/gpu`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_calls import close, needs_cuda, oracle, randn, with_grads
+from plugins.sdpa.gpu.gpu_calls import close, needs_cuda, oracle, randn, with_grads
 from torch import Tensor
 
 pytestmark = needs_cuda

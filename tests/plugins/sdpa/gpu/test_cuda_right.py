@@ -1,6 +1,6 @@
 """On an NVIDIA GPU: numbers that torch's kernels are known to get wrong, batches past a launch, and bits that stay.
 
-    python -m pytest -q tests/plugins/sdpa/gpu
+Run as `python -m pytest -q tests/plugins/sdpa/gpu`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_calls import close, kernels, needs_cuda, oracle, randn, with_grads
+from plugins.sdpa.gpu.gpu_calls import close, kernels, needs_cuda, oracle, randn, with_grads
 from torch import Tensor
 
 import xattn
@@ -32,12 +32,13 @@ def test_gradients_beside_a_mask(kind: str, seqlen: int, headdim: int) -> None:
     """pytorch#196678: dq was all NaN at seqlen % 128 == 64."""
     q, k, v, dout = low_lse(seqlen, seqlen, headdim)
     tril = torch.ones(seqlen, seqlen, dtype=torch.bool, device="cuda").tril()
-    options: dict[str, Any] = {
+    kinds: dict[str, dict[str, Any]] = {
         "bool": {"mask": tril},
         "all": {"mask": torch.ones_like(tril)},
         "bias": {"bias": torch.zeros(seqlen, seqlen, dtype=q.dtype, device="cuda").masked_fill(~tril, -torch.inf)},
         "causal mask": {"mask": torch.ones_like(tril), "causal": True},
-    }[kind]
+    }
+    options = kinds[kind]
     close(with_grads(q, k, v, dout, **options, backend="sdpa"), oracle(q, k, v, dout, **options))
 
 
