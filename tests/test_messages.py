@@ -31,9 +31,9 @@ def texts(path: Path) -> Iterator[str]:
         id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            if " " in node.value:
-                yield node.value
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and " " in text and id(node) not in docstrings:
+            yield text
 
 
 def words(path: Path) -> set[str]:
@@ -67,9 +67,10 @@ def exists(word: str) -> bool:
     if head in ("torch", "F"):
         return resolves(torch if head == "torch" else torch.nn.functional, rest)
     if word.startswith("XATTN_"):
-        return f'os.environ.get("{word}"' in (ROOT / "xattn/dispatch/choice.py").read_text() + (
-            ROOT / "xattn/dispatch/registry.py"
-        ).read_text()
+        return (
+            f'os.environ.get("{word}"'
+            in (ROOT / "xattn/dispatch/choice.py").read_text() + (ROOT / "xattn/dispatch/registry.py").read_text()
+        )
     if rest:  # a method of some tensor
         return resolves(torch.Tensor, rest)
     return word in known_names() or hasattr(torch.Tensor, word)

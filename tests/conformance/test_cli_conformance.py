@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from xattn_conformance.cli import suite
 from xattn_conformance.cli.app import app
 from xattn_conformance.profiles import load as profiles
-from xattn_conformance.result import Canary, Report, decode
+from xattn_conformance.result import SUITE, Canary, Report, decode
 from xattn_conformance.running import session
 
 FEW = "attention/causal+lse/float32/b?-q1?-k1?-*/needle"
@@ -73,7 +73,7 @@ def test_a_run_that_passes(tmp_path: Path) -> None:
 def check_environment(report: Report) -> None:
     assert report.environment["device"]["kind"] == "cpu"
     assert report.environment["plugin"]["distribution"] == "xattn"
-    assert report.environment["suite"] == "1.0"
+    assert report.environment["suite"] == SUITE
     assert len(report.goldens) == 64
     assert str(Path.home()) not in str(report.environment)
     assert os.uname().nodename not in str(report.environment)

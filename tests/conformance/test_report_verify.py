@@ -53,6 +53,13 @@ def test_an_honest_report_verifies_as_written_and_as_read() -> None:
     assert verify(decode(encode(SMALL)), SUITE_1) == []
 
 
+def test_a_report_of_an_earlier_suite_is_held_to_the_cases_of_then() -> None:
+    later = replace(PASSED.case, title="later", since="1.1")
+    suite = dataclasses.replace(SUITE_1, select=lambda *asked: [*chosen(*asked), later])
+    assert verify(replace(SMALL, suite="1.0"), suite) == []
+    assert verify(replace(SMALL, suite="1.1"), suite) == [f"1 cases of the run are missing: {later.id}"]
+
+
 def test_an_honest_report_of_a_part_verifies() -> None:
     part = tuple(result for result in SMALL.cases if "/needle" in result.id and result.case.dtype != "float32")
     report = replace(SMALL, selection="*/needle", dtypes=("float16", "bfloat16"), cases=part)

@@ -71,8 +71,31 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "falcon-alibi": ("FalconForCausalLM", "FalconConfig", {**FALCON, "alibi": True, "multi_query": False}),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4}),
-    "gptj": ("GPTJForCausalLM", "GPTJConfig", {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}),
+    "gptj": (
+        "GPTJForCausalLM",
+        "GPTJConfig",
+        {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    ),
     "opt": ("OPTForCausalLM", "OPTConfig", {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "inkling2": (
+        "Inkling2ForCausalLM",
+        "Inkling2TextConfig",
+        {
+            **DECODER,
+            "unpadded_vocab_size": 99,
+            "head_dim": 8,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "swa_head_dim": 8,
+            "sliding_window_size": 4,
+            "d_rel": 4,
+            "rel_extent": 8,
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_layers_per_attn_res_block": 1,
+        },
+    ),
     "bart": ("BartForConditionalGeneration", "BartConfig", BART),
     "bigbird_pegasus": (
         "BigBirdPegasusForConditionalGeneration",
@@ -91,11 +114,13 @@ def make(name: str, implementation: str, dtype: torch.dtype = torch.float32, **c
     model_name, config_name, arguments = MODELS[name]
     config = getattr(transformers, config_name)(**{**copy.deepcopy(arguments), **changes})
     torch.manual_seed(0)
-    model: PreTrainedModel = getattr(transformers, model_name)._from_config(config, attn_implementation=implementation)
+    model: PreTrainedModel = getattr(transformers, model_name)._from_config(
+        config, attn_implementation=implementation, dtype=dtype
+    )
     for parameter_name, parameter in model.named_parameters():
         if re.search(r"q_proj|k_proj|query|key|c_attn", parameter_name) and parameter.dim() > 1:
             parameter.data.mul_(12)
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 def tokens() -> Tensor:

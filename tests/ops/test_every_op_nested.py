@@ -15,6 +15,7 @@ PLACES = """
     import torch
     import xattn
     from ops.every_op import entries, samples
+    from sample import flat, mapped
     from xattn.ops.table import OPS
 
     warnings.simplefilter("ignore")
@@ -23,9 +24,6 @@ PLACES = """
     strange = [torch.nested.nested_tensor(parts), torch.nested.nested_tensor(parts, layout=torch.jagged)]
     strange += [torch.eye(4).to_sparse(), torch.randn(2, 4, 4, 8).to_mkldnn()]
     refused = 0
-
-    def moved(argument, device):
-        return argument.to(device) if isinstance(argument, torch.Tensor) else argument
 
     def refuse(function, tensors, named, wrong):
         try:
@@ -36,8 +34,11 @@ PLACES = """
 
     for device in ("cpu", "meta"):
         for name, sample in samples(op).items():
-            tensors = [moved(x, device) for x in sample.tensors]
-            named = {{key: moved(x, device) for key, x in sample.named.items()}}
+            def moved(x):
+                return x.to(device)
+
+            tensors = [mapped(x, moved) for x in sample.tensors]
+            named = {{key: mapped(x, moved) for key, x in sample.named.items()}}
             try:  # what was called before
                 for _ in range(2):
                     op.function(*tensors, **named)
@@ -45,13 +46,13 @@ PLACES = """
                 pass  # bounds that must be read, of meta tensors
             for wrong in strange:
                 for function in entries(op).values():
-                    for i, tensor in enumerate(tensors):
-                        if isinstance(tensor, torch.Tensor):
-                            refused += refuse(function, [*tensors[:i], wrong, *tensors[i + 1:]], named, wrong)
+                    for one in flat(tensors):
+                        replaced = [mapped(x, lambda y: wrong if y is one else y) for x in tensors]
+                        refused += refuse(function, replaced, named, wrong)
                     for key, tensor in named.items():
                         if isinstance(tensor, torch.Tensor):
                             refused += refuse(function, tensors, {{**named, key: wrong}}, wrong)
-                    everywhere = [wrong if isinstance(x, torch.Tensor) else x for x in tensors]
+                    everywhere = [mapped(x, lambda _: wrong) for x in tensors]
                     refused += refuse(function, everywhere, named, wrong)
     print(refused)
 """

@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, sym_max, sym_min
+from torch import Tensor
 
-from xattn.plugin.symbolic import known
+from xattn.plugin.symbolic import known, larger, smaller
 
 
 class Banded(Protocol):
@@ -89,12 +89,12 @@ class Geometry:
             return 0, 0, 0, 0
         first_q, end_q, first_k, end_k = 0, seqlen_q, 0, seqlen_k
         if right is not None:
-            first_q = sym_min(seqlen_q, sym_max(0, -offset - right))
+            first_q = smaller(seqlen_q, larger(0, -offset - right))
         if left is not None:
-            end_q = sym_max(first_q, sym_min(seqlen_q, seqlen_k - offset + left))
-            first_k = sym_min(seqlen_k, sym_max(0, first_q + offset - left))
+            end_q = larger(first_q, smaller(seqlen_q, seqlen_k - offset + left))
+            first_k = smaller(seqlen_k, larger(0, first_q + offset - left))
         if right is not None:
-            end_k = sym_max(first_k, sym_min(seqlen_k, end_q + offset + right))
+            end_k = larger(first_k, smaller(seqlen_k, end_q + offset + right))
         return first_q, end_q, first_k, end_k
 
     @property

@@ -34,6 +34,22 @@ def known(condition: Any) -> bool:
     return statically_known_true(condition)
 
 
+def smaller(one: Any, other: Any) -> Any:
+    """The smaller of two sizes, without a guard."""
+    return min(one, other) if _may_compare(one, other) else torch.sym_min(one, other)
+
+
+def larger(one: Any, other: Any) -> Any:
+    """The larger of two sizes, without a guard."""
+    return max(one, other) if _may_compare(one, other) else torch.sym_max(one, other)
+
+
+def _may_compare(one: Any, other: Any) -> bool:
+    # torch.compile takes min of symbolic sizes for sym_min by itself, and before torch 2.13 cannot trace sym_min of two
+    # ints. Elsewhere min would compare, which is a guard.
+    return is_dynamo_compiling() or (isinstance(one, int) and isinstance(other, int))
+
+
 def differ(one: Any, other: Any) -> bool:
     """Whether two sizes that must be equal are not. What only the run of the graph can tell, the graph checks."""
     unequal = one != other

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, sym_min
+from torch import Tensor
 
 from xattn import AttentionRequest
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
-from xattn.plugin.symbolic import holds, known
+from xattn.plugin.symbolic import holds, known, smaller
 from xattn.plugin.tensors import is_plain
 from xattn_sdpa.attention.masks import seen_keys, with_four
 
@@ -58,7 +58,7 @@ def direct(request: AttentionRequest) -> Direct | None:
             return Direct(False, 0, seqlen_k, False)
         if known(geometry.offset + right == 0):
             # Keys past the last query are behind the diagonal for all; cut off, they are not read.
-            return Direct(True, 0, sym_min(seqlen_q, seqlen_k), False)
+            return Direct(True, 0, smaller(seqlen_q, seqlen_k), False)
     return None
 
 

@@ -10,8 +10,8 @@ import torch
 import xattn
 
 
-def notes(batch: int = 3, seqlen_q: int = 3, nheads: int = 4, **options: Any) -> list[str]:
-    q, k = torch.randn(batch, seqlen_q, nheads, 8), torch.randn(batch, 6, nheads, 8)
+def notes(batch: int = 3, seqlen_q: int = 3, /, **options: Any) -> list[str]:
+    q, k = torch.randn(batch, seqlen_q, 4, 8), torch.randn(batch, 6, 4, 8)
     return [note for note in xattn.explain(q, k, k, **options).notes if "dimensions is" in note]
 
 
@@ -26,16 +26,16 @@ def test_a_padding_mask_that_broadcasts_over_the_queries(name: str) -> None:
     assert f"{name}[:, None, None, :]" in note
     # What the note tells to write means the other thing, and has no note.
     assert notes(**{name: tensor[:, None, None, :]}) == []
-    assert notes(batch=2, **{name: tensor}) == []
+    assert notes(2, **{name: tensor}) == []
 
 
 @pytest.mark.parametrize("name", ["mask", "bias"])
 def test_a_mask_of_each_batch_row_that_broadcasts_over_the_heads(name: str) -> None:
     tensor = torch.ones(4, 3, 6, dtype=torch.bool if name == "mask" else torch.float32)
-    (note,) = notes(batch=4, **{name: tensor})
+    (note,) = notes(4, **{name: tensor})
     assert note.startswith(f"{name} of 3 dimensions is (nheads, seqlen_q, seqlen_k)")
     assert f"{name}[:, None]" in note
-    assert notes(batch=4, **{name: tensor[:, None]}) == []
+    assert notes(4, **{name: tensor[:, None]}) == []
 
 
 def test_where_the_sizes_do_not_fit_it_is_an_error_with_the_same_hint() -> None:
@@ -45,4 +45,4 @@ def test_where_the_sizes_do_not_fit_it_is_an_error_with_the_same_hint() -> None:
 
 
 def test_one_row_is_never_ambiguous() -> None:
-    assert notes(batch=1, seqlen_q=1, mask=PADDING[:1]) == []
+    assert notes(1, 1, mask=PADDING[:1]) == []

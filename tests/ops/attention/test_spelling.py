@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,7 +24,8 @@ import xattn
 )
 def test_what_it_is_called_here(wrong: dict[str, object], said: str) -> None:
     q = torch.randn(1, 5, 2, 8)
-    for function in (xattn.attention, xattn.explain, xattn.plan):
+    functions: tuple[Any, ...] = (xattn.attention, xattn.explain, xattn.plan)
+    for function in functions:
         for _ in range(2):
             with pytest.raises(TypeError) as caught:
                 function(q, q, q, **wrong)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, Cache, PreTrainedModel
 
 from xattn.errors import InvalidArgumentError
 from xattn.integrations.transformers import served, use
@@ -110,8 +110,8 @@ def _restored(model: PreTrainedModel) -> Iterator[None]:
 def _counted() -> Iterator[Counter[nn.Module]]:
     """Count the calls of our attention function by module."""
     calls: Counter[nn.Module] = Counter()
-    functions = AttentionInterface._global_mapping
-    forward: Callable[..., Any] = functions[_NAME]
+    functions: dict[str, Any] = AttentionInterface._global_mapping
+    forward = functions[_NAME]
 
     def counting(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         calls[module] += 1
@@ -139,8 +139,8 @@ def _outputs(
 
     handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:
-        # A copy: a cache among the inputs is filled.
-        model(**copy.deepcopy(dict(inputs)))
+        # A call fills the caches that it is given.
+        model(**{name: copy.deepcopy(item) if isinstance(item, Cache) else item for name, item in inputs.items()})
     finally:
         for handle in handles:
             handle.remove()

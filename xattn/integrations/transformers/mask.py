@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 from transformers import masking_utils
-from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from xattn.integrations.transformers.described_mask import DescribedMask
-from xattn.integrations.transformers.served import check_config
 
+# Of transformers >= 5.
+_BIDIRECTIONAL = getattr(masking_utils, "bidirectional_mask_function", None)
 # The code of the closures that transformers makes for a causal sliding window.
 _AND = masking_utils.and_masks(causal_mask_function).__code__
 _SLIDING = masking_utils.sliding_window_overlay(1).__code__
@@ -26,7 +27,6 @@ def attention_mask(
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
-    config: Any,
     device: torch.device | str | None = None,
     **others: Any,
 ) -> DescribedMask:
@@ -36,15 +36,12 @@ def attention_mask(
     Chunks, packing, image tokens and functions of a user's own are known to transformers as closures alone: these are
     made real once, for all layers. Never None, even where callers allow it: nothing is left for the layer to guess.
 
-    The arguments are those that transformers gives to every mask function (`transformers.masking_utils.sdpa_mask`).
-    Raises InvalidArgumentError for a model that computes attention by itself and so could not read this mask.
-    """
-    check_config(config)
+    The arguments are those that transformers gives to every mask function (`transformers.masking_utils.sdpa_mask`)."""
     seqlen_q, offset = _queries(others)
     if device is None:  # transformers < 5
         device = others["cache_position"].device
     shape = (batch_size, 1, seqlen_q, kv_length)
-    if mask_function is bidirectional_mask_function:
+    if mask_function is _BIDIRECTIONAL:
         return DescribedMask.of(shape, device, visible=_padding(attention_mask, kv_length, kv_offset, kv_length))
     window = _window(mask_function)
     known = mask_function is causal_mask_function or window is not None
@@ -107,9 +104,10 @@ def _padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int, end:
 def _window(mask_function: Any) -> int | None:
     """W of a function that is exactly a causal window of W keys, None of any other.
 
-    `local_size`, which comes beside the function, does not say it: chunks have it too.
+    `local_size`, which comes beside the function, does not say it: chunks have it too. torch.compile cannot look into
+    closures: there the answer is None.
     """
-    if getattr(mask_function, "__code__", None) is not _AND:
+    if is_compiling() or getattr(mask_function, "__code__", None) is not _AND:
         return None
     parts = mask_function.__closure__[0].cell_contents
     if len(parts) != 2 or parts[1] is not causal_mask_function or parts[0].__code__ is not _SLIDING:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from xattn.errors import InvalidArgumentError
 from xattn.integrations.transformers import falcon
@@ -27,14 +27,6 @@ def check_class(model: type[PreTrainedModel], name: str) -> None:
             _check_module(module, model.__name__, name)
 
 
-def check_config(config: PretrainedConfig) -> None:
-    """The same for a model known by its configuration alone. A mask that it asks for would be read as a float one."""
-    kind = type(config)
-    module = sys.modules.get(kind.__module__.replace("configuration_", "modeling_"))
-    if module is not None:
-        _check_module(module, kind.__name__.removesuffix("Config"), config._attn_implementation)
-
-
 def check_assigned(part: PreTrainedModel, name: str) -> None:
     """Raise InvalidArgumentError for a part of a model that has another implementation than `name`."""
     got = part.config._attn_implementation
@@ -47,12 +39,17 @@ def check_assigned(part: PreTrainedModel, name: str) -> None:
 def callers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model that call an implementation, by name."""
     parts = model.named_modules()
-    return {name: part for name, part in parts if not isinstance(part, PreTrainedModel) and _calls(type(part))}
+    return {name: part for name, part in parts if _calls(type(part))}  # type: ignore[arg-type]
 
 
-@functools.cache
-def _calls(kind: type) -> bool:
-    functions = [inspect.unwrap(item) for base in kind.__mro__ for item in vars(base).values() if callable(item)]
+def _calls(kind: type[nn.Module]) -> bool:
+    """Whether a class of modules calls an implementation: its code is the only place that says so."""
+    if issubclass(kind, PreTrainedModel):  # Its own methods check the names of implementations.
+        return False
+    if any(base.__module__ == falcon.MODELING and base.__name__ == "FalconAttention" for base in kind.__mro__):
+        return True
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    functions = [inspect.unwrap(item) for base in bases for item in vars(base).values() if callable(item)]
     codes = [item.__code__ for item in functions if inspect.isfunction(item)]
     return any("ALL_ATTENTION_FUNCTIONS" in code.co_names for code in codes)
 
@@ -61,21 +58,23 @@ def _check_module(module: ModuleType, model: str, name: str) -> None:
     if module.__name__ == falcon.MODELING:
         falcon.serve(module, name)
         return
-    hint = 'Use "eager" or "sdpa"; parts of a model are named by a dict, {"text_config": "xattn"} for example.'
+    hint = 'Use "eager"; parts of a model are named by a dict, {"text_config": "xattn"} for example.'
     for label, table in vars(module).items():
         if label.endswith("_ATTENTION_CLASSES") and isinstance(table, dict) and name not in table:
             got = f"{name} for {model}, whose {label} is a fixed table"
             raise InvalidArgumentError("attn_implementation", got, f"one of {', '.join(table)}", hint)
-    if not hasattr(module, "ALL_ATTENTION_FUNCTIONS") and _computes_attention(module):
+    if _computes_attention(module):
         got = f"{name} for {model}, which computes attention by itself"
         raise InvalidArgumentError("attn_implementation", got, "a model that calls an implementation", hint)
 
 
 def _computes_attention(module: ModuleType) -> bool:
+    """Whether it has attention modules, and none that calls an implementation."""
     if module.__name__.endswith(("modeling_timm_wrapper", "modeling_timm_backbone")):
         return True
-    own = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
-    return any("Attention" in kind.__name__ and issubclass(kind, nn.Module) for kind in own)
+    kinds = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, nn.Module)]
+    own = [kind for kind in kinds if kind.__module__ == module.__name__]
+    return any("Attention" in kind.__name__ for kind in own) and not any(_calls(kind) for kind in own)  # type: ignore[arg-type]
 
 
 def watch(name: str) -> None:

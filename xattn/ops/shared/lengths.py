@@ -31,10 +31,7 @@ def bucket_of(size: Any) -> object:
 def are_cu_seqlens(*tensors: Any, device: torch.device | None = None) -> bool:
     """Whether they are sums of lengths, on the device where one is named."""
     return all(
-        checks.has_rank(each, 1)
-        and each.dtype == torch.int32
-        and len(each) > 0
-        and device in (None, each.device)
+        checks.has_rank(each, 1) and each.dtype == torch.int32 and len(each) > 0 and device in (None, each.device)
         for each in tensors
     )
 
