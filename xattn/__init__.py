@@ -20,6 +20,7 @@ from xattn.explain import Explanation, explain
 from xattn.info import backends, info
 from xattn.ops.apply_rotary import RotaryKernel, RotaryRequest, apply_rotary
 from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
+from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
 from xattn.plan import plan
@@ -37,6 +38,8 @@ __all__ = [
     "Explanation",
     "InvalidArgumentError",
     "Kernel",
+    "MergeKernel",
+    "MergeRequest",
     "Reason",
     "Request",
     "RotaryKernel",
@@ -55,6 +58,7 @@ __all__ = [
     "explain",
     "hookimpl",
     "info",
+    "merge_attention",
     "plan",
     "use_backend",
     "varlen_attention",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_reference.apply_rotary import ReferenceRotary
 from xattn_reference.attention import ReferenceAttention
+from xattn_reference.merge_attention import ReferenceMerge
 from xattn_reference.varlen_attention import ReferenceVarlen
 
 
 class ReferenceBackend(Backend):
     name = "reference"
     api_version = 1
-    kernels = (ReferenceAttention(), ReferenceRotary(), ReferenceVarlen())
+    kernels = (ReferenceAttention(), ReferenceRotary(), ReferenceVarlen(), ReferenceMerge())

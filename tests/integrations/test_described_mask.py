@@ -133,9 +133,10 @@ def made(mask_function: Any, padding: Tensor | None = None, **arguments: Any) ->
         "device": torch.device("cpu"),
         **({"q_length": 5, "q_offset": 2} | arguments),
     }
+    if tiny_models.VERSION < (5, 4):
+        given["cache_position"] = torch.arange(given.pop("q_length")) + given.pop("q_offset")
     expected = masking_utils.sdpa_mask(**given, allow_is_causal_skip=False)
-    config = tiny_models.make("llama", "eager").config
-    return attention_mask(**given, allow_is_causal_skip=True, config=config), expected
+    return attention_mask(**given, allow_is_causal_skip=True), expected
 
 
 WINDOW = masking_utils.sliding_window_causal_mask_function(3)
@@ -182,9 +183,10 @@ def test_anything_else_is_made_real_whatever_local_size_says(function: Any) -> N
 def test_one_query_at_a_place_on_the_device(function: Any, padding: Tensor | None) -> None:
     """As a static cache has it: nothing is read, so that a graph of one step serves the next."""
     mask, expected = made(function, padding, q_length=1, q_offset=torch.tensor(4))
-    assert mask.offset is None
-    assert mask.visible is not None
-    assert mask.visible.shape[2] == 1
+    if tiny_models.VERSION >= (5, 4):  # Before, every position came as a tensor: those on the CPU are read.
+        assert mask.offset is None
+        assert mask.visible is not None
+        assert mask.visible.shape[2] == 1
     assert torch.equal(mask.tensor(), expected)
 
 

@@ -90,6 +90,21 @@ def test_generates_what_eager_does(name: str, way: dict[str, Any]) -> None:
     assert torch.equal(ours.generate(text, attention_mask=mask, **given), expected)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradients_under_checkpointing(use_reentrant: bool) -> None:
+    """Checkpoints keep a layer's arguments, the mask among them, and run it a second time."""
+    gradients = []
+    for implementation in ("eager", "xattn"):
+        model = make("mistral", implementation).train()
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        out = model(tokens(), attention_mask=padding("left"), use_cache=False)[0]
+        (out * padding("left").unsqueeze(2)).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    eager, ours = gradients
+    for name, expected in eager.items():
+        assert float((ours[name] - expected).norm()) <= 1e-5 * float(expected.norm()) + 1e-7, name
+
+
 # Falcon with ALiBi: transformers' eager attention adds the slopes twice, so a formula judges
 
 

@@ -50,6 +50,15 @@ def _may_compare(one: Any, other: Any) -> bool:
     return is_dynamo_compiling() or (isinstance(one, int) and isinstance(other, int))
 
 
+def static(size: Any) -> bool:
+    """Whether a size is the same number in all calls that the graph serves; never a guard."""
+    if not is_dynamo_compiling() and isinstance(size, int):
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return has_static_value(size)
+
+
 def differ(one: Any, other: Any) -> bool:
     """Whether two sizes that must be equal are not. What only the run of the graph can tell, the graph checks."""
     unequal = one != other

@@ -153,6 +153,10 @@ def _served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, d
     except xattn.UnsupportedError as error:
         said = f"states no reason, and declines: {str(error).splitlines()[0]}"
         return {"status": "FAIL", "message": said, "detail": trace(error)}
+    except xattn.BrokenBackendError as error:
+        refused = Findings()
+        refused.rule("results.kind", 1, f"the backend returned {error.got}, want {error.want}")
+        return {"detail": trace(error), **_settled(case, target, refused)}
     found = Findings()
     comparable = rules.look(calls.returned, op.results(call), target.device, found)
     fields: Fields = {"output": bits.digest(results)}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
 
 from xattn import attention
 from xattn.errors import InvalidArgumentError
@@ -75,7 +73,7 @@ def attention_forward(
     Returns (out, None): out (batch, seqlen_q, nheads, headdim_v); attention weights exist in no kernel.
     Raises InvalidArgumentError for an argument that it does not know or cannot serve, and what `attention` raises.
     """
-    if output_attentions or _attentions_are_collected():
+    if output_attentions:
         raise InvalidArgumentError("output_attentions", "True", "False", 'Use attn_implementation="eager" to see them.')
     if others:
         _check_others(others)
@@ -95,17 +93,6 @@ def attention_forward(
     out, lse = attention(q, k, v, return_lse=True, **arguments)
     kept = torch.sigmoid(lse - sinks.squeeze(-1)).transpose(1, 2).unsqueeze(-1)
     return (out * kept).to(out.dtype), None
-
-
-def _attentions_are_collected() -> bool:
-    """Whether a model up the stack was asked for attention weights: not every model tells its layers."""
-    capturing = sys.modules.get("transformers.utils.output_capturing")
-    if capturing is None:  # transformers < 5
-        return False
-    collector = capturing._active_collector
-    # A context variable, which torch.compile cannot read; transformers has a global one for then.
-    collected = collector.global_var if is_dynamo_compiling() else collector.get()
-    return collected is not None and any("attentions" in name for name in collected)
 
 
 def _check_others(others: dict[str, Any]) -> None:
@@ -133,8 +120,8 @@ def _described(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """k, v without the keys that are hidden from every query, and arguments of `attention`."""
     seqlen_q, seqlen_k = q.shape[1], k.shape[1]
-    if mask.shape[2] != seqlen_q or mask.shape[3] != seqlen_k:
-        got = f"a mask for {mask.shape[2]} queries and {mask.shape[3]} keys, at {seqlen_q} and {seqlen_k}"
+    if mask.sizes != (seqlen_q, seqlen_k):
+        got = f"a mask for {mask.sizes[0]} queries and {mask.sizes[1]} keys, at {seqlen_q} and {seqlen_k}"
         raise InvalidArgumentError("attention_mask", got, "a mask of the layer's own size")
     visible = mask.visible
     if mask.offset is None:

@@ -45,6 +45,7 @@ class DescribedMask(Tensor):
     offset: int | None
     window: int | None
     visible: Tensor | None
+    sizes: tuple[int, int]  # (seqlen_q, seqlen_k), which costs less to look up than the shape of a subclass
 
     @classmethod
     def of(
@@ -60,6 +61,7 @@ class DescribedMask(Tensor):
         mask.offset = offset
         mask.window = window
         mask.visible = visible
+        mask.sizes = (shape[2], shape[3])
         return mask
 
     def tensor(self) -> Tensor:

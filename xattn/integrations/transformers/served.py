@@ -1,5 +1,5 @@
-"""Which models can be served: transformers accepts any registered name for any model, and leaves it at that where the
-model computes attention by itself."""
+"""Which models and calls can be served: transformers accepts any registered name for any model, and leaves it at that
+where the model computes attention by itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_assigned(part: PreTrainedModel, name: str) -> None:
 def callers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model that call an implementation, by name."""
     parts = model.named_modules()
-    return {name: part for name, part in parts if _calls(type(part))}  # type: ignore[arg-type]
+    return {name: part for name, part in parts if _calls(type(part))}
 
 
 def _calls(kind: type[nn.Module]) -> bool:
@@ -74,7 +74,7 @@ def _computes_attention(module: ModuleType) -> bool:
         return True
     kinds = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, nn.Module)]
     own = [kind for kind in kinds if kind.__module__ == module.__name__]
-    return any("Attention" in kind.__name__ for kind in own) and not any(_calls(kind) for kind in own)  # type: ignore[arg-type]
+    return any("Attention" in kind.__name__ for kind in own) and not any(_calls(kind) for kind in own)
 
 
 def watch(name: str) -> None:
@@ -89,6 +89,7 @@ def watch(name: str) -> None:
     def get_correct_attn_implementation(self: Any, requested_attention: Any, *args: Any, **kwargs: Any) -> Any:
         if requested_attention in NAMES:
             check_class(type(self), requested_attention)
+            _watch_calls(self)
         return choose(self, requested_attention, *args, **kwargs)
 
     @functools.wraps(assign)
@@ -101,6 +102,21 @@ def watch(name: str) -> None:
         # transformers only logs a warning for a part that does not follow.
         for part in parts:
             check_assigned(part, attn_implementation)
+            _watch_calls(part)
 
     PreTrainedModel.get_correct_attn_implementation = get_correct_attn_implementation  # type: ignore[method-assign]
     PreTrainedModel.set_attn_implementation = set_attn_implementation  # type: ignore[method-assign]
+
+
+def _watch_calls(model: PreTrainedModel) -> None:
+    if _refuse_weights not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_refuse_weights, with_kwargs=True)
+
+
+def _refuse_weights(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> None:
+    """Attention weights exist in no kernel. Here, because not every model tells its layers that they are asked for."""
+    asked = kwargs.get("output_attentions")
+    if asked is None:
+        asked = getattr(model.config, "output_attentions", False)
+    if asked and model.config._attn_implementation in NAMES:
+        raise InvalidArgumentError("output_attentions", "True", "False", 'Use attn_implementation="eager" to see them.')

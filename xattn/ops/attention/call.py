@@ -69,7 +69,7 @@ def attention(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     seqlens_k: Tensor | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float = 0,  # of 0.0, torch.compile(dynamic=True) makes a symbol, guards it and starts anew
     deterministic: bool = False,
     return_lse: bool = False,
     backend: str | Sequence[str] = "auto",

@@ -1,0 +1,1 @@
+"""`xattn.merge_attention`: its cases, inputs, goldens and wrong kernels."""

@@ -1,0 +1,1 @@
+"""Wrong kernels of merge_attention, and right ones."""
