@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from xattn.dispatch.guard import Check, Free, guard, kind
 from xattn.dispatch.op import Op, Prepared
 from xattn.dispatch.results import check_results
 from xattn.dispatch.selection import select
+from xattn.dispatch.sharded import Sharding, is_sharded
 from xattn.errors import BrokenBackendError
 from xattn.plugin.backend import Plan
 from xattn.plugin.notes import add_note
@@ -121,6 +122,8 @@ def _may_be_remembered(slot: object, tensors: Sequence[Any]) -> bool:
 
 def make_plan(prepared: Prepared, choice: Choice) -> Planned:
     """Select a kernel and ask it for its plan."""
+    if prepared.request.dims and is_sharded(prepared):
+        return _sharded_plan(prepared, choice)
     request = prepared.request
     entry, kernel = select(request, choice)
     try:
@@ -132,6 +135,18 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
         device = next(tensor.device.type for tensor in flat(prepared.tensors))
         run = under_autocast(run, prepared.autocast, device, prepared.cast)
     return Planned(request, entry.name, run, tuple(prepared.given))
+
+
+def _sharded_plan(prepared: Prepared, choice: Choice) -> Planned:
+    """The plan of DTensors, which each rank runs on its own part of them."""
+    sharding = Sharding.of(prepared)
+    planned = make_plan(sharding.local(prepared), choice)
+
+    def run(*tensors: Any, **given: Any) -> Any:
+        mine = sharding.local(replace(prepared, tensors=tensors, given=given))
+        return sharding.whole(planned.run(*mine.tensors, **mine.given), prepared.request, tensors)
+
+    return Planned(prepared.request, planned.backend, run, planned.given)
 
 
 def traced(prepared: Prepared, choice: Choice) -> Any:

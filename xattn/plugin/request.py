@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -36,6 +36,8 @@ class Request(ABC):
 
     op:         the name of the op's function.
     vocabulary: the words that a capability block may use of it.
+    dims:       the names of the sizes of each tensor, those in place first, and of each result; a tensor may lack the
+                first ones. Empty for an op whose calls are no sum of calls over batch rows and heads.
     device:     torch's device type, but "rocm" where torch was built for HIP ("cuda" is NVIDIA alone).
     dtype:      of the tensors that are computed with, under autocast the one they are cast to.
     arch:       "sm_90", "gfx942", ...; None where the device has no such name.
@@ -44,6 +46,7 @@ class Request(ABC):
 
     op: ClassVar[str]
     vocabulary: ClassVar[Vocabulary]
+    dims: ClassVar[Mapping[str, str]] = {}
 
     device: str
     dtype: torch.dtype

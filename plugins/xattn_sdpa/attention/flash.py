@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xattn.plugin.devices import device_and_arch
 from xattn.plugin.geometry import Geometry
 from xattn_sdpa.attention import cudnn
+from xattn_sdpa.attention.aligned import aligned
 from xattn_sdpa.attention.problem import Problem, zero_result
 
 _forward = torch.ops.aten._flash_attention_forward
@@ -58,8 +60,7 @@ def _kernel_form(x: Tensor, width: int) -> Tensor:
     take the process down with a misaligned address."""
     if x.shape[3] != width:
         return F.pad(x, (0, width - x.shape[3]))
-    aligned = x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:3])
-    return x if aligned else x.contiguous() if not x.is_contiguous() else x.clone()
+    return aligned(x)
 
 
 def _operands(problem: Problem, keys: slice) -> list[Tensor]:
@@ -82,7 +83,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     q, k, v = _operands(problem, slice(geometry.first_k, geometry.end_k))
     left, right = found.band
     causal = left is None and right == 0
-    if _for_cudnn("forward", q, k, v, left, right):
+    if _for_cudnn(q, k, v, left, right, grads=False):
         out, lse = cudnn.forward(q, k, v, causal, problem.scale)
         return _finish(out, problem), lse
     sides = {} if causal else _sides(left, right)
@@ -92,11 +93,18 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     return _finish(out, problem), lse.masked_fill(lse == torch.inf, -torch.inf)
 
 
-def _for_cudnn(name: str, q: Tensor, k: Tensor, v: Tensor, left: int | None, right: int | None) -> bool:
-    """Whether cuDNN computes the same faster."""
+def _for_cudnn(q: Tensor, k: Tensor, v: Tensor, left: int | None, right: int | None, grads: bool) -> bool:
+    """Whether cuDNN computes the same, and faster by more than its plan costs. grads: in the backward pass."""
     full = left is None and right is None
     causal = left is None and right == 0 and q.shape[1] == k.shape[1]
-    return (full or causal) and cudnn.fits(q.shape[3], v.shape[3], k.shape[1]) and cudnn.recurs(name, q, k, v, causal)
+    if not (full or causal) or device_and_arch(q.device)[1] not in cudnn.ARCHS:
+        return False
+    sizes = q.shape[0], q.shape[2], q.shape[1], k.shape[1], q.shape[3], v.shape[3]
+    if not cudnn.fits(q.shape[3], v.shape[3], k.shape[1]):
+        return False
+    if grads and not cudnn.backward_is_right(q.shape[1], k.shape[1], masked=False):
+        return False
+    return cudnn.pays(sizes, full=full, grads=grads)
 
 
 def _finish(out: Tensor, problem: Problem) -> Tensor:
@@ -151,7 +159,7 @@ def backward(problem: Problem, dout: Tensor, out: Tensor, lse: Tensor, dq: Tenso
     # The kernel takes lse by its memory, whatever its strides say.
     lse = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
     dout, out = _kernel_form(dout, q.shape[3]), _kernel_form(out, q.shape[3])
-    if _for_cudnn("backward", q, k, v, left, right):
+    if _for_cudnn(q, k, v, left, right, grads=True):
         grads = cudnn.backward(dout, q, k, v, out, lse, causal, problem.scale)
     else:
         sizes = found.seqlen_q, found.seqlen_k

@@ -12,7 +12,9 @@ from torch import Tensor
 from xattn import AttentionRequest
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
+from xattn.plugin.symbolic import known
 from xattn_sdpa.attention import cudnn
+from xattn_sdpa.attention.aligned import aligned, with_aligned_grad
 from xattn_sdpa.attention.masks import seen_keys, with_four
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -35,17 +37,25 @@ def direct(request: AttentionRequest) -> str | None:
         if request.deterministic:
             # cuDNN's split over the keys adds up in no fixed order, and torch picks it for short queries.
             return "flash" if _fits_flash(request) else None
-        on_cudnn = request.arch in cudnn.ARCHS and cudnn.fits(*sizes, request.seqlen_k) and request.dropout_p is None
+        on_cudnn = cudnn.serves(request, not causal)
         if masked:
             return "cudnn, masks as bias" if on_cudnn and _exact_bias(request) else None
         if request.headdim != request.headdim_v:
             return None
-        return "flash, cudnn once the shape recurs" if on_cudnn else "flash or cudnn, as torch picks"
+        if on_cudnn:
+            return "cudnn"
+        # Not left to torch where it may pick cuDNN, which plans every new length.
+        return "flash" if _has_flash(request.arch) and _fits_flash(request) else "as torch picks"
     if request.dtype == torch.float32 and all(size % 4 == 0 and size <= 512 for size in sizes):
         if request.dropout_p is not None or not _exact_bias(request) or (masked and (request.group > 1 or causal)):
             return None
         return "efficient" if request.group == 1 else "efficient, a call for each query head of a group"
     return None
+
+
+def _has_flash(arch: str | None) -> bool:
+    """Whether torch's flash kernel runs on the card: NVIDIA's from sm_80 on."""
+    return arch is not None and arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 80
 
 
 def _fits_flash(request: AttentionRequest) -> bool:
@@ -59,6 +69,8 @@ def _exact_bias(request: AttentionRequest) -> bool:
     one that broadcasts over the keys, cuDNN gives garbage without a word and the efficient kernel raises."""
     if request.bias is not None and request.bias.dtype != request.dtype:
         return False
+    if known(request.seqlen_q * request.seqlen_k >= 2**31):  # the efficient kernel reads past it (pytorch#162588)
+        return False
     specs = (request.mask, request.bias)
     return all(spec is None or (len(spec.shape) > 0 and spec.shape[-1] == request.seqlen_k) for spec in specs)
 
@@ -68,8 +80,8 @@ def plan(request: AttentionRequest, kernel: str) -> Plan:
     causal = not Geometry.of(request).full
     if kernel == "flash":
         return _flash(request, causal)
-    if kernel.startswith("flash, cudnn"):
-        return _recurring(request, causal)
+    if kernel == "cudnn":
+        return _cudnn(request, causal)
     if kernel.startswith("efficient, a call"):
         return _by_group(request, causal)
     if request.mask is not None or request.bias is not None:
@@ -77,23 +89,14 @@ def plan(request: AttentionRequest, kernel: str) -> Plan:
     return _whole(request, causal)
 
 
-def _aligned(x: Tensor) -> Tensor:
-    """x with 16-byte aligned rows, a copy if it must be. On misaligned rows cuDNN computes garbage without a word, and
-    flash takes the process down."""
-    size = 16 // x.element_size()
-    if x.data_ptr() % 16 == 0 and all(stride % size == 0 for stride in x.stride()[:3]):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 def _views(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not torch.compiler.is_compiling():
-        q, k, v = _aligned(q), _aligned(k), _aligned(v)
+        q, k, v = aligned(q), aligned(k), aligned(v)
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def _bsnh(out: Tensor) -> Tensor:
-    return out.transpose(1, 2).contiguous()
+    return with_aligned_grad(out).transpose(1, 2).contiguous()
 
 
 def _whole(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -120,26 +123,14 @@ def _flash(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor,
     return flash
 
 
-def _recurring(request: AttentionRequest, causal: bool) -> Plan:
-    scale, grad = request.scale, request.requires_grad
-    compiled, first = _whole(request, causal), _flash(request, causal)
-    # The layout that cuDNN has a plan for: for it calls need not be counted, which costs 10 us.
-    planned: object = None
+def _cudnn(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    scale, grad = request.scale, request.any_grad
 
-    def recurring(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        nonlocal planned
-        if torch.compiler.is_compiling():
-            return compiled(q, k, v)
-        strides = q.stride(), k.stride(), v.stride()
-        if strides != planned or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 != 0:
-            q, k, v = _aligned(q), _aligned(k), _aligned(v)
-            if not cudnn.recurs("direct", q, k, v, causal):
-                return first(q, k, v)
-            planned = q.stride(), k.stride(), v.stride()
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    def on_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = _views(q, k, v)
         return _bsnh(torch._scaled_dot_product_cudnn_attention(q, k, v, None, grad, 0.0, causal, False, scale=scale)[0])
 
-    return recurring
+    return on_cudnn
 
 
 def _by_group(request: AttentionRequest, causal: bool) -> Plan:
@@ -151,7 +142,7 @@ def _by_group(request: AttentionRequest, causal: bool) -> Plan:
         outs = [
             F.scaled_dot_product_attention(q[:, g::group], k, v, is_causal=causal, scale=scale) for g in range(group)
         ]
-        return torch.stack(outs, 2).flatten(1, 2).transpose(1, 2).contiguous()
+        return torch.stack([with_aligned_grad(out) for out in outs], 2).flatten(1, 2).transpose(1, 2).contiguous()
 
     return by_group
 

@@ -12,7 +12,7 @@ from xattn import AttentionKernel, AttentionOutput, AttentionRequest, Capabiliti
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
 from xattn.plugin.symbolic import holds, known
-from xattn_sdpa.attention import direct, flash, gpu, torch_ops
+from xattn_sdpa.attention import direct, elsewhere, flash, gpu, parts, torch_ops
 from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.attention.masks import with_four
 
@@ -44,11 +44,27 @@ class SdpaAttention(AttentionKernel):
             grads=_GRADS,
             checked="declared, never run on ROCm",
         ),
+        Capabilities(
+            device="mps",
+            dtypes=_FLOATS - {torch.float64},
+            features=frozenset({"causal", "window", "top_left", "bottom_right"}),
+            grads=frozenset({"qkv"}),
+            checked="declared, never run",
+        ),
+        Capabilities(
+            device="xpu",
+            dtypes=_FLOATS,
+            features=frozenset({"causal", "window", "top_left", "bottom_right", "gqa"}),
+            grads=frozenset({"qkv"}),
+            checked="declared, never run",
+        ),
     )
 
     def limits(self, request: AttentionRequest) -> list[Reason]:
         if request.device == "cpu":
             return []
+        if request.device in elsewhere.DEVICES:
+            return [] if request.align == "offset" else elsewhere.limits(request)
         found = []
         if request.dropout_p is not None and _gpu_direct(request) is None:
             want = "0.0 beside anything but causal, in float16 or bfloat16"
@@ -61,6 +77,8 @@ class SdpaAttention(AttentionKernel):
 
     def plan(self, request: AttentionRequest) -> Plan:
         run = _plan(request)
+        if parts.too_many(request):
+            run = parts.in_parts(run)
         single = known(request.headdim == 1) or known(request.headdim_v == 1)
         return _with_dense_rows(run) if single else run
 
@@ -73,9 +91,13 @@ class SdpaAttention(AttentionKernel):
             if request.softcap is None:
                 return "torch's fused CPU kernel, tile by tile, merged through lse"
             return "blocks of matmuls (torch's fused kernels have no softcap)"
+        if request.device in elsewhere.DEVICES:
+            return "F.scaled_dot_product_attention"
         kernel = _gpu_direct(request)
         if kernel == "flash":
             return "torch's flash kernel"
+        if kernel == "cudnn":
+            return "torch's cuDNN kernel (its gain pays for a plan of each shape)"
         if kernel is not None:
             return f"F.scaled_dot_product_attention ({kernel})"
         if request.align == "offset" and request.seqlens_k is None and _flash_may_serve(request):
@@ -89,6 +111,8 @@ def _plan(request: AttentionRequest) -> Plan:
     if request.device == "cpu":
         how = _cpu_direct(request)
         return functools.partial(_engine, request) if how is None else direct.plan(request, how)
+    if request.device in elsewhere.DEVICES:
+        return elsewhere.plan(request)
     kernel = _gpu_direct(request)
     return functools.partial(_engine, request) if kernel is None else gpu.plan(request, kernel)
 
@@ -146,16 +170,15 @@ def _deterministic_limits(request: AttentionRequest) -> list[Reason]:
     if request.any_grad:
         hint = "torch's fused backward adds up dq in no fixed order."
         return [Reason("deterministic", True, "False where gradients are wanted", hint)]
-    if _may_switch(request):
-        hint = "The first calls of a shape may run on flash and later ones on cuDNN, which may not repeat itself."
+    if _may_take_cudnn(request):
+        hint = "Below F.scaled_dot_product_attention large problems run on cuDNN, which may not repeat itself."
         want = "False, unless the call is full or square causal, of one headdim that is a multiple of 8, without lse"
         return [Reason("deterministic", True, want, hint)]
     return []
 
 
-def _may_switch(request: AttentionRequest) -> bool:
-    """Whether the call may take flash below F.scaled_dot_product_attention, which gives way to cuDNN as a shape
-    recurs."""
+def _may_take_cudnn(request: AttentionRequest) -> bool:
+    """Whether the call may take flash below F.scaled_dot_product_attention, which gives way to cuDNN."""
     return request.seqlens_k is None and _gpu_direct(request) is None and _flash_may_serve(request)
 
 

@@ -30,6 +30,8 @@ SLOPES_SPEC = TensorSpec((8,), torch.float32)
 MASK_SPEC = TensorSpec((1024, 1024), torch.bool)
 ROCM = {"device": "rocm", "arch": "gfx942"}
 CPU: dict[str, Any] = {"device": "cpu", "arch": None}
+MPS: dict[str, Any] = {"device": "mps", "arch": None}
+XPU: dict[str, Any] = {"device": "xpu", "arch": None}
 
 
 def bias_spec(dtype: torch.dtype = HALF, keys: int = 1024, grad: bool = False) -> TensorSpec:
@@ -89,8 +91,20 @@ def test_what_cuda_cannot_serve(arch: str, changes: dict[str, Any], codes: list[
         ({**ROCM, "dropout_p": 0.1, "return_lse": True}, ["dropout_p"]),
         ({**CPU, "dropout_p": 0.1}, ["dropout_p"]),
         ({**CPU, "dtype": torch.float8_e4m3fn}, ["dtype"]),
-        ({"device": "xpu"}, ["device"]),
-        ({"device": "mps"}, ["device"]),
+        ({"device": "hpu"}, ["device"]),
+        ({**XPU, "mask": MASK_SPEC}, ["mask"]),
+        ({**XPU, "window": (256, 0)}, ["window"]),
+        ({**XPU, "seqlen_q": 512, "causal": True}, ["causal"]),
+        ({**XPU, "causal": True, "scale": 0.0}, ["scale"]),
+        ({**XPU, "return_lse": True}, ["return_lse"]),
+        ({**XPU, **ragged()}, ["seqlens_k"]),
+        # pytorch#195910, pytorch#176767, pytorch#149132, pytorch#169222.
+        ({**MPS, "causal": True}, ["causal"]),
+        ({**MPS, "causal": True, "dtype": torch.float16}, ["causal"]),
+        ({**MPS, "headdim_v": 128}, ["headdim_v"]),
+        ({**MPS, "nheads_k": 2}, ["gqa"]),
+        ({**MPS, "seqlen_q": 1, "seqlen_k": 33}, ["seqlen_k"]),
+        ({**MPS, "dtype": DOUBLE}, ["dtype"]),
     ],
     ids=str,
 )
@@ -106,12 +120,13 @@ def assert_reasons(asked: AttentionRequest, codes: list[str]) -> None:
         data = reason.as_dict()
         assert data["want"]
         assert data["got"] not in ("", "None", data["want"])
-        if reason.code not in ("seqlens_k", "dtype"):
+        if reason.code not in ("seqlens_k", "dtype", "gqa"):
             assert reason.got == getattr(asked, reason.code)
 
 
 DIRECT = "F.scaled_dot_product_attention"
-FLASH_OR_CUDNN = f"{DIRECT} (flash, cudnn once the shape recurs)"
+FLASH = "torch's flash kernel"
+CUDNN = "torch's cuDNN kernel (its gain pays for a plan of each shape)"
 BELOW = "torch's flash kernel, below F.scaled_dot_product_attention"
 BLOCKS = "blocks of matmuls"
 
@@ -119,23 +134,25 @@ BLOCKS = "blocks of matmuls"
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"causal": True}, FLASH_OR_CUDNN),
-        ({"causal": True, "requires_grad": True}, FLASH_OR_CUDNN),
-        ({"causal": True, "nheads_k": 2}, FLASH_OR_CUDNN),
-        ({"causal": True, "dtype": torch.float16}, FLASH_OR_CUDNN),
-        ({"causal": True, "arch": "sm_80"}, f"{DIRECT} (flash or cudnn, as torch picks)"),
-        ({"causal": True, **ROCM}, f"{DIRECT} (flash or cudnn, as torch picks)"),
+        ({"causal": True}, FLASH),
+        ({"causal": True, "requires_grad": True}, FLASH),
+        ({"causal": True, "nheads_k": 2}, FLASH),
+        ({"causal": True, "dtype": torch.float16}, FLASH),
+        ({"causal": True, "arch": "sm_80"}, FLASH),
+        ({"causal": True, **ROCM}, f"{DIRECT} (as torch picks)"),
+        ({"causal": True, "arch": "sm_75"}, f"{DIRECT} (as torch picks)"),
+        ({"causal": True, "arch": "sm_100"}, FLASH),
         # cuDNN does not repeat itself, has no dropout here, and no short or odd sizes.
         ({"causal": True, "deterministic": True}, "torch's flash kernel"),
         ({"seqlen_q": 1, "seqlen_k": 257, "deterministic": True}, "torch's flash kernel"),
         ({"seqlen_q": 1, "nheads_k": 2, "deterministic": True, "arch": "sm_80"}, "torch's flash kernel"),
-        ({"causal": True, "dropout_p": 0.1}, f"{DIRECT} (flash or cudnn, as torch picks)"),
-        ({"causal": True, "headdim": 60, "headdim_v": 60}, f"{DIRECT} (flash or cudnn, as torch picks)"),
-        ({"seqlen_q": 64, "seqlen_k": 64}, f"{DIRECT} (flash or cudnn, as torch picks)"),
+        ({"causal": True, "dropout_p": 0.1}, FLASH),
+        ({"causal": True, "headdim": 60, "headdim_v": 60}, f"{DIRECT} (as torch picks)"),
+        ({"seqlen_q": 64, "seqlen_k": 64}, FLASH),
         # A band that hides nothing is none.
-        ({"window": (1023, 1023)}, FLASH_OR_CUDNN),
+        ({"window": (1023, 1023)}, FLASH),
         ({"window": (1022, 1023)}, BELOW),
-        ({"seqlen_q": 1, "causal": True}, FLASH_OR_CUDNN),
+        ({"seqlen_q": 1, "causal": True}, FLASH),
         # torch's causal counts from the top left.
         ({"seqlen_q": 512, "causal": True}, BELOW),
         ({"window": (256, 0)}, BELOW),
@@ -170,6 +187,14 @@ BLOCKS = "blocks of matmuls"
         # Features.
         ({"softcap": 5.0}, BLOCKS),
         ({"alibi_slopes": SLOPES_SPEC}, BLOCKS),
+        # Apple's and Intel's GPUs: what torch's own attention is not known to get wrong.
+        ({"causal": True, **XPU}, DIRECT),
+        ({"nheads_k": 2, **XPU}, DIRECT),
+        ({"seqlen_q": 1, "causal": True, **XPU}, DIRECT),
+        ({"window": (1023, 1023), **XPU}, DIRECT),
+        ({"causal": True, "dtype": SINGLE, **MPS}, DIRECT),
+        (MPS, DIRECT),
+        ({"seqlen_q": 1, "causal": True, **MPS}, DIRECT),
         # The CPU.
         ({"causal": True, **CPU}, f"{DIRECT} (fused CPU kernel)"),
         ({"mask": MASK_SPEC, **CPU}, f"{DIRECT} (fused CPU kernel)"),
@@ -186,6 +211,58 @@ def test_kernels(changes: dict[str, Any], name: str) -> None:
     found = declared(request(**changes))
     assert found.reasons == ()
     assert found.kernel.startswith(name) if name == BLOCKS else found.kernel == name
+
+
+BIG: dict[str, Any] = {"batch": 4, "seqlen_q": 4096, "seqlen_k": 4096, "nheads": 32, "headdim": 128, "headdim_v": 128}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        # Without gradients a plan of 60 ms pays for large prompts alone; with them it pays sooner.
+        ({**BIG, "nheads_k": 8, "causal": True}, CUDNN),
+        ({**BIG, "batch": 1, "causal": True}, FLASH),
+        ({**BIG, "batch": 1, "causal": True, "requires_grad": True}, CUDNN),
+        ({"batch": 1, "causal": True, "requires_grad": True}, FLASH),
+        ({**BIG, "causal": True, "arch": "sm_80"}, FLASH),
+        ({**BIG, "causal": True, "arch": "sm_100"}, FLASH),
+        ({**BIG, "causal": True, "dropout_p": 0.1}, FLASH),
+        ({**BIG, "causal": True, "deterministic": True}, FLASH),
+        # A cache has another length at every call: decoding, and a chunk of queries.
+        ({**BIG, "batch": 128, "seqlen_q": 1}, FLASH),
+        ({**BIG, "batch": 128, "seqlen_q": 512}, FLASH),
+        ({**BIG, "batch": 128, "seqlen_q": 512, "requires_grad": True}, CUDNN),
+        # NVIDIA/cudnn-frontend#1072: one query with a low lse, dk and dv are NaN.
+        ({**BIG, "batch": 128, "seqlen_q": 1, "requires_grad": True}, FLASH),
+        # pytorch#196678: beside a mask, at 64 past a multiple of 128, dq is NaN where lse is low.
+        *(
+            ({"seqlen_q": n, "seqlen_k": n, "mask": TensorSpec((n, n), torch.bool), "requires_grad": grad}, name)
+            for n in (192, 704, 1088)
+            for grad, name in ((True, BLOCKS), (False, f"{DIRECT} (cudnn, masks as bias)"))
+        ),
+        ({"seqlen_k": 704, "mask": TensorSpec((1024, 704), torch.bool), "requires_grad": True}, BLOCKS),
+        ({"seqlen_q": 704, "seqlen_k": 704, "bias": TensorSpec((704, 704), HALF), "requires_grad": True}, BLOCKS),
+        ({"mask": MASK_SPEC, "requires_grad": True}, f"{DIRECT} (cudnn, masks as bias)"),
+        ({"seqlen_q": 1, "mask": TensorSpec((1, 1024), torch.bool), "requires_grad": True}, BLOCKS),
+        # pytorch#162588: past 2**31 numbers of a mask.
+        (
+            {"seqlen_q": 2**16, "seqlen_k": 2**15, "mask": TensorSpec((1, 2**15), torch.bool), "dtype": SINGLE},
+            BLOCKS,
+        ),
+    ],
+    ids=str,
+)
+def test_cudnn_is_taken_where_it_is_right_and_pays(changes: dict[str, Any], name: str) -> None:
+    found = declared(request(**changes))
+    assert found.reasons == ()
+    assert found.kernel.startswith(name)
+
+
+@pytest.mark.parametrize("seqlen", range(1, 400))
+def test_no_length_of_a_cache_is_planned_by_cudnn(seqlen: int) -> None:
+    for seqlen_q in (1, 16):
+        asked = request(batch=64, seqlen_q=seqlen_q, seqlen_k=seqlen * 64, causal=True)
+        assert "cuDNN" not in declared(asked).kernel
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5])

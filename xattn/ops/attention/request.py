@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -70,6 +70,18 @@ class AttentionRequest(SoftmaxRequest):
         sizes=("headdim", "headdim_v"),
         phases=PHASES,
     )
+    dims: ClassVar[Mapping[str, str]] = {
+        "q": "batch seqlen_q nheads headdim",
+        "k": "batch seqlen_k nheads_k headdim",
+        "v": "batch seqlen_k nheads_k headdim_v",
+        "sinks": "nheads",
+        "alibi_slopes": "batch nheads",
+        "bias": "batch nheads seqlen_q seqlen_k",
+        "mask": "batch nheads seqlen_q seqlen_k",
+        "seqlens_k": "batch",
+        "out": "batch seqlen_q nheads headdim_v",
+        "lse": "batch nheads seqlen_q",
+    }
 
     batch: int
     seqlen_q: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -65,6 +65,18 @@ class VarlenRequest(SoftmaxRequest):
         sizes=("headdim", "headdim_v"),
         phases=PHASES,
     )
+    dims: ClassVar[Mapping[str, str]] = {
+        "q": "total_q nheads headdim",
+        "k": "total_k nheads_k headdim",
+        "v": "total_k nheads_k headdim_v",
+        "cu_seqlens_q": "sequences",
+        "cu_seqlens_k": "sequences",
+        "sinks": "nheads",
+        "alibi_slopes": "sequences nheads",
+        "align": "sequences",
+        "out": "total_q nheads headdim_v",
+        "lse": "nheads total_q",
+    }
 
     batch: int
     max_seqlen_q: int

@@ -1,0 +1,82 @@
+"""On an NVIDIA GPU: rows that do not begin at a multiple of 16 bytes, of q, k, v and the gradient that comes in. cuDNN
+gets them wrong without a word; flash loses the CUDA context, and every test after it fails.
+
+    python -m pytest -q tests/plugins/sdpa/gpu
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from gpu_calls import close, needs_cuda, oracle, randn, with_grads
+from torch import Tensor
+
+pytestmark = needs_cuda
+
+
+def shifted(x: Tensor) -> Tensor:
+    """The same numbers, one number further in memory."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+    return memory[1:].view(x.shape).copy_(x)
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same numbers in rows that are one number longer."""
+    memory = torch.empty(*x.shape[:-1], x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+    return memory[..., :-1].copy_(x)
+
+
+def packed(x: Tensor) -> Tensor:
+    """The same numbers behind 3 others, as a slice of a packed projection is."""
+    memory = torch.empty(*x.shape[:-1], x.shape[-1] + 3, dtype=x.dtype, device=x.device)
+    return memory[..., 3:].copy_(x)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"shifted": shifted, "wide": wide, "packed": packed}
+PLACES = ["q", "k", "v", "dout", "all"]
+# The large ones run on cuDNN, the others on flash, on the efficient kernel and in blocks.
+KINDS: dict[str, tuple[tuple[int, ...], torch.dtype, dict[str, Any]]] = {
+    "cudnn": ((4, 2048, 16, 64), torch.bfloat16, {"causal": True}),
+    "cudnn full": ((4, 2048, 16, 64), torch.float16, {}),
+    "cudnn below": ((4, 2048, 16, 64), torch.bfloat16, {"causal": True, "return_lse": True}),
+    "flash": ((2, 256, 4, 64), torch.bfloat16, {"causal": True}),
+    "flash below": ((2, 256, 4, 64), torch.bfloat16, {"window": (64, 0)}),
+    "headdim 60": ((2, 256, 4, 60), torch.bfloat16, {"causal": True}),
+    "mask": ((2, 256, 4, 64), torch.bfloat16, {"mask": True}),
+    "softcap": ((1, 256, 2, 64), torch.bfloat16, {"softcap": 10.0}),
+    "float32": ((2, 256, 4, 64), torch.float32, {"causal": True}),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", KINDS)
+def test_misaligned_rows(name: str, place: str, view: str) -> None:
+    shape, dtype, options = KINDS[name]
+    if "mask" in options:
+        options = {"mask": torch.ones(shape[1], shape[1], dtype=torch.bool, device="cuda").tril()}
+    tensors = {each: randn(*shape, dtype=dtype, seed=i) for i, each in enumerate(("q", "k", "v", "dout"))}
+    moved = {each: VIEWS[view](x) if place in (each, "all") else x for each, x in tensors.items()}
+    want = oracle(*tensors.values(), **options)
+    close(with_grads(*moved.values(), **options, backend="sdpa"), want)
+    # Without gradients another kernel may serve.
+    close(with_grads(moved["q"], moved["k"], moved["v"], **options, backend="sdpa"), want)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("seqlen_k", [64, 129, 1024])
+def test_misaligned_decode(seqlen_k: int, view: str) -> None:
+    q, k, v = randn(4, 1, 8, 64), randn(4, seqlen_k, 2, 64, seed=1), randn(4, seqlen_k, 2, 64, seed=2)
+    lengths = torch.tensor([seqlen_k, 1, 0, seqlen_k // 2], dtype=torch.int32, device="cuda")
+    for options in ({}, {"causal": True}, {"seqlens_k": lengths}, {"return_lse": True}):
+        moved = [VIEWS[view](x) for x in (q, k, v)]
+        close(with_grads(*moved, **options, backend="sdpa"), oracle(q, k, v, **options))
+
+
+def test_an_expanded_gradient() -> None:
+    q, k, v = (randn(4, 2048, 16, 64, seed=i) for i in range(3))
+    dout = torch.ones((), dtype=q.dtype, device="cuda").expand(q.shape)
+    close(with_grads(q, k, v, dout, causal=True, backend="sdpa"), oracle(q, k, v, dout, causal=True))
