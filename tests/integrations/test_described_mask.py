@@ -16,7 +16,7 @@ from xattn.integrations.transformers.described_mask import DescribedMask
 from xattn.integrations.transformers.mask import attention_mask
 
 PADDING = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]]).bool()
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "everything": {},
     "causal": {"offset": 2},
     "causal, queries before the first key": {"offset": -2},
@@ -39,7 +39,7 @@ def by_hand(offset: int | None = None, window: int | None = None, visible: Tenso
 
 
 def described(case: str) -> tuple[DescribedMask, Tensor]:
-    return DescribedMask.of((2, 1, 5, 7), "cpu", **CASES[case]), by_hand(**CASES[case])  # type: ignore[arg-type]
+    return DescribedMask.of((2, 1, 5, 7), "cpu", **CASES[case]), by_hand(**CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)

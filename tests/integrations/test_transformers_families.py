@@ -139,22 +139,22 @@ def test_falcon_with_slopes_equals_sdpa(dtype: torch.dtype) -> None:
 # Inkling: a sink for each query, and keys whose last dimension is not dense
 
 
-def attend(**arguments: Any) -> tuple[Tensor, Tensor]:
-    """(got, scores) of 5 queries over 5 keys."""
+def attend(**arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(got, scores, value) of 5 queries over 5 keys."""
     generator = torch.Generator().manual_seed(3)
     query, key, value = (torch.randn(2, 4, 8, 5, generator=generator).mT for _ in range(3))
     got = adapter.attention_forward(nn.Module(), query, key, value, None, is_causal=False, **arguments)[0]
-    return got, query @ key.mT / math.sqrt(8), value  # type: ignore[return-value]
+    return got, query @ key.mT / math.sqrt(8), value
 
 
 def test_keys_whose_last_dimension_is_not_dense() -> None:
-    got, scores, value = attend()  # type: ignore[misc]
+    got, scores, value = attend()
     torch.testing.assert_close(got, (scores.softmax(-1) @ value).transpose(1, 2), rtol=0, atol=1e-5)
 
 
 def test_a_sink_for_each_query() -> None:
     sinks = torch.randn(2, 4, 5, 1, generator=torch.Generator().manual_seed(4))
-    got, scores, value = attend(sinks=sinks)  # type: ignore[misc]
+    got, scores, value = attend(sinks=sinks)
     weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
     torch.testing.assert_close(got, (weights @ value).transpose(1, 2), rtol=0, atol=1e-5)
 

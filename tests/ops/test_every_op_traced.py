@@ -149,11 +149,17 @@ def test_fake_tensors_get_the_real_layout_and_leave_nothing_behind(op: Op, name:
         answer = [fake.of(op.function) for _ in range(2)][0]
     assert all(isinstance(x, FakeTensor) for x in flat(answer))
     for x, y in zip(flat(answer), flat(want), strict=True):
-        assert (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
+        assert (x.shape, strides(x), x.dtype) == (y.shape, strides(y), y.dtype)
     assert kernel.plans == before + 2
     for _ in range(2):
-        assert "dropout" in name or equal(sample.of(op.function), want)
+        got = sample.of(op.function)
+        assert "dropout" in name or equal(got, want)
     assert kernel.plans == before + 3
+
+
+def strides(x: Tensor) -> list[int]:
+    """Of the dimensions that have more than one element: the others' say nothing."""
+    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
 
 
 def faked(sample: Sample, mode: FakeTensorMode) -> Sample:

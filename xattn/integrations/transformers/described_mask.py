@@ -20,6 +20,8 @@ _OUTSIDE = {
     Tensor.requires_grad.__set__,  # type: ignore[attr-defined]
     Tensor.size,
     Tensor.dim,
+    Tensor.is_floating_point,
+    torch.is_floating_point,
 }
 
 # Some models compute attention by themselves in one part and call an implementation in another. There they add the

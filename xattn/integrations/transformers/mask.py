@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.compiler import is_compiling
 from transformers import masking_utils
 from transformers.masking_utils import causal_mask_function, sdpa_mask
@@ -81,7 +82,7 @@ def _queries(others: dict[str, Any]) -> tuple[int, int | Tensor | None]:
         seqlen_q, offset = positions.shape[0], positions[0]
     if not isinstance(offset, Tensor) or (seqlen_q == 1 and (positions is None or offset.device.type != "cpu")):
         return seqlen_q, offset
-    if is_compiling():
+    if _unreadable(offset):
         return seqlen_q, offset if seqlen_q == 1 else None
     if positions is not None and not bool((positions.diff() == 1).all()):
         return seqlen_q, None
@@ -96,9 +97,16 @@ def _padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int, end:
     padding = attention_mask[:, kv_offset : kv_offset + kv_length]
     if padding.shape[1] < kv_length:
         padding = torch.nn.functional.pad(padding, (0, kv_length - padding.shape[1]))
-    if end is not None and not is_compiling() and bool(padding[:, : max(0, end)].all()):
+    if end is not None and not _unreadable(padding) and bool(padding[:, : max(0, end)].all()):
         return None
     return padding[:, None, None]
+
+
+def _unreadable(tensor: Tensor) -> bool:
+    """Whether its values are not known yet: in a traced graph, or a captured one."""
+    if is_compiling() or isinstance(tensor, FakeTensor):
+        return True
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _window(mask_function: Any) -> int | None:

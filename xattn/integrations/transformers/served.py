@@ -38,8 +38,7 @@ def check_assigned(part: PreTrainedModel, name: str) -> None:
 
 def callers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model that call an implementation, by name."""
-    parts = model.named_modules()
-    return {name: part for name, part in parts if _calls(type(part))}
+    return {name: part for name, part in model.named_modules() if _calls(type(part))}
 
 
 def _calls(kind: type[nn.Module]) -> bool:
@@ -79,10 +78,13 @@ def _computes_attention(module: ModuleType) -> bool:
 
 def watch(name: str) -> None:
     """Let transformers' models ask `check_class` when they are made with `name`, or get it later."""
+    if not NAMES:
+        _watch_models()
     NAMES.add(name)
+
+
+def _watch_models() -> None:
     choose = PreTrainedModel.get_correct_attn_implementation
-    if hasattr(choose, "__wrapped__"):
-        return
     assign = PreTrainedModel.set_attn_implementation
 
     @functools.wraps(choose)
