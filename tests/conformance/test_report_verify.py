@@ -330,12 +330,12 @@ def test_a_waiver_is_checked_as_on_the_day_of_the_run() -> None:
     own = next(iter(installed().select("core", ("float32",), "*/normal")))
     text = PROFILE.replace(WAIVED, own.id).replace("exp_bits = 20", "")
     refusals = installed().refusals
-    assert refusals(parse(text), "cpu", ("float32",), DAY) == []
-    (filed,) = refusals(parse(text), "cpu", ("float32",), DAY.replace(month=4, day=19))
+    assert refusals(parse(text), "cpu", ("float32",), ("attention",), DAY) == []
+    (filed,) = refusals(parse(text), "cpu", ("float32",), ("attention",), DAY.replace(month=4, day=19))
     assert "yet to come" in filed
-    (unknown,) = refusals(parse(PROFILE), "cpu", ("float32",), DAY)
+    (unknown,) = refusals(parse(PROFILE), "cpu", ("float32",), ("attention",), DAY)
     assert f"the suite has no case {WAIVED!r}" in unknown
-    (check,) = refusals(parse(text.replace("out.zrow", "out.shape")), "cpu", ("float32",), DAY)
+    (check,) = refusals(parse(text.replace("out.zrow", "out.shape")), "cpu", ("float32",), ("attention",), DAY)
     assert "has no check 'out.shape'" in check
 
 
@@ -343,8 +343,8 @@ def test_a_profile_must_be_admitted_for_what_was_run(monkeypatch: pytest.MonkeyP
     """What is admitted has tests of its own."""
     profile = parse('schema = 1\nbackend = "acme"\nhardware = ["cuda"]\n')
     monkeypatch.setattr(suite_module, "admit", lambda *asked: [str(asked)])
-    refused = installed().refusals(profile, "cuda", ("float16", "bfloat16"), DAY)
-    assert refused == [str((profile, ["cuda"], ("float16", "bfloat16")))]
+    refused = installed().refusals(profile, "cuda", ("float16", "bfloat16"), ("apply_rotary",), DAY)
+    assert refused == [str((profile, ["cuda"], ("float16", "bfloat16"), ("apply_rotary",)))]
 
 
 def test_what_has_something_to_measure() -> None:

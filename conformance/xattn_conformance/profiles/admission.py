@@ -14,6 +14,7 @@ import numpy as np
 
 from xattn_conformance.mutants.witnesses import witnesses_in
 from xattn_conformance.mutants.zoo import OWN
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import known
 from xattn_conformance.profiles.schema import Profile, Waiver
 from xattn_conformance.profiles.waivers import raise_limit
@@ -26,15 +27,18 @@ _MUTANTS = {mutant.name: mutant for mutant in OWN}
 Waivers = tuple[Waiver, ...]
 
 
-def admit(profile: Profile, devices: Iterable[str], dtypes: Sequence[str]) -> list[str]:
+def admit(
+    profile: Profile, devices: Iterable[str], dtypes: Sequence[str], ops: Iterable[str] | None = None
+) -> list[str]:
     """Why a profile is refused: the first mutant that would live on each device, in each dtype, and what it would live
-    by. Empty: admitted."""
+    by. Empty: admitted. ops: those that the backend has, whose mutants it is tried on; None is all."""
+    tried = frozenset(OPS if ops is None else ops)
     found: dict[tuple[Arithmetic, Waivers, str], str | None] = {}
     for device in sorted(devices):
         for dtype in dtypes:
             own = [waiver for waiver in profile.waiver if waiver.device == device]
             judged = profile.arithmetic_for(device, dtype), tuple(own), dtype
-            if judged not in found and (name := survivor(*judged)):
+            if judged not in found and (name := survivor(*judged, tried)):
                 wrong = f'a kernel that is wrong, "{name}" ({_MUTANTS[name].wrong}), would pass'
                 found[judged] = f"on {device} in {dtype} {wrong} by {_blamed(name, *judged)}"
             found.setdefault(judged, None)
@@ -42,10 +46,12 @@ def admit(profile: Profile, devices: Iterable[str], dtypes: Sequence[str]) -> li
 
 
 @functools.cache
-def survivor(arithmetic: Arithmetic, waivers: Waivers, dtype: str) -> str | None:
-    """The name of a mutant that no case shows to be wrong."""
+def survivor(arithmetic: Arithmetic, waivers: Waivers, dtype: str, ops: frozenset[str]) -> str | None:
+    """The name of a mutant of one of the ops that no case shows to be wrong."""
     for name, mutant in _MUTANTS.items():
-        if dtype not in mutant.equivalent_in and not _caught(name, arithmetic, waivers, dtype):
+        if dtype in mutant.equivalent_in or _op(witnesses_in(name, dtype)[0]) not in ops:
+            continue
+        if not _caught(name, arithmetic, waivers, dtype):
             return name
     return None
 

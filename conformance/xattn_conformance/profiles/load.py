@@ -41,10 +41,13 @@ def load(
     text, source = find(backend, file)
     try:
         profile = parse(text)
-        devices = _devices(_registered(backend))
+        registered = _registered(backend)
+        devices = _devices(registered)
         found = problems(profile, backend, devices, today or datetime.datetime.now(datetime.timezone.utc).date())
         if admitted:
-            found = found or admit(profile, devices | _named(profile), DTYPES)
+            found = found or admit(
+                profile, devices | _named(profile), DTYPES, {kernel.op for kernel in registered.kernels}
+            )
         if found:
             raise ProfileError("\n".join(found))
     except ProfileError as error:

@@ -28,7 +28,7 @@ class Suite:
     select:   the cases of a level, in some dtypes, of a pattern.
     limit:    the most that a metric may be, over a count of samples.
     inputs:   sha256 of the bits of a case's inputs; None where it is unknown.
-    refusals: why a profile is not admitted, for a kind of device, some dtypes, and the day of the run.
+    refusals: why a profile is not admitted, for a kind of device, some dtypes and ops, and the day of the run.
     judged:   whether the golden of a case has an element with a tolerance in a tensor.
     mutants:  names of the wrong kernels. knobs: ids of the cases that ask whether an option does anything.
     """
@@ -38,7 +38,7 @@ class Suite:
     select: Callable[[Level, Collection[str], str], Sequence[Case]]
     limit: Callable[[str, float], float]
     inputs: Callable[[Case], str | None]
-    refusals: Callable[[Profile, str, Sequence[str], datetime.date], list[str]]
+    refusals: Callable[[Profile, str, Sequence[str], Sequence[str], datetime.date], list[str]]
     judged: Callable[[Case, Arithmetic, str], bool]
     mutants: frozenset[str]
     knobs: frozenset[str]
@@ -58,10 +58,12 @@ def installed() -> Suite:
     )
 
 
-def _refusals(profile: Profile, kind: str, dtypes: Sequence[str], today: datetime.date) -> list[str]:
+def _refusals(
+    profile: Profile, kind: str, dtypes: Sequence[str], ops: Sequence[str], today: datetime.date
+) -> list[str]:
     # Which devices the backend serves is not known here: it need not be installed.
     found = load.problems(profile, profile.backend, frozenset({"any"}), today)
-    return found or admit(profile, [kind], dtypes)
+    return found or admit(profile, [kind], dtypes, ops)
 
 
 def _judged(case: Case, arithmetic: Arithmetic, tensor: str) -> bool:

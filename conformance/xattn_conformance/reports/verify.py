@@ -106,7 +106,7 @@ def _cases(report: Report, wanted: Mapping[str, Case], suite: Suite) -> Iterator
         return
     if profile.backend != report.backend:
         yield f"its profile is that of {profile.backend}"
-    for refusal in suite.refusals(profile, kind, report.dtypes, today):
+    for refusal in suite.refusals(profile, kind, report.dtypes, report.ops, today):
         yield f"its profile is refused: {refusal}"
     if report.provenance == "hardware" and kind not in profile.hardware:
         yield f"it says that it ran on the vendor's hardware, but its profile does not name {kind!r}"
