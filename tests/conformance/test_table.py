@@ -15,6 +15,7 @@ from xattn_conformance.mutants.page import declared, page
 from xattn_conformance.mutants.render import by_family, by_metric, metric_of, percent, result_of, terminal
 from xattn_conformance.mutants.table import ANY, Outcome, counted, right_on, run_mutants, survivors, unshown
 from xattn_conformance.mutants.witnesses import sample, witnesses_in
+from xattn_conformance.mutants.zoo import OWN
 from xattn_conformance.ops.attention.cases import load
 from xattn_conformance.ops.attention.mutants.right import COARSEST, RIGHT
 from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
