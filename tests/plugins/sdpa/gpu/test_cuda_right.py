@@ -128,3 +128,22 @@ def test_a_batch_of_70_000(name: str, seqlen_q: int, dtype: torch.dtype) -> None
 def test_gradients_of_a_batch_of_70_000(causal: bool) -> None:
     q, k, v, dout = (randn(70_000, s, 2, 8, seed=i) for i, s in enumerate((1, 4, 4, 1)))
     close(with_grads(q, k, v, dout, causal=causal, backend="sdpa"), oracle(q, k, v, dout, causal=causal))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (64, 0)}], ids=str)
+def test_compiled_calls_and_their_gradients(options: dict[str, Any], dynamic: bool) -> None:
+    """Flash is called below F.scaled_dot_product_attention in graphs too: torch may pick cuDNN for every length."""
+    torch._dynamo.reset()
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return xattn.attention(q, k, v, **options, backend="sdpa")  # type: ignore[no-any-return]
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic)
+    for seqlen in (128, 192, 256):
+        q, dout = randn(2, seqlen, 4, 64, seed=1), randn(2, seqlen, 4, 64, seed=4)
+        k, v = randn(2, seqlen, 2, 64, seed=2), randn(2, seqlen, 2, 64, seed=3)
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = compiled(*leaves)
+        got = [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+        close(got, oracle(q, k, v, dout, **options))
