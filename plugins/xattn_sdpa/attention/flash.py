@@ -102,7 +102,7 @@ def _for_cudnn(q: Tensor, k: Tensor, v: Tensor, left: int | None, right: int | N
     sizes = q.shape[0], q.shape[2], q.shape[1], k.shape[1], q.shape[3], v.shape[3]
     if not cudnn.fits(q.shape[3], v.shape[3], k.shape[1]):
         return False
-    if grads and not cudnn.backward_is_right(q.shape[1], k.shape[1], masked=False):
+    if grads and not cudnn.backward_is_right(q.shape[1], k.shape[1]):
         return False
     return cudnn.pays(sizes, full=full, grads=grads)
 

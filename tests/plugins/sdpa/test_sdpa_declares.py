@@ -242,6 +242,9 @@ BIG: dict[str, Any] = {"batch": 4, "seqlen_q": 4096, "seqlen_k": 4096, "nheads":
         ),
         ({"seqlen_k": 704, "mask": TensorSpec((1024, 704), torch.bool), "requires_grad": True}, BLOCKS),
         ({"seqlen_q": 704, "seqlen_k": 704, "bias": TensorSpec((704, 704), HALF), "requires_grad": True}, BLOCKS),
+        # Without one, too, gradients were wrong there (on an NVIDIA H100).
+        ({**BIG, "seqlen_q": 4160, "seqlen_k": 4160, "requires_grad": True}, FLASH),
+        ({**BIG, "seqlen_q": 4160, "seqlen_k": 4160}, CUDNN),
         ({"mask": MASK_SPEC, "requires_grad": True}, f"{DIRECT} (cudnn, masks as bias)"),
         ({"seqlen_q": 1, "mask": TensorSpec((1, 1024), torch.bool), "requires_grad": True}, BLOCKS),
         # pytorch#162588: past 2**31 numbers of a mask.

@@ -80,3 +80,14 @@ def test_an_expanded_gradient() -> None:
     q, k, v = (randn(4, 2048, 16, 64, seed=i) for i in range(3))
     dout = torch.ones((), dtype=q.dtype, device="cuda").expand(q.shape)
     close(with_grads(q, k, v, dout, causal=True, backend="sdpa"), oracle(q, k, v, dout, causal=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"return_lse": True}, {"causal": True}], ids=str)
+@pytest.mark.parametrize("swapped_first", [False, True])
+def test_a_gradient_in_another_layout_than_the_last(options: dict[str, Any], swapped_first: bool) -> None:
+    """A plan of cuDNN's backward is kept by the layout of q, k and v alone."""
+    q, k, v, dout = (randn(4, 2048, 16, 64 + 8 * swapped_first, seed=i) for i in range(4))
+    swapped = dout.transpose(1, 2).contiguous().transpose(1, 2)
+    want = oracle(q, k, v, dout, **options)
+    for each in (swapped, dout, swapped) if swapped_first else (dout, swapped, dout):
+        close(with_grads(q, k, v, each, **options, backend="sdpa"), want)
