@@ -26,7 +26,7 @@ demo: $(READY)  ## embed sentences with real weights through xattn, and say what
 	$(BIN)/python examples/minilm.py
 
 test: $(READY)  ## the tests
-	$(BIN)/python -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 quick: $(READY)  ## the tests of what changed since this branch left main, as many as fit into half a minute
 	$(BIN)/python tests/quick.py
