@@ -28,7 +28,7 @@ QUICK = [*SMALL, "--seconds", "0.02"]
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_heap() -> Iterator[None]:
-    """A measurement begins by collecting garbage, which takes a second in a process that holds what other tests left."""
+    """A measurement begins by collecting garbage: a second in a process that holds what other tests left."""
     gc.freeze()
     yield
     gc.unfreeze()
