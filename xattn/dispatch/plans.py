@@ -177,6 +177,15 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
             planned.annotate(error)
             raise
 
+    def run_plan_of_three(a: Any, b: Any, c: Any) -> Any:  # the same, spelt out: `*tensors` costs 0.1 us
+        if is_dynamo_compiling():
+            return traced(op.prepare(a, b, c, **options), choice)
+        try:
+            return run(a, b, c)
+        except Exception as error:
+            planned.annotate(error)
+            raise
+
     def run_plan_with_given(*tensors: Any, **given: Any) -> Any:
         if given.keys() != given_names:
             raise TypeError(f"this plan takes {sorted(given_names)} by name, got {sorted(given)}")
@@ -190,4 +199,6 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
             planned.annotate(error)
             raise
 
-    return run_plan_with_given if given_names else run_plan
+    if given_names:
+        return run_plan_with_given
+    return run_plan_of_three if len(prepared.tensors) == 3 else run_plan
