@@ -48,6 +48,9 @@ def run(
     dump: Annotated[
         Path | None, typer.Option(help="With one case: its inputs, outputs, golden and sigma, as safetensors.")
     ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.5, help="GiB of the host that each process may hold. On a CPU a share of it.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The report on stdout; of several backends, a list.")] = False,
 ) -> None:
     """Judge backends: every case a backend says it serves must run and agree, every other must be declined as it says.
@@ -64,7 +67,19 @@ def run(
     for name in _present(device) if backend == ["all"] else backend:
         with _Live(name) as live:
             try:
-                report = session.run(name, device, known_level, case, dtypes, jobs, profile, timeout, live.show, dump)
+                report = session.run(
+                    name,
+                    device,
+                    known_level,
+                    case,
+                    dtypes,
+                    jobs,
+                    profile,
+                    timeout,
+                    progress=live.show,
+                    dump=dump,
+                    memory=None if memory is None else int(memory * 2**30),
+                )
             except TargetError as error:
                 stop(str(error))
         reports.append(report)

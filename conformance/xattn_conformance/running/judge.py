@@ -55,7 +55,7 @@ def _judge(case: Case, target: Target, dump: Dump | None) -> Fields:
         return {**fields, **_knob(op, case, problem, target)}
     call = op.call(case, problem, target.device)
     accepted, known = _accepted(op, call, target)
-    return {**fields, **known, **(_served(op, case, problem, call, target, dump) if accepted else {})}
+    return {**fields, **known, **(served(op, case, problem, call, target, dump) if accepted else {})}
 
 
 def _knob(op: Op[Any], case: Case, problem: Any, target: Target) -> Fields:
@@ -146,7 +146,8 @@ def _declined(call: Call, answer: Answer, target: Target) -> Fields:
     return {**fields, "message": f"states reasons ({codes}), and serves the call all the same"}
 
 
-def _served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, dump: Dump | None) -> Fields:
+def served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, dump: Dump | None) -> Fields:
+    """A case that the target takes: run, looked at and compared."""
     calls = Calls(target)
     try:
         results = calls.run(call)

@@ -1,24 +1,32 @@
-"""What the runner and its worker processes say to each other: one JSON document a line."""
+"""What the runner and its worker processes say to each other: one JSON document a line.
+
+Requests are numbered, and a reply carries the number of its request: an answer that was meant for another is told from
+this one's.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from xattn_conformance.case import Case
 from xattn_conformance.result import Canary, CaseResult, Provenance
 
+M = TypeVar("M")
+
 
 class Start(msgspec.Struct, frozen=True, tag=True):
     """The first message to a worker. profile: its text. threads: of torch on the CPU; None is torch's own number.
-    profile_file: where the text came from, if that is not the backend's own profile."""
+    profile_file: where the text came from, if that is not the backend's own profile.
+    memory: bytes that the process may hold on the host; None is no limit."""
 
     backend: str
     device: str
     profile: str
     threads: int | None
     profile_file: str = ""
+    memory: int | None = None
 
 
 class Judge(msgspec.Struct, frozen=True, tag=True):
@@ -60,6 +68,14 @@ class Caught(msgspec.Struct, frozen=True, tag=True):
 Request = Start | Judge | Canaries
 Reply = Ready | Refused | Judged | Caught
 
+
+class Numbered(msgspec.Struct, Generic[M], frozen=True):
+    """A request or the reply to it."""
+
+    number: int
+    message: M
+
+
 encode = msgspec.json.encode
-decode_request = msgspec.json.Decoder(Request).decode
-decode_reply = msgspec.json.Decoder(Reply).decode
+decode_request = msgspec.json.Decoder(Numbered[Request]).decode
+decode_reply = msgspec.json.Decoder(Numbered[Reply]).decode

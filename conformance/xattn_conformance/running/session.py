@@ -17,7 +17,8 @@ from xattn_conformance.profiles import load as profiles
 from xattn_conformance.profiles.schema import ProfileError
 from xattn_conformance.result import EVERY, SCHEMA, SUITE, Canary, CaseResult, Provenance, Report
 from xattn_conformance.running import canaries, environment, target
-from xattn_conformance.running.pool import TIMEOUT, DeadWorkerError, Judging, Pool
+from xattn_conformance.running import memory as memories
+from xattn_conformance.running.pool import TIMEOUT, DeadWorkerError, GivenUpError, Judging, Pool
 from xattn_conformance.running.protocol import Start
 from xattn_conformance.running.selection import select, served, slowest_first
 from xattn_conformance.running.target import TargetError
@@ -39,6 +40,7 @@ class Session:
     cases: list[Case]
     jobs: int
     timeout: float
+    memory: int | None = None
     start: Start | None = None
     invalid: str = ""
     profile: str = ""
@@ -84,6 +86,7 @@ def run(
     timeout: float = TIMEOUT,
     progress: Progress = lambda total, result: None,
     dump: Path | None = None,
+    memory: int | None = None,
 ) -> Report:
     """Judge a backend and report.
 
@@ -93,12 +96,14 @@ def run(
     profile: a file in place of the backend's own profile.
     timeout: seconds for a case before it is given up; the first of a process, which imports, gets three times that.
     dump:    a file for the tensors of the case, where there is one alone.
+    memory:  bytes of the host that each process may hold; None is, on a CPU, a share of what there is.
 
-    Raises TargetError for a backend, device or selection that is not there. What makes a run invalid (goldens that do
-    not verify, a profile that is refused, a wrong kernel that is not caught) is in the report, which then has no
-    cases.
+    Raises TargetError for a backend, device or selection that is not there. What makes a run invalid is in the report,
+    which then has no cases (goldens that do not verify, a profile that is refused, a wrong kernel that is not caught)
+    or those that were judged before the run was given up.
     """
     session = opened(backend, device, level, case, dtypes, jobs, timeout)
+    session.memory = memory
     if dump is not None and len(session.cases) != 1:
         raise TargetError(f"a dump is of one case, and {len(session.cases)} match {case!r}")
     if dump is not None and (dump.is_dir() or not dump.parent.is_dir()):
@@ -107,12 +112,20 @@ def run(
     if first is None:
         return session.report(())
     assert session.start is not None
-    results = []
+    results: list[CaseResult] = []
+
+    def judged(result: CaseResult) -> None:
+        results.append(result)
+        progress(len(session.cases), result)
+
     with Pool([first, *(Judging(session.start, timeout) for _ in range(session.jobs - 1))]) as pool:
         progress(len(session.cases), None)
-        for result in [first.judge(session.cases[0], dump)] if dump else pool.judge(slowest_first(session.cases)):
-            results.append(result)
-            progress(len(session.cases), result)
+        try:
+            for result in [first.judge(session.cases[0], dump)] if dump else pool.judge(slowest_first(session.cases)):
+                judged(result)
+        except GivenUpError as error:
+            judged(error.lost)
+            session.invalid = f"{error}. It judged {len(results)} of {len(session.cases)} cases"
     return session.report(results)
 
 
@@ -153,7 +166,8 @@ def prepare(session: Session, profile: Path | None = None) -> Judging | None:
         return None
     session.profile, session.profile_source = loaded.text, loaded.source
     threads = 1 if session.jobs > 1 and session.device.startswith("cpu") else None
-    session.start = Start(session.backend, session.device, loaded.text, threads, _shown(profile))
+    held = memories.share(session.device, session.jobs) if session.memory is None else session.memory
+    session.start = Start(session.backend, session.device, loaded.text, threads, _shown(profile), held)
     worker = Judging(session.start, session.timeout)
     try:
         ready = worker.ready()

@@ -15,7 +15,7 @@ from xattn_conformance.reports.junit import check_text, worst_text
 from xattn_conformance.reports.tally import failing
 from xattn_conformance.result import CaseResult, Report
 from xattn_conformance.running import session as sessions
-from xattn_conformance.running.pool import TIMEOUT, Judging
+from xattn_conformance.running.pool import TIMEOUT, GivenUpError, Judging
 from xattn_conformance.running.protocol import Start
 from xattn_conformance.running.selection import select
 from xattn_conformance.running.session import Session
@@ -99,7 +99,11 @@ class Conformance:
         if backend not in self.workers:
             assert each.start is not None
             self.workers[backend] = Judging(each.start, each.timeout)
-        return self.workers[backend].judge(next(known for known in each.cases if known.id == case))
+        try:
+            return self.workers[backend].judge(next(known for known in each.cases if known.id == case))
+        except GivenUpError as error:
+            each.invalid = str(error)
+            pytest.exit(f"INVALID: {error}", returncode=3)
 
     def told(self, result: CaseResult) -> str:
         """A failure in words."""
