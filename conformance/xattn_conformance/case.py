@@ -35,6 +35,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 within the same limits: "repeat", "batch", "strides", "padding", "poison".
     features:   what a table of results is grouped by: "causal", "window", "gqa", ...
     since:      the version of the suite that it came with.
+    draw:       which draw of the inputs: 0 is the published one, any other the seed of a run.
     """
 
     op: str
@@ -48,22 +49,32 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     variations: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     since: str = SUITES[0]
+    draw: int = 0
 
     @property
     def id(self) -> str:
         """ "attention/causal+sinks=log/bfloat16/b2-q17-k129-h4-g2-d64-v64/needle"; gradients in front of the title:
-        "attention/grad.qkv.lse:causal/..."."""
-        return f"{self.op}/{self._what}/{self.dtype}/{self._sizes}/{self.family}"
+        "attention/grad.qkv.lse:causal/..."; another draw at the end: "@7"."""
+        return f"{self.op}/{self._what}/{self.dtype}/{self._sizes}/{self.family}{self._draw}"
+
+    @property
+    def published(self) -> Case:
+        """The case as the suite lists it, on its published inputs."""
+        return msgspec.structs.replace(self, draw=0) if self.draw else self
 
     @property
     def seed(self) -> int:
         """64 bits that key the input generator; the same in every dtype."""
-        text = f"{self.op}/{self._what}/{self._sizes}/{self.family}"
+        text = f"{self.op}/{self._what}/{self._sizes}/{self.family}{self._draw}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
     @property
     def _what(self) -> str:
         return f"grad.{'.'.join(self.grads)}:{self.title}" if self.grads else self.title
+
+    @property
+    def _draw(self) -> str:
+        return f"@{self.draw}" if self.draw else ""
 
     @property
     def _sizes(self) -> str:

@@ -128,7 +128,7 @@ def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date,
         return
     yield from _impossible(result)
     own = [_unwaived(check, suite) for check in result.checks]
-    settled = settle(result.id, kind, own, profile.waiver, today)
+    settled = settle(result.case, kind, own, profile.waiver, today)
     for said, check in zip(result.checks, settled.checks, strict=True):
         if (said.limit, said.waiver) != (check.limit, check.waiver):
             yield f"{said.name} was held to {_held(said)}, it is held to {_held(check)}"

@@ -49,9 +49,9 @@ def _judge(case: Case, target: Target, dump: Dump | None) -> Fields:
     op = OPS[case.op]
     problem = op.problem(case)
     fields: Fields = {"inputs": op.digest(problem)}
-    if op.anchored and (wrong := _other_inputs(case, fields["inputs"])):
+    if op.anchored and not case.draw and (wrong := _other_inputs(case, fields["inputs"])):
         return {**fields, "status": "INVALID", "message": wrong}
-    if case.id in {each.id for each in op.knob_cases()}:
+    if case.published.id in {each.id for each in op.knob_cases()}:
         return {**fields, **_knob(op, case, problem, target)}
     call = op.call(case, problem, target.device)
     accepted, known = _accepted(op, call, target)
@@ -61,7 +61,7 @@ def _judge(case: Case, target: Target, dump: Dump | None) -> Fields:
 def _knob(op: Op[Any], case: Case, problem: Any, target: Target) -> Fields:
     """An option that the backend takes must do something, and the right thing: the answer with it is right, and wrong
     for the call without it."""
-    switch = op.switch(case, problem, target.arithmetic(case), target.device)
+    switch = op.switch(case.published, problem, target.arithmetic(case), target.device)
     for call in (switch.off, switch.on):
         accepted, fields = _accepted(op, call, target)
         if not accepted:
@@ -198,7 +198,7 @@ def _seeds(call: Call, calls: Calls, found: Findings) -> None:
 def _settled(case: Case, target: Target, found: Findings, worst: Worst | None = None, left_out: str = "") -> Fields:
     """Status and message, waivers applied."""
     today = datetime.datetime.now(datetime.timezone.utc).date()
-    settled = waivers.settle(case.id, target.kind, found.checks, target.profile.waiver, today)
+    settled = waivers.settle(case, target.kind, found.checks, target.profile.waiver, today)
     said = [*found.sentences, *settled.problems]
     if not said:
         said = [_measured(check, worst) for check in settled.checks if not check.ok][:1]

@@ -44,8 +44,11 @@ class Canaries(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
+    """declared: by op, what the backend declares on the device."""
+
     provenance: Provenance
     environment: dict[str, Any]
+    declared: dict[str, tuple[str, ...]]
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

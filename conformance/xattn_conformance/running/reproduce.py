@@ -12,4 +12,5 @@ def command(case: Case, backend: str, device: str, profile_file: str = "") -> st
     level = [] if case.level == "core" else ["--level", case.level]
     words = ["xattn-conformance", "run", "--backend", backend, "--device", device, *level]
     words += ["--profile", profile_file] if profile_file else []
-    return shlex.join([*words, "--case", case.id])
+    words += ["--seed", str(case.draw)] if case.draw else []
+    return shlex.join([*words, "--case", case.published.id])

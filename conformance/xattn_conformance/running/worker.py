@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from xattn_conformance.profiles.schema import ProfileError, parse
-from xattn_conformance.running import canaries, environment, memory, target
+from xattn_conformance.running import canaries, environment, memory, reach, target
 from xattn_conformance.running.dump import Dump
 from xattn_conformance.running.judge import judge
 from xattn_conformance.running.protocol import (
@@ -53,7 +53,11 @@ def main() -> None:
     except (TargetError, ProfileError) as error:
         _say(replies, first.number, Refused(str(error)))
         return
-    _say(replies, first.number, Ready(judged.provenance, environment.describe(judged)))
+    _say(
+        replies,
+        first.number,
+        Ready(judged.provenance, environment.describe(judged), reach.declared(judged.backend, judged.kind)),
+    )
     for line in requests:
         asked = decode_request(line)
         reply = _answer(asked.message, judged)
