@@ -18,9 +18,6 @@ from xattn.plugin.tensors import is_plain
 
 BNSH = "Of a (batch, nheads, seqlen, headdim) tensor pass x.transpose(1, 2), which copies nothing."
 
-# The smallest normal and the largest number of float32.
-_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
-
 
 def check_tensor(name: str, tensor: Any, want: str = "a torch.Tensor") -> None:
     if not isinstance(tensor, Tensor):
@@ -121,7 +118,7 @@ def check_softcap(softcap: Any) -> None:
         return
     if not is_number(softcap):
         raise InvalidArgumentError("softcap", short(softcap), "a finite float or None")
-    if not isinstance(softcap, torch.SymFloat) and softcap < _TINY:
+    if not isinstance(softcap, torch.SymFloat) and softcap < torch.finfo(torch.float32).tiny:
         raise InvalidArgumentError("softcap", str(softcap), "a float > 0, or None", "None switches it off.")
 
 
@@ -166,8 +163,10 @@ def is_number(value: object) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    # Finite in float32, in which backends compute. torch.compile traces this where the value is dynamic.
-    return bool(-_HUGE <= value <= _HUGE)
+    # Finite in float32, in which backends compute. torch.compile traces this where the value is dynamic. A global float
+    # would be dynamic too, and costs a second analysis of the whole call where no tensor takes it up.
+    largest = torch.finfo(torch.float32).max
+    return bool(-largest <= value <= largest)
 
 
 def as_float(value: float | None) -> float | None:
