@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conformance.strangers import PROFILE, honest, install
 from safetensors import safe_open
-from strangers import PROFILE, honest, install
 from typer.testing import CliRunner
 from xattn_conformance.cli import suite
 from xattn_conformance.cli.app import app

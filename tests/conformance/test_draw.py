@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from handmade import case
+from conformance.handmade import case
 from xattn_conformance.inputs.draw import STREAMS, Draw
 from xattn_conformance.inputs.philox import KNOWN_ANSWERS, philox4x32, words
 from xattn_conformance.ops.attention.inputs import make

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import HIDING, WIDE, case, logits, plainly_visible, shares
+from conformance.handmade import HIDING, WIDE, case, logits, plainly_visible, shares
 from xattn_conformance.case import DTYPES
 from xattn_conformance.inputs.formats import FORMATS, round_to
 from xattn_conformance.ops.attention.inputs import make, poisoned_with

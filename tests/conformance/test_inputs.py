@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import HIDING, case, plainly_visible
+from conformance.handmade import HIDING, case, plainly_visible
+from support import ROOT
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.inputs.formats import FORMATS, decode
 from xattn_conformance.ops.attention.families import FAMILIES
@@ -220,10 +221,9 @@ def test_inputs_are_frozen(name: str) -> None:
 
 
 def test_inputs_are_the_same_in_any_process() -> None:
-    here = os.path.dirname(__file__)
     code = (
-        f"import sys; sys.path.insert(0, {here!r})\n"
-        "from test_inputs import FROZEN, digest, make\n"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "from conformance.test_inputs import FROZEN, digest, make\n"
         "print([digest(make(case)) for case, _ in FROZEN.values()])"
     )
     for hash_seed, threads in (("1", "1"), ("77", "2")):

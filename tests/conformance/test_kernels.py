@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from modelled import FEATURES, problem
+from conformance.modelled import FEATURES, problem
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.numbers import Numbers, nearest, to_dtype, toward_zero
 from xattn_conformance.ops.attention import oracle, rowwise

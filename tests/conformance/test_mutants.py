@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from modelled import problem
+from conformance.modelled import problem
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.mutants.mutant import Results
 from xattn_conformance.mutants.table import mutants_on, right_on

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
+from conformance.reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from msgspec.structs import replace
-from reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from xattn_conformance.case import LEVELS, Case, Level
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse

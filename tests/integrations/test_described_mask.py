@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
+from integrations import tiny_models
 from torch import Tensor
 from transformers import masking_utils
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import SMALL, make, padding, tokens
+from integrations.tiny_models import SMALL, make, padding, tokens
 from transformers import AttentionInterface
 
 import xattn

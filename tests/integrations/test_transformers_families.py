@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
 import transformers
-from tiny_models import make, padding, tokens
+from integrations import tiny_models
+from integrations.tiny_models import make, padding, tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import BART, SMALL, VERSION, make, padding, tokens
+from integrations.tiny_models import BART, SMALL, VERSION, make, padding, tokens
 
 import xattn
 from xattn.integrations.transformers import register, use

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import Row, failures
+from neuron.kernel_cases import Row, failures
 from torch import Tensor
 from torch.autograd import Function
 from xattn_conformance.ops.call import execute

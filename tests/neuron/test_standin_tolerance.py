@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import Row, failures, golden
+from neuron.kernel_cases import Row, failures, golden
 from torch import Tensor
 from xattn_conformance.ops.call import execute
 from xattn_conformance.profiles.load import find

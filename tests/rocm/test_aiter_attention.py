@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from aiter_recorder import Install, a_clean_process, a_vendor, call, qkv  # noqa: F401
+from rocm.aiter_recorder import Install, a_clean_process, a_vendor, call, qkv  # noqa: F401
 from torch import Tensor
 from xattn_elsewhere.aiter import standin
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from rotary_recorder import Calls, a_gfx942, recorded_calls, right, tensors  # noqa: F401
+from rocm.rotary_recorder import Calls, a_gfx942, recorded_calls, right, tensors  # noqa: F401
 from torch import Tensor
 from xattn_conformance.case import Case
 from xattn_conformance.ops.registry import OPS

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from aiter_triton_recorder import LAYOUTS, Copies, Given, an_aiter, call, qkv  # noqa: F401
+from rocm.aiter_triton_recorder import LAYOUTS, Copies, Given, an_aiter, call, qkv  # noqa: F401
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiles import Array, random, rounded
+from neuron.emulation.tiles import Array, random, rounded
 from xattn_elsewhere.nki.emulation.access import ds
 from xattn_elsewhere.nki.emulation.neuronxcc import isa
 from xattn_elsewhere.nki.emulation.neuronxcc import language as nl

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiles import HBM, PSUM, SBUF, empty, near, op, random, rounded, same, tile
+from neuron.emulation.tiles import HBM, PSUM, SBUF, empty, near, op, random, rounded, same, tile
 from xattn_elsewhere.nki.emulation.isa import dma, gpsimd, scalar
 from xattn_elsewhere.nki.emulation.tensor import LimitError, Region
 

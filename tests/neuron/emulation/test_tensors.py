@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiles import HBM, PSUM, SBUF, empty, random, rounded, same, tile
+from neuron.emulation.tiles import HBM, PSUM, SBUF, empty, random, rounded, same, tile
 from xattn_elsewhere.nki.emulation import language
 from xattn_elsewhere.nki.emulation.access import ds
 from xattn_elsewhere.nki.emulation.tensor import LimitError, Region

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiles import HBM, PSUM, SBUF, Array, empty, near, op, random, rounded, same, tile
+from neuron.emulation.tiles import HBM, PSUM, SBUF, Array, empty, near, op, random, rounded, same, tile
 from xattn_elsewhere.nki.emulation.isa import vector
 from xattn_elsewhere.nki.emulation.isa.target import Engine, ReduceCmd
 from xattn_elsewhere.nki.emulation.language import ndarray

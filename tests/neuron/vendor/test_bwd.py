@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from float64 import apart, attention, doubles
+from neuron.vendor.float64 import apart, attention, doubles
 from torch import Tensor
 from xattn_elsewhere.nki.emulation import kernels
 

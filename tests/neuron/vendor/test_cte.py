@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from float64 import apart, attention
+from neuron.vendor.float64 import apart, attention
 from torch import Tensor
 from xattn_elsewhere.nki.emulation import kernels
 
