@@ -12,18 +12,23 @@ from xattn_conformance.inputs.philox import KNOWN_ANSWERS, philox4x32, words
 from xattn_conformance.ops.attention.inputs import make
 
 
+def philox(*counter: int, key: tuple[int, int]) -> tuple[int, ...]:
+    """The four words of one block."""
+    c0, c1, c2, c3 = (np.array([word], np.uint64) for word in counter)
+    return tuple(int(word[0]) for word in philox4x32((c0, c1, c2, c3), key))
+
+
 def test_philox_gives_the_known_answers() -> None:
     assert len(KNOWN_ANSWERS) == 3
     for counter, key, answer in KNOWN_ANSWERS:
-        made = philox4x32(tuple(np.array([word], np.uint64) for word in counter), key)
-        assert tuple(int(word[0]) for word in made) == answer
+        assert philox(*counter, key=key) == answer
 
 
 def test_words_are_the_blocks_of_the_known_answer() -> None:
     """Where the key and the stream go: block 0 of stream 0 under key 0 is the first known answer."""
     assert words(0, 0, 0, 4).tolist() == list(KNOWN_ANSWERS[0][2])
-    high = philox4x32(tuple(np.array([word], np.uint64) for word in (5, 0, 7, 0)), (0x55667788, 0x11223344))
-    assert words(0x1122334455667788, 7, 20, 4).tolist() == [int(word[0]) for word in high]
+    high = philox(5, 0, 7, 0, key=(0x55667788, 0x11223344))
+    assert words(0x1122334455667788, 7, 20, 4).tolist() == list(high)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import datetime
 import math
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import pytest
@@ -170,7 +171,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
         f"{WITH_LSE.id}: not looked at: lse.missing, lse.shape, lse.dtype, lse.device",
     ),
     **{
-        f"no {name}": (lambda name=name: without(name), f"{PASSED.id}: not looked at: {name}")
+        f"no {name}": (partial(without, name), f"{PASSED.id}: not looked at: {name}")
         for name in (*(f"out.{rule}" for rule in RULES), "inputs.written", "results.kept")
     },
     "only knob.ignored": (
@@ -189,7 +190,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     ),
     **{
         f"a reason without its {part}": (
-            lambda part=part: changed(SMALL, DECLINED.id, reasons=({**REASON, part: " "},)),
+            partial(changed, SMALL, DECLINED.id, reasons=({**REASON, part: " "},)),
             f"{DECLINED.id}: UNSUPPORTED for a reason without {part}",
         )
         for part in ("code", "got", "want")

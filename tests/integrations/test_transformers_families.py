@@ -55,7 +55,8 @@ def test_a_decoder_does_not_look_ahead(name: str) -> None:
     one = tokens()[:, :9]
     other = one.clone()
     other[:, -1] = 98
-    first, second = (logits(model, attention_mask=None, **{argument: text}) for text in (one, other))
+    given: list[dict[str, Any]] = [{"attention_mask": None, argument: text} for text in (one, other)]
+    first, second = (logits(model, **arguments) for arguments in given)
     assert torch.equal(first[:, :-1], second[:, :-1])
     assert float((first[:, -1] - second[:, -1]).abs().max()) > VISIBLE
 

@@ -53,7 +53,7 @@ class Bidirectional:
 
     def __call__(self, op: str, given: Mapping[str, Any], backend: str) -> Tensor:
         q, k, v = (given[name].transpose(1, 2).contiguous() for name in "qkv")
-        out = flash_fwd[k.shape[0], k.shape[1]](
+        out: Tensor = flash_fwd[k.shape[0], k.shape[1]](
             q.mT.contiguous(),
             k.mT.contiguous(),
             v,
