@@ -7,23 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from integrations import tiny_models
 from integrations.tiny_models import make, padding, tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xattn.integrations.transformers import attention as adapter
-from xattn.integrations.transformers import register
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 VISIBLE = 1e-2
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> None:
-    register()
-    transformers.logging.set_verbosity_error()
 
 
 def logits(model: PreTrainedModel, side: str = "none", **arguments: Any) -> Tensor:

@@ -11,15 +11,9 @@ import transformers
 from integrations.tiny_models import BART, SMALL, VERSION, make, padding, tokens
 
 import xattn
-from xattn.integrations.transformers import register, use
+from xattn.integrations.transformers import use
 
 ITSELF = "attn_implementation: got xattn for {}, which computes attention by itself"
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> None:
-    register()
-    transformers.logging.set_verbosity_error()
 
 
 def tiny(name: str, implementation: str | dict[str, str]) -> Any:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
 import pytest
 import torch
