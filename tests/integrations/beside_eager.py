@@ -1,6 +1,6 @@
 """Tiny models whose outputs are compared with those of transformers' own eager attention.
 
-Query and key weights and sinks are enlarged, so that a softcap, a window, a sink or a mask that got lost moves the outputs by
+Query and key weights and sinks are enlarged: a softcap, a window, a sink or a mask that got lost moves the outputs by
 thousands of tolerances.
 """
 

@@ -110,18 +110,11 @@ def test_packed_sequences_stay_apart() -> None:
 @torch.no_grad()
 def test_encoder_decoder_with_position_bias() -> None:
     """T5: a learned bias beside padding and causality, and attention across to the encoder."""
-    arguments: dict[str, Any] = {
-        "vocab_size": 99,
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 32,
-        "num_layers": 2,
-        "num_heads": 4,
-    }
+    sizes: dict[str, Any] = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
     models = []
     for implementation in ("eager", "xattn"):
         torch.manual_seed(0)
-        config = transformers.T5Config(**{**arguments, "decoder_start_token_id": 0})
+        config = transformers.T5Config(**{**sizes, "decoder_start_token_id": 0})
         model = transformers.T5ForConditionalGeneration._from_config(config, attn_implementation=implementation).eval()
         for name, parameter in model.named_parameters():
             if "relative_attention_bias" in name:
