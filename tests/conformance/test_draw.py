@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conformance.handmade import case
-from xattn_conformance.inputs.draw import STREAMS, Draw
+from xattn_conformance import ops
+from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.philox import KNOWN_ANSWERS, philox4x32, words
 from xattn_conformance.ops.attention.inputs import make
 
@@ -50,7 +53,15 @@ def test_a_slice_beyond_32_bits_of_counter() -> None:
 def test_seed_and_stream_each_matter() -> None:
     streams = [words(seed, stream, 0, 64).tobytes() for seed in (0, 1, 2**32, 2**63) for stream in range(20)]
     assert len(set(streams)) == len(streams)
-    assert sorted(STREAMS.values()) == list(range(len(STREAMS)))
+
+
+def test_no_two_things_that_an_op_draws_share_a_stream() -> None:
+    rooms = [path.parent.name for path in Path(ops.__path__[0]).glob("*/families.py")]
+    assert rooms
+    for room in rooms:
+        streams: dict[str, int] = import_module(f"{ops.__name__}.{room}.families").STREAMS
+        assert len(set(streams.values())) == len(streams), room
+        assert all(0 <= stream < 2**32 for stream in streams.values())
 
 
 def test_philox_is_quick() -> None:
@@ -60,7 +71,7 @@ def test_philox_is_quick() -> None:
 
 
 def test_normal_values_are_nearly_normal() -> None:
-    values = Draw(1).normal("q", (1_000_000,))
+    values = Draw(1, {"q": 0}).normal("q", (1_000_000,))
     assert abs(values.mean()) < 4e-3
     assert abs(values.std() - 1.0015) < 3e-3
     assert abs((values**3).mean()) < 1e-2
@@ -72,20 +83,20 @@ def test_normal_values_are_nearly_normal() -> None:
 
 
 def test_uniform_values_and_signs() -> None:
-    values = Draw(1).uniform("q", (400_000,))
+    values = Draw(1, {"q": 0}).uniform("q", (400_000,))
     assert values.min() >= 0
     assert values.max() < 1
     assert np.allclose(np.histogram(values, 16, (0, 1))[0] / values.size, 1 / 16, atol=2e-3)
-    signs = Draw(1).signs("q", (400_000,))
+    signs = Draw(1, {"q": 0}).signs("q", (400_000,))
     assert set(np.unique(signs)) == {-1.0, 1.0}
     assert abs(signs.mean()) < 5e-3
 
 
 def test_normal_values_are_exact_sums_of_bytes() -> None:
     """From the words by hand, which is the frozen definition."""
-    drawn = words(9, STREAMS["k"], 0, 20).tobytes()
+    drawn = words(9, 1, 0, 20).tobytes()
     sums = [sum(drawn[8 * n : 8 * n + 8]) for n in range(10)]
-    assert Draw(9).normal("k", (10,)).tolist() == [(total - 1020) * 157 / 32768 for total in sums]
+    assert Draw(9, {"k": 1}).normal("k", (10,)).tolist() == [(total - 1020) * 157 / 32768 for total in sums]
 
 
 def test_tensors_of_a_case_are_unrelated() -> None:

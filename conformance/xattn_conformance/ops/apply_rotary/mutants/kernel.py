@@ -59,8 +59,8 @@ class Fused(Kernel):
     """Both products and their sum with one rounding, as by fused instructions at their best."""
 
     def rotated(self, x: F32, sin: F32) -> F32:
-        wide = (each.astype(np.float64) for each in (x, self.cos, sin))
-        return oracle.rotated(*wide, self.problem.interleaved).astype(np.float32)
+        wide, c, s = (each.astype(np.float64) for each in (x, self.cos, sin))
+        return oracle.rotated(wide, c, s, self.problem.interleaved).astype(np.float32)
 
 
 def _single(x: Array) -> F32:

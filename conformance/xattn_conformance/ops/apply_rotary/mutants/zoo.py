@@ -29,20 +29,20 @@ def _has_k(problem: Rotary) -> bool:
 
 def _rest(problem: Rotary) -> bool:
     """Whether dimensions pass through."""
-    return 2 * problem.cos.shape[-1] < problem.q.shape[-1]
+    return bool(2 * problem.cos.shape[-1] < problem.q.shape[-1])
 
 
 def _rest_of_pairs(problem: Rotary) -> bool:
     """Whether pairs of dimensions pass through."""
-    return problem.cos.shape[-1] < problem.q.shape[-1] // 2
+    return bool(problem.cos.shape[-1] < problem.q.shape[-1] // 2)
 
 
 def _several_pairs(problem: Rotary) -> bool:
-    return problem.cos.shape[-1] > 1
+    return bool(problem.cos.shape[-1] > 1)
 
 
 def _several_rows(problem: Rotary) -> bool:
-    return problem.cos.shape[-2] > 1
+    return bool(problem.cos.shape[-2] > 1)
 
 
 def _several_tables(problem: Rotary) -> bool:
