@@ -98,6 +98,7 @@ def seqlens_k(recipe: str, sizes: Sizes, draw: Draw) -> NDArray[np.int64]:
         "zero": longest * (row % 2),
         "one": np.ones_like(row),
         "tiles": 63 + row % 3,
+        "mixed": np.choose(row % 4, (longest, 0, 1, longest // 2 + 1)),
     }
     lengths: NDArray[np.int64] = np.minimum(made[recipe], longest)
     return lengths
@@ -108,7 +109,7 @@ RECIPES: dict[str, tuple[Callable[[str, Sizes, Draw], Any], tuple[str, ...]]] = 
     "alibi_slopes": (alibi_slopes, ("powers", "batch", "steep")),
     "bias": (bias, ("full", "heads", "batch", "matrix", "keys", "queries", "holes", "low")),
     "mask": (mask, ("random", "heads", "matrix", "keys", "rows", "one")),
-    "seqlens_k": (seqlens_k, ("ragged", "last", "zero", "one", "tiles")),
+    "seqlens_k": (seqlens_k, ("ragged", "last", "zero", "one", "tiles", "mixed")),
 }
 
 
