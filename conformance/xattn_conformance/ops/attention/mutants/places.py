@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import Mutant
-from xattn_conformance.ops.attention.mutants.conditions import Change, Condition, both, has, sees_differently
+from xattn_conformance.ops.attention.mutants.conditions import (
+    Change,
+    Condition,
+    both,
+    has,
+    keys_beyond,
+    queries_beyond,
+    sees_differently,
+)
 from xattn_conformance.ops.attention.mutants.masks import no_causal, no_last_key, no_seqlens, no_window, other_corner
 from xattn_conformance.ops.attention.mutants.options import (
     capped,
     default_scale,
     has_other_scale,
+    kv_heads,
     moves,
     next_head,
     off,
 )
-from xattn_conformance.ops.attention.mutants.ways import misread, misreturn
+from xattn_conformance.ops.attention.mutants.ways import answer, backward_misreturn, misread, misreturn, with_mask
 from xattn_conformance.ops.attention.problem import Problem
+from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 # Up to so many queries against more keys than a kernel's tile is a decode.
 QUERIES = 8
@@ -132,4 +144,134 @@ DECODE = (
     *map(forgotten, ("window", "softcap", "sinks", "alibi_slopes", "bias", "mask", "seqlens_k")),
 )
 
-PLACES = (*DECODE,)
+
+def only_heads(pick: Callable[[int, int], NDArray[np.int64]]) -> tuple[Change, Condition]:
+    """Query head h reads key-value head `pick(nheads, nheads_k)[h]`, where that is another than it should."""
+
+    def change(problem: Problem) -> Problem:
+        return kv_heads(pick)(problem)
+
+    def differs(problem: Problem) -> bool:
+        nheads, nheads_k = problem.scores_shape[1], problem.k.shape[2]
+        return not np.array_equal(pick(nheads, nheads_k), np.arange(nheads) // (nheads // nheads_k))
+
+    return change, differs
+
+
+def by_shift(nheads: int, nheads_k: int) -> NDArray[np.int64]:
+    """The group rounded up to a power of two."""
+    return np.arange(nheads) >> max(nheads // nheads_k - 1, 0).bit_length()
+
+
+def without_columns(multiple: int) -> Change:
+    """The columns of q and k past the last multiple are not read."""
+    return lambda problem: replace(
+        problem,
+        q=np.where(np.arange(problem.q.shape[3]) < problem.q.shape[3] // multiple * multiple, problem.q, 0.0),
+        scale=float(problem.q.shape[3] ** -0.5) if problem.scale is None else problem.scale,
+    )
+
+
+def ragged_columns(multiple: int, beyond: int = 0) -> Condition:
+    return lambda problem: problem.q.shape[3] % multiple > 0 and problem.q.shape[3] > beyond and problem.scale != 0
+
+
+def columns_past(count: int) -> tuple[Change, Condition]:
+    def change(problem: Problem) -> Problem:
+        q = problem.q.copy()
+        q[..., count:] = 0.0
+        return replace(problem, q=q)
+
+    return change, lambda problem: problem.q.shape[3] > count and problem.scale != 0
+
+
+def row_of(modulus: int) -> tuple[Change, Condition]:
+    """Batch row b reads the keys of row b % modulus."""
+
+    def change(problem: Problem) -> Problem:
+        rows = np.arange(problem.k.shape[0]) % modulus
+        return replace(problem, k=problem.k[rows], v=problem.v[rows])
+
+    return change, lambda problem: problem.q.shape[0] > modulus
+
+
+def keys_past(count: int) -> tuple[Change, Condition]:
+    def change(problem: Problem) -> Problem:
+        return with_mask(problem, (np.arange(problem.scores_shape[3]) < count).reshape(1, 1, 1, -1))
+
+    return change, both(keys_beyond(count), sees_differently(change))
+
+
+def unwritten_heads(count: int) -> Callable[[Problem, dict[str, Array]], dict[str, Array]]:
+    def edit(problem: Problem, results: dict[str, Array]) -> dict[str, Array]:
+        written = np.arange(problem.scores_shape[1]) < count
+        return {**results, "out": np.where(written[:, None, None], results["out"], 0.0)}
+
+    return edit
+
+
+def keys_by_eight(problem: Problem) -> Problem:
+    return with_mask(
+        problem, (np.arange(problem.scores_shape[3]) < problem.scores_shape[3] // 8 * 8).reshape(1, 1, 1, -1)
+    )
+
+
+def short_rows(count: int) -> Callable[[Problem, dict[str, Array]], dict[str, Array]]:
+    """dK and dV have no part of queries past a count."""
+
+    def edit(problem: Problem, results: dict[str, Array]) -> dict[str, Array]:
+        assert problem.dout is not None
+        first = (np.arange(problem.scores_shape[2]) < count).reshape(1, -1, 1, 1)
+        dlse = None if problem.dlse is None else np.where(first[..., 0].swapaxes(1, 2), problem.dlse, 0.0)
+        cut = answer(replace(problem, dout=np.where(first, problem.dout, 0.0), dlse=dlse), CANONICAL)
+        return {**results, "dk": cut["dk"], "dv": cut["dv"]}
+
+    return edit
+
+
+MODELS = (
+    misread("group-by-shift", "the group is rounded up to a power of two", *only_heads(by_shift)),
+    misread("headdim-by-8", "columns past a multiple of 8 are not read", without_columns(8), ragged_columns(8)),
+    misread(
+        "headdim-by-64",
+        "past 128, columns after a multiple of 64 are not read",
+        without_columns(64),
+        ragged_columns(64, 128),
+    ),
+    misread("headdim-past-512", "columns past 512 are not read", *columns_past(512)),
+    misread("batch-modulo-4", "batch row b reads the keys of row b % 4", *row_of(4)),
+    misreturn("heads-past-64", "heads past 64 are not written", unwritten_heads(64), lambda p: p.scores_shape[1] > 64),
+    misread(
+        "keys-by-8",
+        "past a tile, keys after a multiple of 8 are not read",
+        keys_by_eight,
+        both(keys_beyond(2 * TILE), sees_differently(keys_by_eight)),
+    ),
+    misread("keys-past-4096", "keys past 4,096 are not read", *keys_past(4096)),
+    misread(
+        "sinks-in-group-window",
+        "beside a window and groups the sinks are ignored",
+        off("sinks"),
+        both(has("sinks", "window"), lambda p: p.k.shape[2] < p.q.shape[2]),
+    ),
+    misread(
+        "softcap-in-triple",
+        "beside a window and lengths the softcap is ignored",
+        off("softcap"),
+        has("softcap", "window", "seqlens_k"),
+    ),
+    misread(
+        "window-in-triple",
+        "beside a softcap and lengths the window is ignored",
+        no_window,
+        both(has("softcap", "seqlens_k"), sees_differently(no_window)),
+    ),
+    backward_misreturn(
+        "gradient-past-1024",
+        "dK and dV have no part of queries past 1,024",
+        short_rows(1024),
+        both(queries_beyond(1024), lambda p: {"k", "v"} <= set(p.grads)),
+    ),
+)
+
+PLACES = (*DECODE, *MODELS)
