@@ -12,7 +12,32 @@ import msgspec
 from xattn_conformance.case import SHORT, SUITES, Level
 
 Axis = Literal["shapes", "families", "grads"]
-Variation = Literal["repeat", "batch", "strides", "padding", "poison"]
+Variation = Literal[
+    "repeat",
+    "batch",
+    "strides",
+    "padding",
+    "poison",
+    "nan",
+    "big",
+    "edge",
+    "turned",
+    "misaligned",
+    "expanded",
+    "packed",
+    "types",
+    "double",
+    "some",
+    "twice",
+    "far",
+    "refilled",
+    "thread",
+    "threads",
+    "no_grad",
+    "inference",
+    "compiled",
+    "graph",
+]
 
 T = TypeVar("T")
 
