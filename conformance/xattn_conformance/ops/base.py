@@ -174,6 +174,11 @@ class Op(ABC, Generic[P]):
         """Kernels of the op that the comparison must never fail."""
         return ()
 
+    def impostors(self) -> Sequence[Any]:
+        """Backends of the op that are wrong in how they are called: `mutants.impostor.Impostor`, which judges cases and
+        so knows ops."""
+        return ()
+
     def proved(self) -> Sequence[Case]:
         """The cases whose inputs and goldens are made again, in a second way, before a run: a few seconds of them."""
         return ()

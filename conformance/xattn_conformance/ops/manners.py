@@ -3,7 +3,6 @@ from other threads, in other grad modes, compiled, replayed from a CUDA graph.""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -30,11 +29,14 @@ def other_values(call: Call) -> Call:
 def refilled(call: Call, run: Run) -> dict[str, Tensor]:
     """First on other values; then these take their place in the same memory."""
     other = other_values(call)
-    run(other)
+    before = run(other)
     for there, values in ((other.tensors, call.tensors), (other.incoming, call.incoming)):
         for name, tensor in there.items():
             tensor.copy_(values[name])
-    return run(other)
+    found = run(other)
+    if any(torch.equal(found[name], before[name]) for name in found):  # it looked at neither
+        return {name: torch.full_like(tensor, torch.nan) for name, tensor in found.items()}
+    return found
 
 
 def in_a_thread(call: Call, run: Run) -> dict[str, Tensor]:
@@ -121,9 +123,9 @@ def variation(name: str, call: Call) -> Variation:
     return Variation(said, (call,), lambda found: dict(found[0]), way)
 
 
-def missing(name: str, device: str, execute: object, eager: Callable[..., Any]) -> str:
-    """Why there is no such way here, as a code; "" where there is."""
+def missing(name: str, device: str, executor: str) -> str:
+    """Why there is no such way here, as a code; "" where there is. executor: of the profile."""
     if name == "graph" and torch.device(device).type != "cuda":
         return "device"
     # What an executor runs is not torch's to trace, or to capture.
-    return "executor" if name in ("compiled", "graph") and execute is not eager else ""
+    return "executor" if name in ("compiled", "graph") and executor else ""

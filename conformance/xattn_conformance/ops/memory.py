@@ -35,15 +35,13 @@ def misaligned(tensor: Tensor) -> Tensor:
 def expanded(tensor: Tensor) -> Tensor:
     """A stride of 0 along every dimension but the last whose slices are all equal, and along the last of one where
     every element is."""
+    kept = tensor
     for dimension in range(tensor.ndim):
-        if tensor.shape[dimension] < 2 or (
-            dimension == tensor.ndim - 1 and not bool((tensor == tensor.flatten()[:1]).all())
-        ):
-            continue
-        first = tensor.narrow(dimension, 0, 1)
-        if torch.equal(first.expand_as(tensor), tensor):
-            tensor = first.expand_as(tensor)
-    return tensor
+        last = dimension == tensor.ndim - 1
+        first = kept.narrow(dimension, 0, min(kept.shape[dimension], 1))
+        if torch.equal(first.expand_as(kept), kept) and not (last and kept.numel() != kept.shape[-1]):
+            kept = first
+    return kept.clone(memory_format=torch.contiguous_format).expand_as(tensor)
 
 
 def at_edge(tensor: Tensor) -> Tensor:

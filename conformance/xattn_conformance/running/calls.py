@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,11 +41,24 @@ class Calls:
         doing: what sets this call apart from the first, in words. seed, around: as of `Target.run`."""
         if seed is not None:
             torch.manual_seed(seed)
-        found = state.look(self.target.device, random=bool(call.options.get("dropout_p")))
+        by_chance = bool(call.options.get("dropout_p"))
+
+        def watched(execute: Execute) -> Execute:
+            inner = execute if around is None else around(execute)
+
+            def watch(op: str, arguments: Mapping[str, Any], backend: str) -> Any:
+                found = state.look(self.target.device, by_chance)
+                returned = inner(op, arguments, backend)
+                self._state.update(state.changed(found, state.look(self.target.device, by_chance)))
+                return returned
+
+            return watch
+
+        found = state.look(self.target.device, by_chance)
         before = bits.copies(inputs(call))
-        returned = self.target.run(call, seed, around)
-        left = state.look(self.target.device, random=bool(call.options.get("dropout_p")))
-        self._state.update(state.changed(found, left))
+        returned = self.target.run(call, seed, watched)
+        # The backward pass is watched from outside.
+        self._state.update(state.changed(found, state.look(self.target.device, by_chance)))
         results = {name: tensor.clone() for name, tensor in returned.items()}
         for name, tensor in inputs(call).items():
             self._written[f"{name} {doing}".rstrip()] += bits.differing(before[name], tensor)

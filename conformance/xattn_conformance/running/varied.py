@@ -13,7 +13,7 @@ from torch import Tensor
 from xattn_conformance.case import Case
 from xattn_conformance.ops import manners
 from xattn_conformance.ops.base import Op, Variation
-from xattn_conformance.ops.call import Call, execute
+from xattn_conformance.ops.call import Call
 from xattn_conformance.running import bits
 from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.rules import Findings
@@ -37,7 +37,7 @@ def look(
     left_out = {}
     target, results = calls.target, calls.results
     for name in case.variations:
-        if absent := manners.missing(name, target.device, target.execute, execute):
+        if absent := manners.missing(name, target.device, target.profile.executor):
             left_out[name] = absent
             continue
         varied = _made(name, op, case, problem, call, target)

@@ -154,6 +154,12 @@ class AttentionOp(Op[Problem]):
     def mutants(self) -> Sequence[Mutant]:
         return MUTANTS
 
+    def impostors(self) -> Sequence[Any]:
+        # They judge cases, and judging knows the ops.
+        from xattn_conformance.ops.attention.mutants.impostors import IMPOSTORS
+
+        return IMPOSTORS
+
     def right_kernels(self) -> Sequence[Right]:
         return RIGHT
 
