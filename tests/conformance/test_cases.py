@@ -150,7 +150,7 @@ def test_windows() -> None:
     assert inside >= {(n, side) for n in (0, 1) for side in SIDES}
     assert {(None, None), (0, None), (None, 0), (0, 0)} <= windows
     decode = [case for case in FORWARD if case.shape["seqlen_q"] == 1 and "window" in case.options]
-    assert {case.family for case in decode} == {"needle", "poison"}
+    assert {case.family for case in decode} >= {"needle", "poison"}
     for grads in (False, True):
         fitting = [case for case in CASES if bool(case.grads) == grads]
         assert any("window" in case.options and "gqa" in case.features for case in fitting)

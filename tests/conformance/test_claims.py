@@ -25,21 +25,21 @@ def clean(**changes: Any) -> Report:
 
 def test_all_passed() -> None:
     assert claims(clean()) == [
-        "attention Core 1.1: 36/36, 0 waivers",
-        "attention Extended 1.1: 12/12 of 24 cases, 0 waivers (12 declined as declared)",
+        "attention Core 1.2: 36/36, 0 waivers",
+        "attention Extended 1.2: 12/12 of 24 cases, 0 waivers (12 declined as declared)",
     ]
 
 
 def test_a_claim_stops_at_the_level_of_the_run() -> None:
     core = [result for result in clean().cases if result.case.level == "core"]
-    assert claims(make_report(core, level="core")) == ["attention Core 1.1: 36/36, 0 waivers"]
-    assert claims(clean(level="full"))[2:] == ["attention Full 1.1: no claim, nothing was executed"]
+    assert claims(make_report(core, level="core")) == ["attention Core 1.2: 36/36, 0 waivers"]
+    assert claims(clean(level="full"))[2:] == ["attention Full 1.2: no claim, nothing was executed"]
 
 
 def test_failures_and_waivers_are_not_passes() -> None:
     assert claims(small_report()) == [
-        "attention Core 1.1: 34/36, 1 waiver on 1 case, 1 failed",
-        "attention Extended 1.1: 10/12 of 24 cases, 0 waivers, 2 failed (12 declined as declared)",
+        "attention Core 1.2: 34/36, 1 waiver on 1 case, 1 failed",
+        "attention Extended 1.2: 10/12 of 24 cases, 0 waivers, 2 failed (12 declined as declared)",
     ]
 
 
@@ -70,7 +70,7 @@ def test_a_few_cases_on_a_stand_in_are_said_in_the_claim_of_their_level() -> Non
     first = next(index for index, result in enumerate(cases) if result.case.level == "core")
     cases[first] = replace(cases[first], provenance="stand-in")
     core, extended = claims(make_report(cases))
-    assert core == "attention Core 1.1: 36/36, 0 waivers, 1 of them on a stand-in: no statement about the hardware"
+    assert core == "attention Core 1.2: 36/36, 0 waivers, 1 of them on a stand-in: no statement about the hardware"
     assert "stand-in" not in extended
 
 
@@ -95,7 +95,7 @@ def test_a_run_of_one_dtype_is_a_claim_about_that_dtype() -> None:
     cases = tuple(result for result in report.cases if result.case.dtype == "float32")
     assert (
         claims(replace(report, dtypes=("float32",), cases=cases))[0]
-        == "attention Core 1.1 (float32 only): 12/12, 0 waivers"
+        == "attention Core 1.2 (float32 only): 12/12, 0 waivers"
     )
 
 

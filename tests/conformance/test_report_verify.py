@@ -37,7 +37,7 @@ def chosen(level: Level, dtypes: Collection[str], pattern: str) -> list[Case]:
 
 # Profiles are tried on wrong kernels in a test of its own.
 SUITE_1 = Suite(
-    versions=("1.0", "1.1"),
+    versions=("1.0", "1.1", "1.2"),
     goldens=GOLDENS,
     select=chosen,
     limit=limit,
@@ -223,7 +223,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     ),
     "a case that the suite has not": (
         lambda: changed(SMALL, PASSED.id, id="attention/easy/float32/q1/normal"),
-        "1 cases are not of the run: suite 1.1 has no such case there: attention/easy/float32/q1/normal",
+        "1 cases are not of the run: suite 1.2 has no such case there: attention/easy/float32/q1/normal",
     ),
     "another case under the id": (
         lambda: changed(SMALL, PASSED.id, case=replace(PASSED.case, family="ones")),
