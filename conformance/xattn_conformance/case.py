@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import msgspec
 
-Level = Literal["core", "extended", "full"]
-LEVELS: tuple[Level, ...] = ("core", "extended", "full")
+Level = Literal["core", "extended", "full", "large"]
+LEVELS: tuple[Level, ...] = ("core", "extended", "full", "large")
+# The highest that a run takes by itself: the one above is for machines with some 20 GB to spare.
+HIGHEST: Level = "full"
 
 # Versions of the suite, of its cases, goldens and limits. A later one of the same first number adds cases and changes
 # none, so a report of an earlier one is still held to what there was.
-SUITES = ("1.0", "1.1")
+SUITES = ("1.0", "1.1", "1.2")
 
 # The dtypes in which every case is run, by torch's names.
 DTYPES = ("float32", "float16", "bfloat16")
@@ -32,7 +34,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     options:    the op's options; a tensor is given by the name of the recipe that makes it ("sinks": "log").
     grads:      the gradients that are asked for: names out of xattn's GRADS. Empty: forward only, under no_grad.
     variations: further calls that must give the same bits or, where the backend does not promise the bits, an answer
-                within the same limits: "repeat", "batch", "strides", "padding", "poison".
+                within the same limits: "repeat", "batch", "strides", "padding", "poison", "thread", ...
     features:   what a table of results is grouped by: "causal", "window", "gqa", ...
     since:      the version of the suite that it came with.
     draw:       which draw of the inputs: 0 is the published one, any other the seed of a run.

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from strangers import PROFILE, honest, install
+from conformance.strangers import PROFILE, honest, install
 from support import Load
 from typer.testing import CliRunner
-from xattn_conformance.case import DTYPES, LEVELS, Case
+from xattn_conformance.case import DTYPES, HIGHEST, Case
 from xattn_conformance.cli.app import app
 from xattn_conformance.golden.inputs import every_case
 from xattn_conformance.ops.registry import OPS
@@ -114,8 +114,8 @@ def test_a_run_without_a_level_reaches_what_is_declared() -> None:
     assert reach.level_of({"attention": ("causal",), "apply_rotary": ("grad_qk",)}) == "full"
     for backend in ("reference", "sdpa"):
         words = reach.declared(backend)
-        reached = {op: reach._used(op, reach.level_of(words)) for op in words}
-        most = {op: reach._used(op, LEVELS[-1]) for op in words}
+        reached = {op: reach.used(op, reach.level_of(words)) for op in words}
+        most = {op: reach.used(op, HIGHEST) for op in words}
         assert all(set(words[op]) & most[op] <= reached[op] for op in words)
 
 
@@ -123,4 +123,4 @@ def test_a_run_without_a_level_reaches_what_is_declared() -> None:
 def test_every_feature_of_an_op_has_a_case(op: str) -> None:
     """By the words of capability blocks, as the reference backend declares them."""
     features = {word for word in reach.declared("reference")[op] if not word.startswith("grad_")}
-    assert features <= reach._used(op, LEVELS[-1])
+    assert features <= reach.used(op, HIGHEST)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from handmade import case
+from conformance.handmade import case
 from xattn_conformance.profiles.schema import Bitwise, Override, Profile, ProfileError, Waiver, parse
 from xattn_conformance.profiles.waivers import settle, status_of
 from xattn_conformance.result import Check

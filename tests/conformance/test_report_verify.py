@@ -7,11 +7,12 @@ import datetime
 import math
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import pytest
+from conformance.reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from msgspec.structs import replace
-from reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from xattn_conformance.case import LEVELS, Case, Level
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
@@ -36,7 +37,7 @@ def chosen(level: Level, dtypes: Collection[str], pattern: str) -> list[Case]:
 
 # Profiles are tried on wrong kernels in a test of its own.
 SUITE_1 = Suite(
-    versions=("1.0", "1.1"),
+    versions=("1.0", "1.1", "1.2"),
     goldens=GOLDENS,
     select=chosen,
     limit=limit,
@@ -170,7 +171,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
         f"{WITH_LSE.id}: not looked at: lse.missing, lse.shape, lse.dtype, lse.device",
     ),
     **{
-        f"no {name}": (lambda name=name: without(name), f"{PASSED.id}: not looked at: {name}")
+        f"no {name}": (partial(without, name), f"{PASSED.id}: not looked at: {name}")
         for name in (*(f"out.{rule}" for rule in RULES), "inputs.written", "results.kept")
     },
     "only knob.ignored": (
@@ -189,7 +190,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     ),
     **{
         f"a reason without its {part}": (
-            lambda part=part: changed(SMALL, DECLINED.id, reasons=({**REASON, part: " "},)),
+            partial(changed, SMALL, DECLINED.id, reasons=({**REASON, part: " "},)),
             f"{DECLINED.id}: UNSUPPORTED for a reason without {part}",
         )
         for part in ("code", "got", "want")
@@ -222,7 +223,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     ),
     "a case that the suite has not": (
         lambda: changed(SMALL, PASSED.id, id="attention/easy/float32/q1/normal"),
-        "1 cases are not of the run: suite 1.1 has no such case there: attention/easy/float32/q1/normal",
+        "1 cases are not of the run: suite 1.2 has no such case there: attention/easy/float32/q1/normal",
     ),
     "another case under the id": (
         lambda: changed(SMALL, PASSED.id, case=replace(PASSED.case, family="ones")),

@@ -6,8 +6,8 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from conformance.reporting import REASON, make_report, small_report
 from msgspec.structs import replace
-from reporting import REASON, make_report, small_report
 from xattn_conformance.reports.junit import junit
 from xattn_conformance.result import Report
 
@@ -61,7 +61,7 @@ def test_junit_counts_are_those_of_the_report() -> None:
     assert ids == {result.id for result in report.cases}
     claim = suite.find("properties/property[@name='claim']")
     assert claim is not None
-    assert claim.attrib["value"].startswith("attention Core 1.1: 34/36")
+    assert claim.attrib["value"].startswith("attention Core 1.2: 34/36")
 
 
 def test_junit_failure_holds_what_one_needs() -> None:

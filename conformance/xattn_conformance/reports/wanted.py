@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
-from xattn_conformance.case import Case
+from xattn_conformance.case import SUITES, Case
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import CaseResult
 
@@ -47,6 +47,8 @@ def _rules(case: Case, knob: bool) -> Iterator[str]:
         yield from (f"{name}.{rule}" for rule in ("missing", "shape", "dtype", "device"))
     yield from (f"{name}.contiguous" for name in OPS[case.op].wanted(case).contiguous)
     yield from ("inputs.written", "results.kept")
+    if SUITES.index(case.since) >= SUITES.index("1.2"):
+        yield "state.kept"
     if knob:
         yield "knob.ignored"
     if OPS[case.op].by_chance(case):

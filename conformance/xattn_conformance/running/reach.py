@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from xattn.dispatch.registry import registry
-from xattn_conformance.case import LEVELS, Level
+from xattn_conformance.case import HIGHEST, LEVELS, Level
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import CaseResult
 
@@ -30,24 +30,21 @@ def declared(backend: str, kind: str | None = None) -> dict[str, tuple[str, ...]
 def untested(words: Words, results: Iterable[CaseResult]) -> dict[str, tuple[str, ...]]:
     """By op, what is declared and used by no case that was executed. One of a knob, which asks no more of a feature
     than that it does something, does not count."""
-    used: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for result in results:
         if result.status in _EXECUTED and not result.case.title.startswith("knob."):
-            used.setdefault(result.case.op, set()).update(OPS[result.case.op].words(result.case))
-    left = {op: tuple(word for word in some if word not in used.get(op, ())) for op, some in words.items()}
+            found.setdefault(result.case.op, set()).update(OPS[result.case.op].words(result.case))
+    left = {op: tuple(word for word in some if word not in found.get(op, ())) for op, some in words.items()}
     return {op: some for op, some in left.items() if some}
 
 
 def level_of(words: Words) -> Level:
-    """The lowest level whose cases use everything that is declared, as far as any case does."""
-    reached = {level: {op: _used(op, level) for op in words} for level in LEVELS}
-    for level in LEVELS:
-        if all(set(some) & reached[LEVELS[-1]][op] <= reached[level][op] for op, some in words.items()):
-            return level
-    return LEVELS[-1]
+    """The lowest level whose cases use everything that is declared, as far as any case of `HIGHEST` does."""
+    most = {op: set(some) & used(op, HIGHEST) for op, some in words.items()}
+    return next(level for level in LEVELS if all(some <= used(op, level) for op, some in most.items()))
 
 
-def _used(op: str, level: Level) -> set[str]:
-    """What the cases of a level and those below it use."""
+def used(op: str, level: Level) -> set[str]:
+    """What the cases of an op use, at a level and those below it."""
     levels = LEVELS[: LEVELS.index(level) + 1]
     return {word for case in OPS[op].cases() if case.level in levels for word in OPS[op].words(case)}

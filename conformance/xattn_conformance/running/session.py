@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xattn_conformance.case import DTYPES, LEVELS, Case, Level
+from xattn_conformance.case import DTYPES, HIGHEST, Case, Level
 from xattn_conformance.golden.manifest import manifest_digest
 from xattn_conformance.golden.verify import verify
 from xattn_conformance.profiles import load as profiles
@@ -173,7 +173,7 @@ def opened(
     device = device or target.default_device(backend)
     ops = served(backend)
     if level is None:
-        level = reach.level_of(reach.declared(backend)) if case == EVERY else LEVELS[-1]
+        level = reach.level_of(reach.declared(backend)) if case == EVERY else HIGHEST
     cases = select(level, dtypes, case, ops, seed)
     if not cases:
         what = f"no case of level {level} in {', '.join(dtypes)} matches {case!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -44,10 +45,14 @@ class Target:
     def arithmetic(self, case: Case) -> Arithmetic:
         return self.profile.arithmetic_for(self.kind, case.dtype)
 
-    def run(self, call: Call, seed: int = 0) -> dict[str, Tensor]:
-        """The results of the call, after torch.manual_seed(seed): the same random numbers at every call."""
-        torch.manual_seed(seed)
-        return call.run(self.backend, self.execute)
+    def run(
+        self, call: Call, seed: int | None = 0, around: Callable[[Execute], Execute] | None = None
+    ) -> dict[str, Tensor]:
+        """The results of the call, after torch.manual_seed(seed): the same random numbers at every call. None leaves
+        the generator where it stands. around: wraps what executes it."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        return call.run(self.backend, self.execute if around is None else around(self.execute))
 
 
 def make(backend: str, device: str, profile: Profile, profile_file: str = "") -> Target:

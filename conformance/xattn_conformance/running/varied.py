@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from xattn_conformance.case import Case
+from xattn_conformance.ops import manners
 from xattn_conformance.ops.base import Op, Variation
 from xattn_conformance.ops.call import Call
 from xattn_conformance.running import bits
@@ -35,7 +37,10 @@ def look(
     left_out = {}
     target, results = calls.target, calls.results
     for name in case.variations:
-        varied = _repeat(call) if name == "repeat" else op.vary(name, case, problem, call, target.device)
+        if absent := manners.missing(name, target.device, target.profile.executor):
+            left_out[name] = absent
+            continue
+        varied = _made(name, op, case, problem, call, target)
         codes = ", ".join(sorted({code for each in varied.calls for code in _declined(op, each, target)}))
         if codes and name in _SAME_REQUEST:
             said = f"{varied.said}, the backend declines for {codes}: its reasons changed between calls"
@@ -46,7 +51,8 @@ def look(
             continue
         # Without dropout no result depends on torch's generator, so a repetition has it stand elsewhere.
         seed = 1 if name == "repeat" and not op.by_chance(case) else 0
-        others = varied.gather([calls.run(each, varied.said, seed) for each in varied.calls])
+        run = functools.partial(calls.run, doing=varied.said, seed=seed)
+        others = varied.gather([varied.way(each, run) for each in varied.calls])
         if promised(name, case, target):
             counts = {result: bits.differing(results[result], tensor) for result, tensor in others.items()}
             differ = ", ".join(f"{count} of {result}" for result, count in counts.items() if count)
@@ -60,16 +66,20 @@ def look(
 _SAME_REQUEST = ("repeat", "poison")
 
 
+def _made(name: str, op: Op[Any], case: Case, problem: Any, call: Call, target: Target) -> Variation:
+    if name == "repeat":
+        return Variation("in the same call again", (call,), lambda found: dict(found[0]))
+    if name in manners.MANNERS:
+        return manners.variation(name, call)
+    return op.vary(name, case, problem, call, target.device)
+
+
 def promised(name: str, case: Case, target: Target) -> bool:
     """Whether the variation must give the same bits: as the profile says, and nothing can where a mere repetition need
     not. A case that asks for determinism asks for the latter whatever the profile says."""
     bitwise = target.profile.bitwise_for(target.kind)
     repeat = bitwise.repeat or bool(case.options.get("deterministic"))
     return repeat and (name == "repeat" or getattr(bitwise, name, False))
-
-
-def _repeat(call: Call) -> Variation:
-    return Variation("in the same call again", (call,), lambda found: dict(found[0]))
 
 
 def _declined(op: Op[Any], call: Call, target: Target) -> list[str]:

@@ -204,17 +204,29 @@ def backward(problem: Problem, dout: Tensor, out: Tensor, lse: Tensor, dq: Tenso
             if extra.shift is not None:
                 tile_lse = tile_lse + extra.shift
             q, k, v = _same_width(problem.q[:, rows], problem.k[:, keys], problem.v[:, keys])
-            grads = _backward(
-                _pad(dout[:, rows], v.shape[3]).transpose(1, 2),
-                q.transpose(1, 2),
-                k.transpose(1, 2),
-                v.transpose(1, 2),
-                _pad(out[:, rows], v.shape[3]).transpose(1, 2),
-                tile_lse.contiguous(),
-                0.0,
-                tile.kind == "causal",
-                attn_mask=extra.bias,
-                scale=problem.scale,
-            )
-            for total, part, grad in ((dq, rows, grads[0]), (dk, keys, grads[1]), (dv, keys, grads[2])):
-                total[:, part] += grad.transpose(1, 2)[..., : total.shape[3]]
+            for heads in _summed_apart(problem):
+                bias = extra.bias
+                grads = _backward(
+                    _pad(dout[:, rows, heads], v.shape[3]).transpose(1, 2),
+                    q[:, :, heads].transpose(1, 2),
+                    k.transpose(1, 2),
+                    v.transpose(1, 2),
+                    _pad(out[:, rows, heads], v.shape[3]).transpose(1, 2),
+                    tile_lse[:, heads].contiguous(),
+                    0.0,
+                    tile.kind == "causal",
+                    attn_mask=bias if bias is None or bias.shape[1] == 1 else bias[:, heads],
+                    scale=problem.scale,
+                )
+                dq[:, rows, heads] += grads[0].transpose(1, 2)[..., : dq.shape[3]]
+                for total, grad in ((dk, grads[1]), (dv, grads[2])):
+                    total[:, keys] += grad.transpose(1, 2)[..., : total.shape[3]]
+
+
+def _summed_apart(problem: Problem) -> list[slice]:
+    """The query heads by calls of the kernel's backward, which adds up the shares of a group's heads in the dtype of k:
+    with 71 heads in bfloat16 a gradient of 2.22 came out as 2.31. In 16 bits each call has one head of every group, and
+    their gradients are added up in float32; it takes as long."""
+    if problem.group == 1 or problem.q.dtype == problem.wide:
+        return [slice(None)]
+    return [slice(member, None, problem.group) for member in range(problem.group)]
