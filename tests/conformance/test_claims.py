@@ -41,7 +41,8 @@ def test_a_claim_stops_at_the_level_of_the_run() -> None:
 def test_failures_and_waivers_are_not_passes() -> None:
     assert claims(small_report()) == [
         "attention Core 1.2: 34/36, 1 waiver on 1 case, 1 failed; published inputs alone",
-        "attention Extended 1.2: 10/12 of 24 cases, 0 waivers, 2 failed (12 declined as declared); published inputs alone",
+        "attention Extended 1.2: 10/12 of 24 cases, 0 waivers, 2 failed (12 declined as declared); "
+        "published inputs alone",
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strangers import PROFILE, honest, install
+from conformance.strangers import PROFILE, honest, install
 from xattn_conformance.case import Case
 from xattn_conformance.result import CaseResult
 from xattn_conformance.running import pool, selection

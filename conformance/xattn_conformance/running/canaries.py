@@ -7,7 +7,7 @@ went: whatever the vendor's code did to the process, it must still be failed.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +21,7 @@ from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.witnesses import witnesses_in
 from xattn_conformance.mutants.zoo import OWN
 from xattn_conformance.ops.base import Op
-from xattn_conformance.ops.call import Call
+from xattn_conformance.ops.call import Call, Execute
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import Canary
 from xattn_conformance.running.judge import served
@@ -53,7 +53,9 @@ def catch(names: Sequence[str], dtype: str, target: Target) -> tuple[Canary, ...
 class _Zeros(Target):
     """The null kernel in the place of the backend."""
 
-    def run(self, call: Call, seed: int = 0) -> dict[str, Tensor]:
+    def run(
+        self, call: Call, seed: int | None = 0, around: Callable[[Execute], Execute] | None = None
+    ) -> dict[str, Tensor]:
         wanted = OPS[call.op].results(call)
         return {name: torch.zeros(layout.shape, dtype=layout.dtype) for name, layout in wanted.items()}
 
