@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -55,7 +54,11 @@ def look(
         others = varied.gather([varied.way(each, run) for each in varied.calls])
         if promised(name, case, target):
             counts = {result: bits.differing(results[result], tensor) for result, tensor in others.items()}
-            differ = ", ".join(f"{count} of {result}" for result, count in counts.items() if count)
+            differ = ", ".join(
+                f"{count} of {result}, first {bits.first(results[result], others[result])}"
+                for result, count in counts.items()
+                if count
+            )
             found.rule(f"{name}.bits", sum(counts.values()), f"{varied.said}, elements differ: {differ}")
         else:
             _compare(name, varied.said, op, case, results, others, expected, found)
@@ -106,5 +109,4 @@ def _compare(
     if op.by_chance(case):
         got, _ = op.without_chance(case, expected, got)
     there = {name: one for name, one in expected.items() if (name if one.part is None else one.part[0]) in got}
-    comparison = compare(there, got)
-    found.checks += [msgspec.structs.replace(check, name=f"{name}:{check.name}") for check in comparison.checks]
+    found.compared(compare(there, got), name)
