@@ -124,6 +124,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     invalid:     why nothing in this report counts; empty where it does.
     seed:        of the inputs of its cases; 0 is the published ones.
     fresh:       the seed of the cases that were run once more on inputs that nobody has seen; 0: none were.
+    soak:        how many times more each case was called.
     declared:    by op, the features and gradients that the backend declares on the device ("grad_qkv").
     untested:    by op, those of them that no executed case of the run uses.
     environment: versions, device, commit and whether the tree was dirty, environment variables that matter.
@@ -150,6 +151,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cases: tuple[CaseResult, ...]
     seed: int = 0
     fresh: int = 0
+    soak: int = 0
     declared: dict[str, tuple[str, ...]] = {}
     untested: dict[str, tuple[str, ...]] = {}
 

@@ -46,7 +46,7 @@ def test_the_worst_element_is_one_of_the_check_that_failed(metric: str) -> None:
     assert f"out.{metric}" in {check.name for check in found.failed}
     place = found.places[f"out.{metric}"]
     assert place.index[:2] == (0, 1)
-    assert (float(place.got) - float(place.want)) / place.sigma == pytest.approx(np.abs(z[0, 1]).max())
+    assert (float(place.got) - float(place.want)) / float(place.sigma) == pytest.approx(np.abs(z[0, 1]).max())
     assert found.worst == found.places[found.failed[0].name]
 
 

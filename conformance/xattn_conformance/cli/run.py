@@ -60,6 +60,9 @@ def run(
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Draw other inputs than the published ones, which are 0.")
     ] = 0,
+    soak: Annotated[
+        int, typer.Option(min=0, help="Call each case so many times more, for rare races; raise --timeout with it.")
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="The report on stdout; of several backends, a list.")] = False,
 ) -> None:
     """Judge backends: every case a backend says it serves must run and agree, every other must be declined as it says.
@@ -89,6 +92,7 @@ def run(
                     dump=dump,
                     memory=None if memory is None else int(memory * 2**30),
                     seed=seed,
+                    soak=soak,
                 )
             except TargetError as error:
                 stop(str(error))

@@ -58,7 +58,7 @@ def _claim(report: Report, op: str, level: Level, executor: str) -> str:
     parts = [f"{name}: {share(counts)}{' cases' if declined else ''}", _waivers(results)]
     parts += [f"{failed} failed"] if failed else []
     by = f", run by the executor {executor}" if executor else ""
-    told = _provenance(report, results) + by + _inputs(report, own) + _untested(report, op, level)
+    told = _provenance(report, results) + by + _inputs(report, own) + _soaked(report) + _untested(report, op, level)
     return ", ".join(parts) + declined + told
 
 
@@ -68,6 +68,10 @@ def _inputs(report: Report, results: Sequence[CaseResult]) -> str:
         return ""
     some = [result for result in results if result.case.draw]
     return f"; {share(tally(some))} on fresh inputs of seed {report.fresh}" if some else "; published inputs alone"
+
+
+def _soaked(report: Report) -> str:
+    return f"; each call made {report.soak} times more" if report.soak else ""
 
 
 def _untested(report: Report, op: str, level: Level) -> str:

@@ -114,11 +114,13 @@ def _cases(report: Report, wanted: Mapping[str, Case], suite: Suite) -> Iterator
         # What is no case of the suite's is said above, and nothing follows from it.
         if result.id not in wanted or not _same(result.case, wanted[result.id]):
             continue
-        for problem in _case(result, profile, kind, today, suite):
+        for problem in _case(result, profile, kind, today, report.soak > 0, suite):
             yield f"{result.id}: {problem}"
 
 
-def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date, suite: Suite) -> Iterator[str]:
+def _case(
+    result: CaseResult, profile: Profile, kind: str, today: datetime.date, soaked: bool, suite: Suite
+) -> Iterator[str]:
     wanted = suite.inputs(result.case)
     # An ERROR may come before the inputs are made, and INVALID says that they are others.
     if wanted is not None and result.inputs != wanted and result.status not in ("ERROR", "INVALID"):
@@ -138,7 +140,7 @@ def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date,
     if result.status in ("PASS", "WAIVED"):
         arithmetic = profile.arithmetic_for(kind, result.case.dtype)
         knob = result.id in suite.knobs
-        yield from incomplete(result, knob, lambda tensor: suite.judged(result.case, arithmetic, tensor))
+        yield from incomplete(result, knob, soaked, lambda tensor: suite.judged(result.case, arithmetic, tensor))
 
 
 def _unwaived(check: Check, suite: Suite) -> Check:

@@ -19,7 +19,7 @@ from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import waivers
 from xattn_conformance.result import CaseResult, Check, Worst
-from xattn_conformance.running import bits, explained, rules, varied
+from xattn_conformance.running import bits, explained, rules, soak, varied
 from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.dump import Dump
 from xattn_conformance.running.explained import Expect
@@ -49,7 +49,7 @@ def judge(case: Case, target: Target, dump: Dump | None = None) -> CaseResult:
             raise
         fields = {"status": "ERROR", "message": raised(error), "detail": trace(error)}
     known: Fields = {"id": case.id, "case": case, "provenance": target.provenance}
-    reproduce = command(case, target.backend, target.device, target.profile_file)
+    reproduce = command(case, target.backend, target.device, target.profile_file, target.soak)
     known |= {"seconds": time.perf_counter() - started, "reproduce": reproduce}
     return CaseResult(**known, **fields)
 
@@ -188,6 +188,8 @@ def served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, du
     comparison = compare(expected, got)
     found.compared(comparison)
     left_out = varied.look(op, case, problem, call, calls, expected, found)
+    if target.soak:
+        soak.look(op, case, call, calls, expected, found)
     calls.look(found)
     fields["left_out"] = tuple(left_out)
     told = "; ".join(f"the variation {name} is left out: declined for {codes}" for name, codes in left_out.items())

@@ -19,7 +19,8 @@ M = TypeVar("M")
 class Start(msgspec.Struct, frozen=True, tag=True):
     """The first message to a worker. profile: its text. threads: of torch on the CPU; None is torch's own number.
     profile_file: where the text came from, if that is not the backend's own profile.
-    memory: bytes that the process may hold on the host; None is no limit."""
+    memory: bytes that the process may hold on the host; None is no limit.
+    soak: how many times more each case is called."""
 
     backend: str
     device: str
@@ -27,6 +28,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     threads: int | None
     profile_file: str = ""
     memory: int | None = None
+    soak: int = 0
 
 
 class Judge(msgspec.Struct, frozen=True, tag=True):

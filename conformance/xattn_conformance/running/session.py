@@ -43,6 +43,7 @@ class Session:
     memory: int | None = None
     seed: int = 0
     fresh: int = 0
+    soak: int = 0
     declared: dict[str, tuple[str, ...]] = field(default_factory=dict)
     start: Start | None = None
     invalid: str = ""
@@ -89,6 +90,7 @@ class Session:
             ops=self.ops,
             seed=self.seed,
             fresh=self.fresh if any(case.draw for case in self.cases) and not self.seed else 0,
+            soak=self.soak,
             declared=self.declared,
             untested=reach.untested(self.declared, results),
             cases=tuple(sorted(results, key=lambda result: order[result.id])),
@@ -108,6 +110,7 @@ def run(
     dump: Path | None = None,
     memory: int | None = None,
     seed: int = 0,
+    soak: int = 0,
 ) -> Report:
     """Judge a backend and report.
 
@@ -122,13 +125,14 @@ def run(
     memory:  bytes of the host that each process may hold; None is, on a CPU, a share of what there is.
     seed:    of the inputs; 0 is the published ones, and then a run of every case takes a few of those that passed once
              more, on inputs of a seed that the second gives.
+    soak:    how many times more each case is called, but those that ask whether an option does anything.
 
     Raises TargetError for a backend, device or selection that is not there. What makes a run invalid is in the report,
     which then has no cases (goldens that do not verify, a profile that is refused, a wrong kernel that is not caught)
     or those that were judged before the run was given up.
     """
     session = opened(backend, device, level, case, dtypes, jobs, timeout, seed)
-    session.memory = memory
+    session.memory, session.soak = memory, soak
     if dump is not None and len(session.cases) != 1:
         raise TargetError(f"a dump is of one case, and {len(session.cases)} match {case!r}")
     if dump is not None and (dump.is_dir() or not dump.parent.is_dir()):
@@ -200,7 +204,7 @@ def prepare(session: Session, profile: Path | None = None) -> Judging | None:
     session.profile, session.profile_source = loaded.text, loaded.source
     threads = 1 if session.jobs > 1 and session.device.startswith("cpu") else None
     held = memories.share(session.device, session.jobs) if session.memory is None else session.memory
-    session.start = Start(session.backend, session.device, loaded.text, threads, _shown(profile), held)
+    session.start = Start(session.backend, session.device, loaded.text, threads, _shown(profile), held, session.soak)
     worker = Judging(session.start, session.timeout)
     try:
         ready = worker.ready()

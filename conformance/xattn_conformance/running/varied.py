@@ -17,7 +17,7 @@ from xattn_conformance.running import bits
 from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.target import Target
-from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.compare import Comparison, compare
 from xattn_conformance.tolerance.expected import Expected
 
 
@@ -105,8 +105,13 @@ def _compare(
         said = f"{changed}, {result} has the shape {tuple(tensor.shape)}, want {tuple(results[result].shape)}"
         if not found.rule(f"{name}:{result}.shape", int(tensor.shape != results[result].shape), said):
             return
+    found.compared(against(op, case, expected, others), name)
+
+
+def against(op: Op[Any], case: Case, expected: Mapping[str, Expected], others: Mapping[str, Tensor]) -> Comparison:
+    """The results of a further call, as many as there are, compared with the golden."""
     got = {result: op.layout(result, tensor) for result, tensor in others.items()}
     if op.by_chance(case):
         got, _ = op.without_chance(case, expected, got)
     there = {name: one for name, one in expected.items() if (name if one.part is None else one.part[0]) in got}
-    found.compared(compare(there, got), name)
+    return compare(there, got)

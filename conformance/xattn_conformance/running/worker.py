@@ -49,7 +49,7 @@ def main() -> None:
     if start.memory is not None:
         memory.limit(start.memory)
     try:
-        judged = target.make(start.backend, start.device, parse(start.profile), start.profile_file)
+        judged = target.make(start.backend, start.device, parse(start.profile), start.profile_file, start.soak)
     except (TargetError, ProfileError) as error:
         _say(replies, first.number, Refused(str(error)))
         return
