@@ -7,7 +7,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -44,9 +44,18 @@ def verify(report: Report, suite: Suite | None = None) -> list[str]:
         return [f"its ops are {report.ops}; a run is of one or more, each once"]
     every = suite.select(report.level, report.dtypes, report.selection)
     then = suite.versions[: suite.versions.index(report.suite) + 1]
-    wanted = {case.id: case for case in every if case.op in report.ops and case.since in then}
+    own = [case for case in every if case.op in report.ops and case.since in then]
+    own = [msgspec.structs.replace(case, draw=report.seed) for case in own]
+    wanted = {case.id: case for case in (*own, *_fresh(report, own, suite))}
     selected = _selected(report, wanted, suite)
     return [*_run(report, suite), *_canaries(report, suite), *selected, *_cases(report, wanted, suite)]
+
+
+def _fresh(report: Report, own: Iterable[Case], suite: Suite) -> list[Case]:
+    """The cases that a run takes once more, on inputs of its own seed: they follow from what passed."""
+    known = {case.id: case for case in own}
+    passed = [known[r.id] for r in report.cases if r.status == "PASS" and r.id in known]
+    return suite.fresh(passed, report.fresh) if report.fresh and not report.seed else []
 
 
 def _run(report: Report, suite: Suite) -> Iterator[str]:
@@ -139,7 +148,7 @@ def _case(
         yield f"{result.status}, but its checks say {settled.status}" + (f": {'; '.join(because)}" if because else "")
     if result.status in ("PASS", "WAIVED"):
         arithmetic = profile.arithmetic_for(kind, result.case.dtype)
-        knob = result.id in suite.knobs
+        knob = result.case.published.id in suite.knobs
         yield from incomplete(result, knob, soaked, lambda tensor: suite.judged(result.case, arithmetic, tensor))
 
 
