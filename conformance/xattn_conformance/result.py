@@ -122,6 +122,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ops:         the ops that the backend has: the run is of their cases, and says nothing of another op.
     goldens:     sha256 of the golden manifest.
     invalid:     why nothing in this report counts; empty where it does.
+    seed:        of the inputs of its cases; 0 is the published ones.
+    fresh:       the seed of the cases that were run once more on inputs that nobody has seen; 0: none were.
+    soak:        how many times more each case was called.
+    declared:    by op, the features and gradients that the backend declares on the device ("grad_qkv").
+    untested:    by op, those of them that no executed case of the run uses.
     environment: versions, device, commit and whether the tree was dirty, environment variables that matter.
     profile:     the profile's text, verbatim, with its waivers, and where it came from.
     """
@@ -144,6 +149,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     profile_source: str
     canaries: tuple[Canary, ...]
     cases: tuple[CaseResult, ...]
+    seed: int = 0
+    fresh: int = 0
+    soak: int = 0
+    declared: dict[str, tuple[str, ...]] = {}
+    untested: dict[str, tuple[str, ...]] = {}
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.cases)

@@ -40,6 +40,7 @@ SUITE_1 = Suite(
     versions=("1.0", "1.1", "1.2"),
     goldens=GOLDENS,
     select=chosen,
+    fresh=lambda passed, seed: [replace(case, draw=seed) for case in list(passed)[:2]],
     limit=limit,
     inputs=lambda case: INPUTS.get(case.id),
     refusals=lambda *_: [],
@@ -59,6 +60,23 @@ def test_a_report_of_an_earlier_suite_is_held_to_the_cases_of_then() -> None:
     suite = dataclasses.replace(SUITE_1, select=lambda *asked: [*chosen(*asked), later])
     assert verify(replace(SMALL, suite="1.0"), suite) == []
     assert verify(replace(SMALL, suite="1.1"), suite) == [f"1 cases of the run are missing: {later.id}"]
+
+
+def test_the_fresh_cases_of_a_report_are_those_that_follow_from_what_passed() -> None:
+    suite = dataclasses.replace(SUITE_1, inputs=lambda case: INPUTS.get(case.published.id))
+    again = [replace(r, case=replace(r.case, draw=9), id=f"{r.id}@9") for r in SMALL.cases if r.status == "PASS"][:2]
+    report = replace(SMALL, fresh=9, cases=(*SMALL.cases, *again))
+    assert verify(report, suite) == []
+    assert "1 cases of the run are missing" in verify(replace(report, cases=report.cases[:-1]), suite)[0]
+    assert "2 cases of the run are missing" in verify(replace(report, fresh=8), suite)[0]
+    assert "2 cases are not of the run" in verify(replace(report, fresh=0), suite)[0]
+
+
+def test_a_report_of_another_seed_is_held_to_its_inputs() -> None:
+    suite = dataclasses.replace(SUITE_1, inputs=lambda case: INPUTS.get(case.published.id))
+    drawn = tuple(replace(r, case=replace(r.case, draw=7), id=f"{r.id}@7") for r in SMALL.cases)
+    assert verify(replace(SMALL, seed=7, cases=drawn), suite) == []
+    assert "60 cases of the run are missing" in verify(replace(SMALL, seed=7), suite)[0]
 
 
 def test_an_honest_report_of_a_part_verifies() -> None:

@@ -162,6 +162,11 @@ class Op(ABC, Generic[P]):
         """What a report of the case must have."""
         raise NotImplementedError
 
+    def words(self, case: Case) -> frozenset[str]:
+        """What of the op's vocabulary a case uses: features as a capability block has them, and "grad_qkv"."""
+        features = {feature.rpartition(".")[2] for feature in case.features}
+        return frozenset(features | {f"grad_{name}" for name in case.grads})
+
     def served_by(self, backend: Backend) -> bool:
         """Whether the backend has the op at all. The cases of one that it does not have are no part of its run."""
         return any(kernel.op == self.name for kernel in backend.kernels)

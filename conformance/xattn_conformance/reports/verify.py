@@ -7,7 +7,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -44,9 +44,18 @@ def verify(report: Report, suite: Suite | None = None) -> list[str]:
         return [f"its ops are {report.ops}; a run is of one or more, each once"]
     every = suite.select(report.level, report.dtypes, report.selection)
     then = suite.versions[: suite.versions.index(report.suite) + 1]
-    wanted = {case.id: case for case in every if case.op in report.ops and case.since in then}
+    own = [case for case in every if case.op in report.ops and case.since in then]
+    own = [msgspec.structs.replace(case, draw=report.seed) for case in own]
+    wanted = {case.id: case for case in (*own, *_fresh(report, own, suite))}
     selected = _selected(report, wanted, suite)
     return [*_run(report, suite), *_canaries(report, suite), *selected, *_cases(report, wanted, suite)]
+
+
+def _fresh(report: Report, own: Iterable[Case], suite: Suite) -> list[Case]:
+    """The cases that a run takes once more, on inputs of its own seed: they follow from what passed."""
+    known = {case.id: case for case in own}
+    passed = [known[r.id] for r in report.cases if r.status == "PASS" and r.id in known]
+    return suite.fresh(passed, report.fresh) if report.fresh and not report.seed else []
 
 
 def _run(report: Report, suite: Suite) -> Iterator[str]:
@@ -114,11 +123,13 @@ def _cases(report: Report, wanted: Mapping[str, Case], suite: Suite) -> Iterator
         # What is no case of the suite's is said above, and nothing follows from it.
         if result.id not in wanted or not _same(result.case, wanted[result.id]):
             continue
-        for problem in _case(result, profile, kind, today, suite):
+        for problem in _case(result, profile, kind, today, report.soak > 0, suite):
             yield f"{result.id}: {problem}"
 
 
-def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date, suite: Suite) -> Iterator[str]:
+def _case(
+    result: CaseResult, profile: Profile, kind: str, today: datetime.date, soaked: bool, suite: Suite
+) -> Iterator[str]:
     wanted = suite.inputs(result.case)
     # An ERROR may come before the inputs are made, and INVALID says that they are others.
     if wanted is not None and result.inputs != wanted and result.status not in ("ERROR", "INVALID"):
@@ -128,7 +139,7 @@ def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date,
         return
     yield from _impossible(result)
     own = [_unwaived(check, suite) for check in result.checks]
-    settled = settle(result.id, kind, own, profile.waiver, today)
+    settled = settle(result.case, kind, own, profile.waiver, today)
     for said, check in zip(result.checks, settled.checks, strict=True):
         if (said.limit, said.waiver) != (check.limit, check.waiver):
             yield f"{said.name} was held to {_held(said)}, it is held to {_held(check)}"
@@ -137,8 +148,8 @@ def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date,
         yield f"{result.status}, but its checks say {settled.status}" + (f": {'; '.join(because)}" if because else "")
     if result.status in ("PASS", "WAIVED"):
         arithmetic = profile.arithmetic_for(kind, result.case.dtype)
-        knob = result.id in suite.knobs
-        yield from incomplete(result, knob, lambda tensor: suite.judged(result.case, arithmetic, tensor))
+        knob = result.case.published.id in suite.knobs
+        yield from incomplete(result, knob, soaked, lambda tensor: suite.judged(result.case, arithmetic, tensor))
 
 
 def _unwaived(check: Check, suite: Suite) -> Check:

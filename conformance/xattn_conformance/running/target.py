@@ -32,6 +32,7 @@ class Target:
 
     execute: runs a call; by default the public call, eagerly.
     profile_file: the file that took the place of the backend's own profile; empty where none did.
+    soak: how many times more each case is called; 0 for no more than the case asks for.
     """
 
     backend: str
@@ -41,6 +42,7 @@ class Target:
     execute: Execute
     provenance: Provenance
     profile_file: str = ""
+    soak: int = 0
 
     def arithmetic(self, case: Case) -> Arithmetic:
         return self.profile.arithmetic_for(self.kind, case.dtype)
@@ -55,7 +57,7 @@ class Target:
         return call.run(self.backend, self.execute if around is None else around(self.execute))
 
 
-def make(backend: str, device: str, profile: Profile, profile_file: str = "") -> Target:
+def make(backend: str, device: str, profile: Profile, profile_file: str = "", soak: int = 0) -> Target:
     """Raises TargetError for a backend that is unknown or disabled, a device that is not there, and an executor that
     cannot be loaded."""
     check_backend(backend)
@@ -68,7 +70,7 @@ def make(backend: str, device: str, profile: Profile, profile_file: str = "") ->
         raise TargetError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
     provenance: Provenance = "hardware" if kind in profile.hardware else "vendor code elsewhere"
     provenance = max(provenance, said, key=_PROVENANCES.index)
-    return Target(backend, device, kind, profile, run, provenance, profile_file)
+    return Target(backend, device, kind, profile, run, provenance, profile_file, soak)
 
 
 def check_backend(backend: str) -> None:

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from xattn_conformance.running import bits
 from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.target import Target
-from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.compare import Comparison, compare
 from xattn_conformance.tolerance.expected import Expected
 
 
@@ -55,7 +54,11 @@ def look(
         others = varied.gather([varied.way(each, run) for each in varied.calls])
         if promised(name, case, target):
             counts = {result: bits.differing(results[result], tensor) for result, tensor in others.items()}
-            differ = ", ".join(f"{count} of {result}" for result, count in counts.items() if count)
+            differ = ", ".join(
+                f"{count} of {result}, first {bits.first(results[result], others[result])}"
+                for result, count in counts.items()
+                if count
+            )
             found.rule(f"{name}.bits", sum(counts.values()), f"{varied.said}, elements differ: {differ}")
         else:
             _compare(name, varied.said, op, case, results, others, expected, found)
@@ -102,9 +105,13 @@ def _compare(
         said = f"{changed}, {result} has the shape {tuple(tensor.shape)}, want {tuple(results[result].shape)}"
         if not found.rule(f"{name}:{result}.shape", int(tensor.shape != results[result].shape), said):
             return
+    found.compared(against(op, case, expected, others), name)
+
+
+def against(op: Op[Any], case: Case, expected: Mapping[str, Expected], others: Mapping[str, Tensor]) -> Comparison:
+    """The results of a further call, as many as there are, compared with the golden."""
     got = {result: op.layout(result, tensor) for result, tensor in others.items()}
     if op.by_chance(case):
         got, _ = op.without_chance(case, expected, got)
     there = {name: one for name, one in expected.items() if (name if one.part is None else one.part[0]) in got}
-    comparison = compare(there, got)
-    found.checks += [msgspec.structs.replace(check, name=f"{name}:{check.name}") for check in comparison.checks]
+    return compare(there, got)
