@@ -19,7 +19,6 @@ from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.inputs.formats import FORMATS, decode
 from xattn_conformance.ops.attention.families import FAMILIES
 from xattn_conformance.ops.attention.inputs import bits, digest, make, poisoned_with
-from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.recipes import BROADCASTS, RECIPES
 from xattn_conformance.ops.attention.visibility import hidden_slots, visible
 
