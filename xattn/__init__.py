@@ -23,6 +23,7 @@ from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
+from xattn.ops.write_kv import WriteKernel, WriteRequest, write_kv
 from xattn.plan import plan
 from xattn.plugin import Backend, Capabilities, Kernel, Reason, Request, TensorSpec, hookimpl
 from xattn.version import __version__
@@ -50,6 +51,8 @@ __all__ = [
     "UnsupportedError",
     "VarlenKernel",
     "VarlenRequest",
+    "WriteKernel",
+    "WriteRequest",
     "XattnError",
     "__version__",
     "apply_rotary",
@@ -62,4 +65,5 @@ __all__ = [
     "plan",
     "use_backend",
     "varlen_attention",
+    "write_kv",
 ]

@@ -146,6 +146,7 @@ _FITS: dict[str, Callable[[torch.dtype], bool]] = {
     "float32": lambda dtype: dtype == torch.float32,
     "bool": lambda dtype: dtype == torch.bool,
     "int32": lambda dtype: dtype == torch.int32,
+    "int64": lambda dtype: dtype == torch.int64,
     "int32 or int64": lambda dtype: dtype in (torch.int32, torch.int64),
 }
 
