@@ -8,7 +8,7 @@ from typing import Any
 from xattn.dispatch.op import Op
 from xattn.dispatch.registry import declare
 from xattn.errors import InvalidArgumentError
-from xattn.ops import apply_rotary, attention, merge_attention, varlen_attention, write_kv
+from xattn.ops import apply_rotary, attention, merge_attention, paged_attention, varlen_attention, write_kv
 
 # By the name of its function.
 OPS: dict[str, Op] = {
@@ -17,6 +17,7 @@ OPS: dict[str, Op] = {
         attention.OP,
         apply_rotary.OP,
         varlen_attention.OP,
+        paged_attention.OP,
         merge_attention.OP,
         write_kv.OP,
     )

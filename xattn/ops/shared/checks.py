@@ -201,6 +201,8 @@ def readable(tensor: Any, *dtypes: torch.dtype, on_device: bool = False) -> bool
     or torch.export traces. On a device it would stop the stream: only where the caller asked for it."""
     if is_compiling() or _is_faked() or not is_plain(tensor) or tensor.dtype not in dtypes or tensor.numel() == 0:
         return False
+    if tensor.is_meta:
+        return False
     return on_device or bool(tensor.device.type == "cpu")
 
 
