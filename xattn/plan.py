@@ -46,10 +46,22 @@ def plan(*arguments: Any, backend: str | Sequence[str] = "auto", **named: Any) -
 
 def described(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Op, Prepared]:
     """The op and the call that the arguments of `plan` and `explain` stand for."""
-    if arguments and callable(arguments[0]) and not isinstance(arguments[0], Tensor):
+    if arguments and not isinstance(arguments[0], Tensor) and (callable(arguments[0]) or isinstance(arguments[0], str)):
         op, arguments = op_of(arguments[0]), arguments[1:]
     else:
         op = DEFAULT
     if unknown := [name for name in named if name not in inspect.signature(op.prepare).parameters]:
         raise unexpected(op.function, unknown)
-    return op, op.prepare(*arguments, **named)
+    try:
+        return op, op.prepare(*arguments, **named)
+    except TypeError:
+        _check_given(op, arguments, named)
+        raise
+
+
+def _check_given(op: Op, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """An argument too few or too many is told of the function that the caller knows."""
+    try:
+        inspect.signature(op.function).bind(*arguments, **named)
+    except TypeError as error:
+        raise TypeError(f"{op.name}(): {error}") from None

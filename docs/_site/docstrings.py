@@ -1,4 +1,5 @@
-"""xattn's docstrings as Markdown: `name: what it is`, a line each with indented continuations, becomes a list."""
+"""xattn's docstrings as Markdown: `name: what it is`, a line each with indented continuations, becomes a list. And its
+signatures as Python shows them."""
 
 from __future__ import annotations
 
@@ -14,6 +15,9 @@ class Lists(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = listed(obj.docstring.value)
+        # Which `xattn.ops.shared.spelling.without_unknown` leaves out.
+        if isinstance(obj, griffe.Function) and "unknown" in obj.parameters:
+            del obj.parameters["unknown"]
 
 
 def listed(text: str) -> str:

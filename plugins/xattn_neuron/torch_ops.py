@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from xattn import Reason
 from xattn.plugin.constant import traced_as_constant
@@ -22,7 +23,7 @@ from xattn_neuron.rules import within
 _done = False
 
 
-def operator(function: Callable[..., Any]) -> Callable[..., Any]:
+def operator(function: Callable[..., Any]) -> OpOverload[..., Any]:
     """The operator of a function of `nki.attention.launches` or `nki_legacy.attention.launches`."""
     _register()
     return getattr(torch.ops.xattn_neuron, function.__name__).default  # type: ignore[no-any-return]

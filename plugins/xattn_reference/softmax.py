@@ -38,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     Returns out (batch, seqlen_q, nheads, headdim_v), contiguous, in the dtype of q, and lse (batch, nheads, seqlen_q)
     float32.
     """
-    batch, seqlen_q, nheads, _ = q.shape
+    batch, seqlen_q, nheads, headdim = q.shape
     seqlen_k, nheads_k, headdim_v = v.shape[1:]
     group, visible = nheads // nheads_k, how.visible
     if not static(group):
@@ -49,15 +49,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
 
     # A key that no query sees may hold NaN, and 0 * NaN is NaN: take it out before any arithmetic. So may a query that
     # sees no key, where tokens are packed.
-    seen = visible.any(2).expand(batch, nheads, seqlen_k).unflatten(1, (nheads_k, group)).any(2)
-    seen = seen.transpose(1, 2).unsqueeze(3)  # (batch, seqlen_k, nheads_k, 1)
+    seen = visible.any(2)  # (batch or 1, nheads or 1, seqlen_k)
+    if seen.shape[1] != 1:
+        seen = seen.unflatten(1, (nheads_k, group)).any(2)
+    seen = seen.transpose(1, 2).unsqueeze(3)  # (batch or 1, seqlen_k, nheads_k or 1, 1)
     keys = k.to(wide(q)).masked_fill(~seen, 0.0)
     values = v.to(wide(q)).masked_fill(~seen, 0.0)
     dead = ~visible.any(-1, keepdim=True)  # (batch or 1, nheads or 1, seqlen_q or 1, 1)
     queries = q.to(wide(q)).masked_fill(dead.transpose(1, 2), 0.0)
 
-    grouped = queries.unflatten(2, (nheads_k, group))
-    scores = torch.einsum("bikgd,bjkd->bkgij", grouped, keys).flatten(1, 2) * how.scale
+    # The query heads of one key-value head stand one below the other: (batch, nheads_k, group * seqlen_q, ...).
+    queries = queries.transpose(1, 2).reshape(batch, nheads_k, group * seqlen_q, headdim)
+    scores = (queries @ keys.permute(0, 2, 3, 1)).view(batch, nheads, seqlen_q, seqlen_k) * how.scale
     if how.softcap is not None:
         scores = how.softcap * torch.tanh(scores / how.softcap)
     for term in how.added:
@@ -83,8 +86,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     probabilities = weights / total
     if dropout_p is not None:
         probabilities = F.dropout(probabilities, dropout_p)
-    out = torch.einsum("bkgij,bjkd->bikgd", probabilities.unflatten(1, (nheads_k, group)), values)
-    out = out.reshape(batch, seqlen_q, nheads, headdim_v).to(q.dtype).contiguous()
+    out = probabilities.view(batch, nheads_k, group * seqlen_q, seqlen_k) @ values.transpose(1, 2)
+    out = out.view(batch, nheads, seqlen_q, headdim_v).transpose(1, 2).to(q.dtype).contiguous()
     lse = (torch.log(total) + top).masked_fill(empty, -torch.inf)
     return out, lse.squeeze(-1).float()
 

@@ -126,7 +126,7 @@ def test_1_the_chosen_backend_does_not_have_the_op(run: Run) -> None:
         (["apply_rotary", "q=2,4,4,8:float33", "k=none"], "torch has no dtype 'float33'"),
         (["apply_rotary", "q=2,4,4,8:bf16:fp16", "k=none"], "'2,4,4,8:bf16:fp16' has two dtypes"),
         (["apply_rotary", "q=2,4,4,8:int32:grad", "k=none"], "have no gradient"),
-        (["apply_rotary", "q=none", "k=none", "cos=4,4", "sin=4,4"], "q: got NoneType, want a torch.Tensor"),
+        (["apply_rotary", "q=none", "k=none", "cos=4,4", "sin=4,4"], "q: got None, want a torch.Tensor"),
         (["varlen_attention", "q=9,4,8", "k=9,4,8", "v=9,4,8", "cu_seqlens_q=4:int32"], "max_seqlen_q: got None"),
         ([*QKV, "window=4"], "window: got 4, want (left, right)"),
         ([*QKV, "align=0.5"], "align: got 0.5"),

@@ -53,7 +53,7 @@ def test_1_comes_with_the_json(run: Run, strangers: Path, load: Load) -> None:
         ([*SMALL, "--align", "left"], "bottom_right"),
         ([*SMALL, "--softcap", "0"], "None switches it off"),
         ([*SMALL, "--scale", "nan"], "a finite float"),
-        ([*SMALL, "--dropout", "1"], "[0, 1)"),
+        ([*SMALL, "--dropout-p", "1"], "[0, 1)"),
         ([*SMALL, "--bias", "5,5"], "broadcastable"),
         ([*SMALL, "--seqlens-k", "4"], "seqlens_k"),
         ([*SMALL, "--seqlens-k", "4,5"], "0 to seqlen_k"),

@@ -54,7 +54,8 @@ def plainly_visible(problem: Problem) -> np.ndarray:
     seen = np.zeros(problem.scores_shape, bool)
     for b, h, i, j in np.ndindex(*problem.scores_shape):
         length = seqlen_k if problem.seqlens_k is None else problem.seqlens_k[b]
-        off = {"bottom_right": length - seqlen_q, "top_left": 0}.get(problem.align, problem.align)
+        offsets: dict[str | int, int] = {"bottom_right": length - seqlen_q, "top_left": 0}
+        off = offsets.get(problem.align, problem.align)
         left, right = problem.window or (None, None)
         seen[b, h, i, j] = (
             j < length
@@ -71,7 +72,8 @@ def logits(problem: Problem) -> np.ndarray:
     """(batch, nheads, seqlen_q, seqlen_k), in float64, before anything is masked."""
     group = problem.q.shape[2] // problem.k.shape[2]
     scale = problem.q.shape[3] ** -0.5 if problem.scale is None else problem.scale
-    return scale * np.einsum("bihd,bjhd->bhij", problem.q, np.repeat(problem.k, group, axis=2))
+    products: np.ndarray = np.einsum("bihd,bjhd->bhij", problem.q, np.repeat(problem.k, group, axis=2))
+    return scale * products
 
 
 def shares(problem: Problem) -> np.ndarray:
@@ -79,4 +81,5 @@ def shares(problem: Problem) -> np.ndarray:
     scores = np.where(plainly_visible(problem), logits(problem), -np.inf)
     top = scores.max(axis=3, keepdims=True)
     weights = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
-    return weights / np.maximum(weights.sum(axis=3, keepdims=True), 1e-300)
+    found: np.ndarray = weights / np.maximum(weights.sum(axis=3, keepdims=True), 1e-300)
+    return found

@@ -38,7 +38,7 @@ TITLES: tuple[tuple[str, dict[str, Any], tuple[str, ...], Level], ...] = (
 )
 
 
-def limit(metric: str, count: int) -> float:
+def limit(metric: str, count: float) -> float:
     """The limits of the suite that these reports are of."""
     return LIMITS.get(metric, 0.0)
 

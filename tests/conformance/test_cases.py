@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 
@@ -28,12 +27,8 @@ CASES = [case for case in load() if case.dtype == "bfloat16"]
 FORWARD = [case for case in CASES if not case.grads]
 KNOBS = [knob for knob in knobs() if knob.on.dtype == "bfloat16"]
 FEATURES = xattn.AttentionRequest.vocabulary.feature_names
-NOTHING = xattn.Capabilities("cpu", frozenset({torch.bfloat16}), frozenset(), "made up")
+NOTHING: xattn.Capabilities[str] = xattn.Capabilities("cpu", frozenset({torch.bfloat16}), frozenset(), "made up")
 SIDES = {0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129}
-
-
-def some(test: Callable[[Case], bool], cases: list[Case] = FORWARD) -> bool:
-    return any(map(test, cases))
 
 
 def test_ids_are_unique_and_the_same_in_every_dtype() -> None:
@@ -66,6 +61,7 @@ def test_cases_are_legal_and_their_features_are_what_the_core_sees(level: str) -
         call = op.call(case, make(case), "cpu")
         with torch.set_grad_enabled(bool(case.grads)):
             request = xattn.explain(**call.arguments).request
+        assert isinstance(request, xattn.AttentionRequest)
         needed = {reason.code for reason in NOTHING.reasons(request)} & set(FEATURES)
         assert needed == set(case.features) & set(FEATURES), case.id
         assert ("scale" in case.features) == (request.scale is not None), case.id
@@ -116,18 +112,18 @@ def test_sizes() -> None:
     for size in (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257, 1000, 4096):
         for causal in (False, True):
             square = [case for case in FORWARD if case.shape["seqlen_q"] == case.shape["seqlen_k"] == size]
-            assert some(lambda case, causal=causal: case.options.get("causal", False) == causal, square), size
+            assert any(case.options.get("causal", False) == causal for case in square), size
     assert {8, 13, 40, 64, 72, 80, 96, 127, 128, 192, 256} <= {case.shape["headdim"] for case in FORWARD}
     for cases in (FORWARD, [case for case in CASES if case.grads]):
         groups = {case.shape["nheads"] // case.shape["nheads_k"] for case in cases}
         assert {1, 2, 3, 4, 8} <= groups
-        assert some(lambda case: case.shape["nheads_k"] == 1 < case.shape["nheads"], cases)
-        assert some(lambda case: case.shape["headdim_v"] < case.shape["headdim"], cases)
-        assert some(lambda case: case.shape["headdim_v"] > case.shape["headdim"], cases)
+        assert any(case.shape["nheads_k"] == 1 < case.shape["nheads"] for case in cases)
+        assert any(case.shape["headdim_v"] < case.shape["headdim"] for case in cases)
+        assert any(case.shape["headdim_v"] > case.shape["headdim"] for case in cases)
         for name in ("batch", "seqlen_q", "seqlen_k"):
-            assert some(lambda case, name=name: case.shape[name] == 0, cases), name
+            assert any(case.shape[name] == 0 for case in cases), name
     for size in (257, 384):
-        assert some(lambda case, size=size: case.shape["seqlen_q"] == size and bool(case.grads), CASES)
+        assert any(case.shape["seqlen_q"] == size and case.grads for case in CASES)
     # Where heads and queries are as many, or there is one head, their order does not show.
     for case in CASES:
         if case.shape["nheads"] == case.shape["nheads_k"] and case.shape["seqlen_q"] > 1:
@@ -139,11 +135,8 @@ def test_sizes() -> None:
 def test_both_alignments_both_ways(align: str, longer: str) -> None:
     shorter = "seqlen_k" if longer == "seqlen_q" else "seqlen_q"
     for option in ("causal", "window", "alibi_slopes"):
-        assert some(
-            lambda case, option=option: (
-                option in case.options and align in case.features and case.shape[longer] > case.shape[shorter] > 0
-            )
-        ), option
+        fitting = [case for case in FORWARD if option in case.options and align in case.features]
+        assert any(case.shape[longer] > case.shape[shorter] > 0 for case in fitting), option
 
 
 def test_windows() -> None:
@@ -159,10 +152,8 @@ def test_windows() -> None:
     decode = [case for case in FORWARD if case.shape["seqlen_q"] == 1 and "window" in case.options]
     assert {case.family for case in decode} == {"needle", "poison"}
     for grads in (False, True):
-        assert some(
-            lambda case, grads=grads: "window" in case.options and "gqa" in case.features and bool(case.grads) == grads,
-            CASES,
-        )
+        fitting = [case for case in CASES if bool(case.grads) == grads]
+        assert any("window" in case.options and "gqa" in case.features for case in fitting)
 
 
 PAIRED = ["causal", "window", "softcap", "sinks", "alibi_slopes", "bias", "mask", "seqlens_k", "gqa", "headdim_v"]
@@ -170,9 +161,9 @@ PAIRED = ["causal", "window", "softcap", "sinks", "alibi_slopes", "bias", "mask"
 
 @pytest.mark.parametrize("pair", [*combinations([*PAIRED, "top_left", "scale"], 2)], ids="-".join)
 def test_every_pair_of_features(pair: tuple[str, str]) -> None:
-    assert some(lambda case: set(pair) <= set(case.features) and case.level != "full")
+    assert any(set(pair) <= set(case.features) and case.level != "full" for case in FORWARD)
     if set(pair) <= set(PAIRED):
-        assert some(lambda case: set(pair) <= set(case.features) and bool(case.grads), CASES)
+        assert any(set(pair) <= set(case.features) and case.grads for case in CASES)
 
 
 @pytest.mark.parametrize("feature", [*PAIRED, "scale", "deterministic"])
@@ -191,7 +182,7 @@ def test_every_feature_alone_in_gradients(feature: str) -> None:
 def test_a_backend_without_lse_has_core_cases() -> None:
     core = [case for case in FORWARD if case.level == "core" and "return_lse" not in case.features]
     assert len(core) >= 20
-    assert some(lambda case: case.family == "probe", core)
+    assert any(case.family == "probe" for case in core)
 
 
 def test_variations() -> None:
@@ -200,7 +191,7 @@ def test_variations() -> None:
         assert len(varied) >= 8, name
         assert name != "poison" or all(case.family == "poison" for case in varied)
     assert all("repeat" in case.variations for case in CASES if case.options.get("deterministic"))
-    assert some(lambda case: bool(case.grads) and "repeat" in case.variations, CASES)
+    assert any(case.grads and "repeat" in case.variations for case in CASES)
 
 
 def test_knobs_change_the_answer() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conformance.reporting import PROFILE, TITLES, make_report, small_report
 from msgspec.structs import replace
-from reporting import PROFILE, TITLES, make_report, small_report
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.reports.claims import claims
 from xattn_conformance.reports.tally import ALL, matrix, share, tally

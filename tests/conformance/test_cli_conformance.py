@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conformance.strangers import PROFILE, honest, install
 from safetensors import safe_open
-from strangers import PROFILE, honest, install
 from typer.testing import CliRunner
 from xattn_conformance.cli import suite
 from xattn_conformance.cli.app import app
 from xattn_conformance.profiles import load as profiles
 from xattn_conformance.result import SUITE, Canary, Report, decode
 from xattn_conformance.running import session
+from xattn_conformance.running.pool import Judging
 
 FEW = "attention/causal+lse/float32/b?-q1?-k1?-*/needle"
 ONE = "attention/causal+lse/float32/b1-q17-k17-h2-g2-d64-v64/needle"
@@ -228,7 +229,7 @@ def test_chosen_cases_claim_nothing_so_nothing_is_proved_for_them(
 
 def test_a_canary_that_is_not_caught_makes_the_run_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
     loose = Canary(name="zero", case="any", caught_by="", value=None, limit=0.0)
-    monkeypatch.setattr(session.Judging, "canaries", lambda *_: (loose,))
+    monkeypatch.setattr(Judging, "canaries", lambda *_: (loose,))
     done = run("--case", ONE)
     assert done.exit_code == 3
     assert "INVALID: wrong kernels pass the comparison: zero" in done.stdout

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import case
-from xattn_conformance.inputs.draw import STREAMS, Draw
+from conformance.handmade import case
+from xattn_conformance import ops
+from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.philox import KNOWN_ANSWERS, philox4x32, words
 from xattn_conformance.ops.attention.inputs import make
+
+
+def philox(*counter: int, key: tuple[int, int]) -> tuple[int, ...]:
+    """The four words of one block."""
+    c0, c1, c2, c3 = (np.array([word], np.uint64) for word in counter)
+    return tuple(int(word[0]) for word in philox4x32((c0, c1, c2, c3), key))
 
 
 def test_philox_gives_the_known_answers() -> None:
     assert len(KNOWN_ANSWERS) == 3
     for counter, key, answer in KNOWN_ANSWERS:
-        made = philox4x32(tuple(np.array([word], np.uint64) for word in counter), key)
-        assert tuple(int(word[0]) for word in made) == answer
+        assert philox(*counter, key=key) == answer
 
 
 def test_words_are_the_blocks_of_the_known_answer() -> None:
     """Where the key and the stream go: block 0 of stream 0 under key 0 is the first known answer."""
     assert words(0, 0, 0, 4).tolist() == list(KNOWN_ANSWERS[0][2])
-    high = philox4x32(tuple(np.array([word], np.uint64) for word in (5, 0, 7, 0)), (0x55667788, 0x11223344))
-    assert words(0x1122334455667788, 7, 20, 4).tolist() == [int(word[0]) for word in high]
+    high = philox(5, 0, 7, 0, key=(0x55667788, 0x11223344))
+    assert words(0x1122334455667788, 7, 20, 4).tolist() == list(high)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +53,15 @@ def test_a_slice_beyond_32_bits_of_counter() -> None:
 def test_seed_and_stream_each_matter() -> None:
     streams = [words(seed, stream, 0, 64).tobytes() for seed in (0, 1, 2**32, 2**63) for stream in range(20)]
     assert len(set(streams)) == len(streams)
-    assert sorted(STREAMS.values()) == list(range(len(STREAMS)))
+
+
+def test_no_two_things_that_an_op_draws_share_a_stream() -> None:
+    rooms = [path.parent.name for path in Path(ops.__path__[0]).glob("*/families.py")]
+    assert rooms
+    for room in rooms:
+        streams: dict[str, int] = import_module(f"{ops.__name__}.{room}.families").STREAMS
+        assert len(set(streams.values())) == len(streams), room
+        assert all(0 <= stream < 2**32 for stream in streams.values())
 
 
 def test_philox_is_quick() -> None:
@@ -55,7 +71,7 @@ def test_philox_is_quick() -> None:
 
 
 def test_normal_values_are_nearly_normal() -> None:
-    values = Draw(1).normal("q", (1_000_000,))
+    values = Draw(1, {"q": 0}).normal("q", (1_000_000,))
     assert abs(values.mean()) < 4e-3
     assert abs(values.std() - 1.0015) < 3e-3
     assert abs((values**3).mean()) < 1e-2
@@ -67,20 +83,20 @@ def test_normal_values_are_nearly_normal() -> None:
 
 
 def test_uniform_values_and_signs() -> None:
-    values = Draw(1).uniform("q", (400_000,))
+    values = Draw(1, {"q": 0}).uniform("q", (400_000,))
     assert values.min() >= 0
     assert values.max() < 1
     assert np.allclose(np.histogram(values, 16, (0, 1))[0] / values.size, 1 / 16, atol=2e-3)
-    signs = Draw(1).signs("q", (400_000,))
+    signs = Draw(1, {"q": 0}).signs("q", (400_000,))
     assert set(np.unique(signs)) == {-1.0, 1.0}
     assert abs(signs.mean()) < 5e-3
 
 
 def test_normal_values_are_exact_sums_of_bytes() -> None:
     """From the words by hand, which is the frozen definition."""
-    drawn = words(9, STREAMS["k"], 0, 20).tobytes()
+    drawn = words(9, 1, 0, 20).tobytes()
     sums = [sum(drawn[8 * n : 8 * n + 8]) for n in range(10)]
-    assert Draw(9).normal("k", (10,)).tolist() == [(total - 1020) * 157 / 32768 for total in sums]
+    assert Draw(9, {"k": 1}).normal("k", (10,)).tolist() == [(total - 1020) * 157 / 32768 for total in sums]
 
 
 def test_tensors_of_a_case_are_unrelated() -> None:

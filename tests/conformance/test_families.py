@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import HIDING, WIDE, case, logits, plainly_visible, shares
+from conformance.handmade import HIDING, WIDE, case, logits, plainly_visible, shares
 from xattn_conformance.case import DTYPES
 from xattn_conformance.inputs.formats import FORMATS, round_to
 from xattn_conformance.ops.attention.inputs import make, poisoned_with
@@ -38,9 +38,10 @@ def needles(made: Problem) -> np.ndarray:
     group = made.q.shape[2] // made.k.shape[2]
     keys = np.repeat(made.k, group, axis=2)
     unit_q, unit_k = (x / np.linalg.norm(x, axis=3, keepdims=True) for x in (made.q, keys))
-    cosines = np.einsum("bihd,bjhd->bhij", unit_q, unit_k)
-    assert (np.abs(cosines).max(axis=3) > 0.999).all()
-    return np.abs(cosines).argmax(axis=3)
+    cosines: np.ndarray = np.abs(np.einsum("bihd,bjhd->bhij", unit_q, unit_k))
+    assert (cosines.max(axis=3) > 0.999).all()
+    keys_found: np.ndarray = cosines.argmax(axis=3)
+    return keys_found
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -189,8 +190,8 @@ def test_ascending_and_descending(causal: bool, seqlen_k: int, dtype: str) -> No
         made = make(case(family, dtype, (1, 65, seqlen_k, 2, 1, 64, 8), causal=causal))
         tiled = slice(0, seqlen_k // 64 * 64)
         scores, seen = (x[..., tiled].reshape(1, 2, 65, -1, 64) for x in (logits(made), plainly_visible(made)))
-        whole = seen.all(axis=4)  # tiles that the row sees to their end
-        rises = sign * np.diff(scores.max(axis=4), axis=3)[whole[..., 1:]]
+        whole = np.all(seen, axis=4)  # tiles that the row sees to their end
+        rises = sign * np.diff(np.max(scores, axis=4), axis=3)[whole[..., 1:]]
         assert rises.size > 100
         assert rises.min() > 1
         assert np.abs(logits(made)).max() < 70
@@ -200,7 +201,8 @@ def test_ascending_and_descending(causal: bool, seqlen_k: int, dtype: str) -> No
 @pytest.mark.parametrize("options", HIDING, ids=str)
 def test_poison_is_in_the_hidden_slots_alone(options: dict[str, Any], dtype: str) -> None:
     made = make(case("poison", dtype, (2, 7, 23, 4, 2, 8, 8), **options))
-    hidden = ~plainly_visible(made).any(axis=2).reshape(2, 2, 2, 23).any(axis=2).transpose(0, 2, 1)
+    seen = np.any(plainly_visible(made), axis=2)
+    hidden = np.swapaxes(~np.any(seen.reshape(2, 2, 2, 23), axis=2), 1, 2)
     for values in (made.k, made.v):
         poisoned = ~np.isfinite(values) | (np.abs(values) > 1e29)
         assert np.array_equal(poisoned.all(axis=3), hidden)

@@ -19,6 +19,7 @@ from xattn_conformance.golden import manifest as manifests
 from xattn_conformance.golden.manifest import NAME, GoldenError, Manifest, read, sha256
 from xattn_conformance.ops.attention import anchors, oracle, rowwise
 from xattn_conformance.ops.attention.cases import load
+from xattn_conformance.ops.attention.inputs import digest, make
 from xattn_conformance.ops.attention.op import AttentionOp
 from xattn_conformance.ops.attention.problem import Problem
 
@@ -110,7 +111,7 @@ def test_the_manifest_knows_the_inputs_of_every_case() -> None:
     known = read(manifests.folder())
     assert {case.id for case in (*FIRST, *CHOSEN)} <= set(known.inputs)
     for case in load()[::97]:
-        assert inputs.digest_of(case) == anchors.digest(anchors.make(case))
+        assert inputs.digest_of(case) == digest(make(case))
     other = msgspec.structs.replace(load()[0], title="unheard of")
     assert inputs.digest_of(other) is None
     assert manifests.manifest_digest() == sha256((manifests.folder() / NAME).read_bytes())
@@ -251,7 +252,7 @@ def test_later_cases_are_proved_by_both_oracles(monkeypatch: pytest.MonkeyPatch)
     assert any(isinstance(case.options.get("align"), int) for case in proved)
     right = rowwise.forward
     monkeypatch.setattr(rowwise, "forward", lambda problem: (right(problem)[0] * (1 + 1e-11), right(problem)[1]))
-    assert "by the other oracle, out[" in AttentionOp().disagreement(anchors.make(proved[0]))
+    assert "by the other oracle, out[" in AttentionOp().disagreement(make(proved[0]))
 
 
 def test_what_is_published_is_not_rewritten(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:

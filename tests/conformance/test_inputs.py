@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from handmade import HIDING, case, plainly_visible
+from conformance.handmade import HIDING, case, plainly_visible
+from numpy.typing import NDArray
+from support import ROOT
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.inputs.formats import FORMATS, decode
 from xattn_conformance.ops.attention.families import FAMILIES
 from xattn_conformance.ops.attention.inputs import bits, digest, make, poisoned_with
-from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.recipes import RECIPES
 from xattn_conformance.ops.attention.visibility import hidden_slots, visible
 
@@ -94,24 +96,28 @@ def test_visibility_follows_the_contract(options: dict[str, Any], seqlens: tuple
 # ------------------------------------------------------------------------------------------------------------ recipes
 
 
-def test_recipes_of_vectors() -> None:
-    def made(**options: Any) -> Problem:
-        return make(case(shape=(3, 8, 96, 6, 2, 8, 8), **options))
+def drawn(name: str, recipe: str, **options: Any) -> NDArray[Any]:
+    """One option of a problem, made by a recipe."""
+    values: NDArray[Any] = getattr(make(case(**{**options, name: recipe})), name)
+    return values
 
+
+def test_recipes_of_vectors() -> None:
+    made = partial(drawn, shape=(3, 8, 96, 6, 2, 8, 8))
     for recipe, want in {"log": np.log(96), "zero": 0, "large": 30, "small": -30}.items():
-        assert np.array_equal(made(sinks=recipe).sinks, np.full(6, want, np.float32))
-    assert len(np.unique(made(sinks="normal").sinks)) == 6
+        assert np.array_equal(made("sinks", recipe), np.full(6, want, np.float32))
+    assert len(np.unique(made("sinks", "normal"))) == 6
     powers = 2.0 ** (-8 * np.arange(1, 7) / 6)
-    assert np.array_equal(made(alibi_slopes="powers").alibi_slopes, powers.astype(np.float32))
-    by_row = made(alibi_slopes="batch").alibi_slopes
+    assert np.array_equal(made("alibi_slopes", "powers"), powers.astype(np.float32))
+    by_row = made("alibi_slopes", "batch")
     assert by_row.shape == (3, 6)
     assert len(np.unique(by_row)) == 18
     assert by_row.min() > 0
-    assert made(alibi_slopes="steep").alibi_slopes.tolist() == [1, 2, 3, 4, 5, 6]
+    assert made("alibi_slopes", "steep").tolist() == [1, 2, 3, 4, 5, 6]
     lengths = {"ragged": [48, 64, 72], "last": [95] * 3, "zero": [0, 96, 0], "one": [1] * 3, "tiles": [63, 64, 65]}
     for recipe, wanted in lengths.items():
-        assert made(seqlens_k=recipe).seqlens_k.tolist() == wanted
-        assert bits(made(seqlens_k=recipe))["seqlens_k"].dtype == np.int32
+        assert made("seqlens_k", recipe).tolist() == wanted
+        assert bits(make(case(seqlens_k=recipe)))["seqlens_k"].dtype == np.int32
 
 
 SHAPES = {
@@ -131,7 +137,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES["bias"][1])
 def test_recipes_of_biases(recipe: str) -> None:
-    bias = make(case(bias=recipe)).bias
+    bias = drawn("bias", recipe)
     assert bias.shape == SHAPES[recipe]
     masked, low = np.isneginf(bias), bias == -10000
     assert abs(bias[~masked & ~low].std() - 1) < 0.15
@@ -147,7 +153,7 @@ def test_recipes_of_biases(recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES["mask"][1])
 def test_recipes_of_masks(recipe: str) -> None:
-    mask = make(case(mask=recipe)).mask
+    mask = drawn("mask", recipe)
     assert mask.shape == SHAPES[recipe]
     assert mask.dtype == bool
     if recipe in ("random", "heads", "matrix"):
@@ -220,10 +226,9 @@ def test_inputs_are_frozen(name: str) -> None:
 
 
 def test_inputs_are_the_same_in_any_process() -> None:
-    here = os.path.dirname(__file__)
     code = (
-        f"import sys; sys.path.insert(0, {here!r})\n"
-        "from test_inputs import FROZEN, digest, make\n"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "from conformance.test_inputs import FROZEN, digest, make\n"
         "print([digest(make(case)) for case, _ in FROZEN.values()])"
     )
     for hash_seed, threads in (("1", "1"), ("77", "2")):

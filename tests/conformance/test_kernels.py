@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from modelled import FEATURES, problem
+from conformance.modelled import FEATURES, problem
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.numbers import Numbers, nearest, to_dtype, toward_zero
 from xattn_conformance.ops.attention import oracle, rowwise
@@ -74,7 +74,7 @@ def test_forward_meets_the_oracle(name: str, how: dict[str, Any]) -> None:
 @pytest.mark.parametrize("how", [{}, {"block": 7, "backwards": True}], ids=str)
 @pytest.mark.parametrize("name", FEATURES)
 def test_backward_meets_the_oracle(name: str, how: dict[str, Any]) -> None:
-    small = {size: 24 for size in ("seqlen_q", "seqlen_k") if size not in FEATURES[name]}
+    small: dict[str, Any] = {size: 24 for size in ("seqlen_q", "seqlen_k") if size not in FEATURES[name]}
     if "bias" in FEATURES[name]:
         small = {}
     given = problem(name, grads=True, **small)
@@ -125,7 +125,7 @@ def test_results_are_of_the_dtype_and_as_far_off_as_it_is(name: str, dtype: str)
 def test_each_declared_rounding_of_the_forward_happens(declared: dict[str, Any]) -> None:
     """Against the same kernel without it: something changes, by no more than such a rounding may do."""
     given = problem("plain", "bfloat16", headdim=24, scale=0.3)
-    how = {"block": 16, "splits": 2}
+    how: dict[str, Any] = {"block": 16, "splits": 2}
     finer, coarser = attend(given, EXACT, **how), attend(given, _with(EXACT, **declared), **how)
     change = max(np.abs(coarser[name] - finer[name]).max() for name in finer)
     assert 2e-4 < change < 0.06

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from modelled import problem
+from conformance.modelled import problem
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.mutants.mutant import Results
 from xattn_conformance.mutants.table import mutants_on, right_on
@@ -90,7 +90,7 @@ def test_bnsh_reads_the_other_layout() -> None:
     batch, seqlen, heads, headdim = given.q.shape
 
     def bnsh(x: np.ndarray) -> np.ndarray:
-        return x.reshape(batch, heads, seqlen, headdim).transpose(0, 2, 1, 3)
+        return np.swapaxes(x.reshape(batch, heads, seqlen, headdim), 1, 2)
 
     want = attend(replace(given, q=bnsh(given.q), k=bnsh(given.k), v=bnsh(given.v)), CANONICAL)
     assert np.array_equal(BY_NAME["bnsh"].run(given, CANONICAL)["out"], want["out"])

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from conformance.strangers import PROFILE, honest, install
 from numpy.typing import NDArray
-from strangers import PROFILE, honest, install
 from torch import Tensor
 from xattn_conformance.case import Case
 from xattn_conformance.ops.base import Answer, Layout, Op, Variation
@@ -160,8 +160,8 @@ def test_another_choice_of_backend_redirects_nothing(plugin: Any, monkeypatch: p
     ("executor", "said"),
     [
         ("nowhere:executor", "cannot be loaded"),
-        ("strangers:nothing", "cannot be loaded"),
-        ("strangers:honest", "with an attribute provenance"),
+        ("conformance.strangers:nothing", "cannot be loaded"),
+        ("conformance.strangers:honest", "with an attribute provenance"),
     ],
 )
 def test_an_executor_that_is_none_is_an_error(executor: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ class Doubling(Op[NDArray[np.float64]]):
 
     def layout(self, name: str, tensor: Tensor) -> NDArray[np.float64]:
         values: NDArray[np.float64] = tensor.double().numpy()
-        return values.transpose(0, 2, 1, 3)
+        return np.swapaxes(values, 1, 2)
 
     def explain(self, call: Call, backend: str) -> Answer:
         return Answer(None, (), "doubler")

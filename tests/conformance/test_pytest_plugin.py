@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from strangers import PROFILE, honest, install
+from conformance.strangers import PROFILE, honest, install
 from xattn_conformance.profiles import load as profiles
 from xattn_conformance.result import decode
 from xattn_conformance.running import session

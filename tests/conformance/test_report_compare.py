@@ -8,8 +8,8 @@ import re
 from typing import Any
 
 import pytest
+from conformance.reporting import changed, first, small_report, with_check
 from msgspec.structs import replace
-from reporting import changed, first, small_report, with_check
 from rich.console import Console, RenderableType
 from xattn_conformance.reports.compare import compare
 from xattn_conformance.reports.side_by_side import side_by_side

@@ -7,11 +7,12 @@ import datetime
 import math
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import pytest
+from conformance.reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from msgspec.structs import replace
-from reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from xattn_conformance.case import LEVELS, Case, Level
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
@@ -170,7 +171,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
         f"{WITH_LSE.id}: not looked at: lse.missing, lse.shape, lse.dtype, lse.device",
     ),
     **{
-        f"no {name}": (lambda name=name: without(name), f"{PASSED.id}: not looked at: {name}")
+        f"no {name}": (partial(without, name), f"{PASSED.id}: not looked at: {name}")
         for name in (*(f"out.{rule}" for rule in RULES), "inputs.written", "results.kept")
     },
     "only knob.ignored": (
@@ -189,7 +190,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     ),
     **{
         f"a reason without its {part}": (
-            lambda part=part: changed(SMALL, DECLINED.id, reasons=({**REASON, part: " "},)),
+            partial(changed, SMALL, DECLINED.id, reasons=({**REASON, part: " "},)),
             f"{DECLINED.id}: UNSUPPORTED for a reason without {part}",
         )
         for part in ("code", "got", "want")

@@ -6,8 +6,8 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from conformance.reporting import REASON, make_report, small_report
 from msgspec.structs import replace
-from reporting import REASON, make_report, small_report
 from xattn_conformance.reports.junit import junit
 from xattn_conformance.result import Report
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from strangers import PROFILE, honest, one
+from conformance.strangers import PROFILE, honest, one
 from support import backend_source, stranger
 from xattn_conformance.case import Case
 from xattn_conformance.ops.registry import OPS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conformance.reporting import small_report
 from msgspec.structs import replace
-from reporting import small_report
 from typer.testing import CliRunner
 from xattn_conformance.cli.app import app
 from xattn_conformance.reports.support import support

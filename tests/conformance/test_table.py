@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 from xattn_conformance.case import DTYPES
-from xattn_conformance.cli import mutants as command
 from xattn_conformance.cli.app import app
+from xattn_conformance.mutants import table
 from xattn_conformance.mutants.page import declared, page
 from xattn_conformance.mutants.render import by_family, by_metric, metric_of, percent, result_of, terminal
 from xattn_conformance.mutants.table import ANY, Outcome, counted, right_on, run_mutants, survivors, unshown
@@ -165,17 +165,17 @@ def test_the_command_prints_and_writes_what_became_of_each(tmp_path: Path) -> No
 
 def test_the_command_fails_for_a_survivor_and_for_a_false_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     wronged = Outcome("tiles of 64", ONE, "needle", "bfloat16", ("lse.finite",), math.inf)
-    monkeypatch.setattr(command.table, "run_mutants", lambda cases, jobs: iter([OUTCOMES]))
-    monkeypatch.setattr(command.table, "run_right", lambda cases, jobs: iter([[outcome("tiles of 16")]]))
+    monkeypatch.setattr(table, "run_mutants", lambda cases, jobs: iter([OUTCOMES]))
+    monkeypatch.setattr(table, "run_right", lambda cases, jobs: iter([[outcome("tiles of 16")]]))
     code, _, errors = cli("--case", ONE)
     assert code == 1
     assert "Alive: row in bfloat16" in errors
-    monkeypatch.setattr(command.table, "run_mutants", lambda cases, jobs: iter([OUTCOMES[:4]]))
+    monkeypatch.setattr(table, "run_mutants", lambda cases, jobs: iter([OUTCOMES[:4]]))
     assert cli("--case", ONE)[0] == 0
     code, _, errors = cli()
     assert code == 1
     assert "Alive: row in float32" in errors
-    monkeypatch.setattr(command.table, "run_right", lambda cases, jobs: iter([[wronged]]))
+    monkeypatch.setattr(table, "run_right", lambda cases, jobs: iter([[wronged]]))
     code, _, errors = cli("--case", ONE)
     assert code == 1
     assert f"Wronged: tiles of 64 in {ONE}: lse.finite" in errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from modelled import FEATURES, problem
+from conformance.modelled import FEATURES, problem
 from xattn_conformance.array import Array
 from xattn_conformance.ops.attention import rowwise
 from xattn_conformance.ops.attention.mutants.backward import differentiate

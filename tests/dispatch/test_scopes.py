@@ -165,7 +165,8 @@ def test_environment_names_nobody(tmp_path: Path) -> None:
     """
     lines = run_python(code, tmp_path, XATTN_BACKEND="refrence").splitlines()
     expected = "XATTN_BACKEND: no backend or plugin is called 'refrence'; there are: "
-    for line in lines[:3]:
+    for line, more in zip(lines[:6:2], lines[1:6:2], strict=True):
         assert line.startswith(expected)
         assert line.endswith('. Did you mean "reference"?')
-    assert lines[3:] == ["0.0", str([lines[0]])]
+        assert more.startswith('"auto", which is the default')
+    assert lines[6:] == ["0.0", str([lines[0]])]

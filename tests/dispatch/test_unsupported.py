@@ -140,7 +140,8 @@ def test_an_unknown_backend(load: Load) -> None:
     with pytest.raises(xattn.UnknownBackendError) as caught:
         xattn.attention(Q, K, V, backend="referense")
     expected = "no backend or plugin is called 'referense'; there are: reference. Did you mean \"reference\"?"
-    assert str(caught.value) == expected
+    default = '"auto", which is the default, takes the best that can serve the call'
+    assert str(caught.value) == f"{expected}\n{default}"
     assert isinstance(caught.value, LookupError)
     assert isinstance(caught.value, xattn.XattnError)
     torch.testing.assert_close(xattn.attention(Q, K, V, backend="reference"), EXPECTED)

@@ -8,19 +8,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import SMALL, make, padding, tokens
+from integrations.tiny_models import SMALL, make, padding, tokens
 from transformers import AttentionInterface
 
 import xattn
-from xattn.integrations.transformers import check, register
+from xattn.integrations.transformers import check
 
 INPUTS = {"input_ids": tokens(), "attention_mask": padding("left")}
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> None:
-    register()
-    transformers.logging.set_verbosity_error()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "xattn"])

@@ -6,24 +6,16 @@ import math
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-import transformers
-from tiny_models import make, padding, tokens
+from integrations import tiny_models
+from integrations.tiny_models import make, padding, tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xattn.integrations.transformers import attention as adapter
-from xattn.integrations.transformers import register
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 VISIBLE = 1e-2
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> None:
-    register()
-    transformers.logging.set_verbosity_error()
 
 
 def logits(model: PreTrainedModel, side: str = "none", **arguments: Any) -> Tensor:
@@ -55,7 +47,8 @@ def test_a_decoder_does_not_look_ahead(name: str) -> None:
     one = tokens()[:, :9]
     other = one.clone()
     other[:, -1] = 98
-    first, second = (logits(model, attention_mask=None, **{argument: text}) for text in (one, other))
+    given: list[dict[str, Any]] = [{"attention_mask": None, argument: text} for text in (one, other)]
+    first, second = (logits(model, **arguments) for arguments in given)
     assert torch.equal(first[:, :-1], second[:, :-1])
     assert float((first[:, -1] - second[:, -1]).abs().max()) > VISIBLE
 

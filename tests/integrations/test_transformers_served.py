@@ -8,18 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import BART, SMALL, VERSION, make, padding, tokens
+from integrations.tiny_models import BART, SMALL, VERSION, make, padding, tokens
 
 import xattn
-from xattn.integrations.transformers import register, use
+from xattn.integrations.transformers import use
 
 ITSELF = "attn_implementation: got xattn for {}, which computes attention by itself"
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> None:
-    register()
-    transformers.logging.set_verbosity_error()
 
 
 def tiny(name: str, implementation: str | dict[str, str]) -> Any:
@@ -43,9 +37,9 @@ def test_a_model_that_computes_attention_itself_raises(name: str) -> None:
 @pytest.mark.skipif(VERSION < (5,), reason="BERT called no implementation")
 def test_a_part_that_computes_attention_itself_raises_by_its_own_name() -> None:
     """Text by BERT, images by Swin v2: the parts may differ, if the caller says so."""
-    swin = {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 2}
+    swin: dict[str, Any] = {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2]}
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
-        transformers.Swinv2Config(**swin), transformers.BertConfig(**SMALL)
+        transformers.Swinv2Config(**swin, window_size=2), transformers.BertConfig(**SMALL)
     )
     with pytest.raises(xattn.InvalidArgumentError, match=ITSELF.format("Swinv2Model")):
         transformers.VisionEncoderDecoderModel._from_config(config, attn_implementation="xattn")
@@ -96,7 +90,7 @@ def test_a_users_own_subclass_is_served() -> None:
     class Mine(transformers.LlamaForCausalLM):
         pass
 
-    model = Mine(make("llama", "eager").config).eval()
+    model: transformers.PreTrainedModel = Mine(make("llama", "eager").config)
     use(model)
     assert model.config._attn_implementation == "xattn"
 
@@ -138,7 +132,7 @@ def test_a_mask_of_another_size_raises() -> None:
 def test_padding_in_a_module_that_computes_attention_itself() -> None:
     """BigBirdPegasus' encoder, which adds the mask to its scores."""
     given = {"input_ids": tokens(), "attention_mask": padding("right"), "decoder_input_ids": tokens()[:, :4]}
-    changes = {key: value for key, value in BART.items() if key == "max_position_embeddings"}
+    changes: dict[str, Any] = {key: value for key, value in BART.items() if key == "max_position_embeddings"}
     with torch.no_grad():
         eager, ours = (make("bigbird_pegasus", name, **changes)(**given)[0] for name in ("eager", "xattn"))
     assert float((eager - ours).abs().max()) <= 1e-5

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
 
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 # Models that had a fixed table of attention classes: the first release tried that calls an implementation.
@@ -113,17 +109,15 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def make(name: str, implementation: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
-    """The same weights for the same name, whatever the implementation. Queries and keys are enlarged, so that a mask, a
-    window, a sink or a scale that got lost moves the outputs by thousands of tolerances."""
+def make(name: str, implementation: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A model, with the same weights for the same name, whatever the implementation. Queries and keys are enlarged, so
+    that a mask, a window, a sink or a scale that got lost moves the outputs by thousands of tolerances."""
     model_name, config_name, arguments = MODELS[name]
     if not hasattr(transformers, model_name) or CALLS_SINCE.get(name, VERSION) > VERSION:
         pytest.skip(f"transformers {transformers.__version__} has no {model_name} that calls an implementation")
     config = getattr(transformers, config_name)(**{**copy.deepcopy(arguments), **changes})
     torch.manual_seed(0)
-    model: PreTrainedModel = getattr(transformers, model_name)._from_config(
-        config, attn_implementation=implementation, dtype=dtype
-    )
+    model = getattr(transformers, model_name)._from_config(config, attn_implementation=implementation, dtype=dtype)
     for parameter_name, parameter in model.named_parameters():
         if re.search(r"q_proj|k_proj|query|key|c_attn", parameter_name) and parameter.dim() > 1:
             parameter.data.mul_(12)

@@ -135,7 +135,7 @@ def test_what_is_counted_is_what_is_copied(aws: Any, qkv: Any, backend: str, opt
     run = xattn.plan(*tensors, backend=backend, **options)
     given = {name: value for name, value in options.items() if isinstance(value, Tensor)}
     run(*tensors, **given)
-    with Written() as written:
+    with Written() as written:  # type: ignore[no-untyped-call]
         _, counted = copies(run, *tensors, **given)
     assert written.bytes == counted
 

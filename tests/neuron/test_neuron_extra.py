@@ -9,9 +9,9 @@ import sys
 from importlib.metadata import requires
 
 import pytest
+from neuron.placeholders import PLACEHOLDERS
 from packaging.requirements import Requirement
 from support import ROOT
-from test_neuron_installation import PLACEHOLDERS
 
 
 def extra() -> list[Requirement]:

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from neuron.placeholders import PLACEHOLDERS, WRONG
 from support import run_python
 from xattn_neuron import installation as module
 from xattn_neuron import packages
@@ -19,17 +20,6 @@ import xattn
 from xattn import Reason
 
 INDEX = "https://pip.repos.neuron.amazonaws.com"
-WRONG = "WRONG PACKAGE. Please install the package from Neuron Repository - pip.repos.neuron.amazonaws.com"
-# As PyPI has them: the name, the version, the folder, and what the folder's __init__.py does.
-PLACEHOLDERS = {
-    "torch-neuronx": ("1.0", "torch_neuronx", f'raise ImportError("{WRONG}")\n'),
-    "nki": ("0.0.1", "nki", f'raise ImportError("{WRONG}")\n'),
-    "libneuronxla": ("1.0", "libneuronxla", f'raise ImportError("{WRONG}")\n'),
-    "neuronx-cc": ("1.0.post1", "neuronx-cc", f'raise ImportError("{WRONG}")\n'),
-    "neuronx-distributed": ("0.1", "neuronx-distributed", f'raise ImportError("{WRONG}")\n'),
-    "neuronx-distributed-inference": ("0.1.0", "neuronx-distributed-inference", f'raise ImportError("{WRONG}")\n'),
-    "nki-library": ("0.0.2", "", ""),
-}
 IMPORTED = "raise RuntimeError('imported')\n"
 NEVER = ["torch_neuronx", "nki", "nkilib", "neuronxcc", "neuronx_distributed_inference", "nkilib_src", "libneuronxla"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import Row, failures
+from neuron.kernel_cases import Row, failures
 from torch import Tensor
 from torch.autograd import Function
 from xattn_conformance.ops.call import execute
@@ -70,7 +70,7 @@ class Nxdi:
         left = arguments.pop("left")
         arguments |= {"window_size": (-2 if left is None else left, -1), "config": nxdi.FlashConfig(seq_tile_size=512)}
         self.edit(arguments, given)
-        out = nxdi.flash_fwd[arguments.pop("grid")](**arguments)
+        out: Tensor = nxdi.flash_fwd[arguments.pop("grid")](**arguments)
         return out[:, :, : given["q"].shape[1]].transpose(1, 2).contiguous()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import Row, failures
+from neuron.kernel_cases import Row, failures
 from torch import Tensor
 from torch.autograd import Function
 from xattn_conformance.ops.call import execute
@@ -110,7 +110,8 @@ class _Attend(Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> Any:
-        arguments = backward_arguments(ctx.given, *ctx.saved_tensors, dout)
+        out, lse = ctx.saved_tensors
+        arguments = backward_arguments(ctx.given, out, lse, dout)
         ctx.adapter.backward(arguments, ctx.given)
         dq, dk, dv, *dsinks = attention_bwd[2](**arguments)
         return None, None, *(x.permute(0, 3, 1, 2) for x in (dq, dk, dv)), *(x.sum(0) for x in dsinks)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import Row, failures, golden
+from neuron.kernel_cases import Row, failures, golden
 from torch import Tensor
 from xattn_conformance.ops.call import execute
 from xattn_conformance.profiles.load import find
@@ -53,7 +53,7 @@ class Bidirectional:
 
     def __call__(self, op: str, given: Mapping[str, Any], backend: str) -> Tensor:
         q, k, v = (given[name].transpose(1, 2).contiguous() for name in "qkv")
-        out = flash_fwd[k.shape[0], k.shape[1]](
+        out: Tensor = flash_fwd[k.shape[0], k.shape[1]](
             q.mT.contiguous(),
             k.mT.contiguous(),
             v,

@@ -28,8 +28,8 @@ def _fresh() -> Iterator[None]:
 def compiled(backend: str, options: dict[str, Any]) -> tuple[Callable[..., Any], CompileCounterWithBackend]:
     counter = CompileCounterWithBackend("aot_eager")
 
-    def call(*tensors: Tensor, **given: Tensor) -> Any:
-        return xattn.attention(*tensors, backend=backend, **options, **given)
+    def call(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Any:
+        return xattn.attention(q, k, v, backend=backend, **options, **given)
 
     return torch.compile(call, fullgraph=True, backend=counter), counter
 

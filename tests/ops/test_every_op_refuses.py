@@ -111,6 +111,26 @@ def test_an_argument_too_many_in_place(op: Op, entry: str) -> None:
 
 
 @every_op
+@pytest.mark.parametrize("entry", ["explain", "plan"])
+def test_an_argument_too_few_is_told_of_the_function(op: Op, entry: str) -> None:
+    first = next(iter(inspect.signature(op.function).parameters))
+    with pytest.raises(TypeError, match=rf"^{op.name}\(\): missing a required argument: '{first}'$"):
+        getattr(xattn, entry)(op.function)
+
+
+def test_the_name_of_a_function_is_not_the_function() -> None:
+    with pytest.raises(xattn.InvalidArgumentError, match=r"Pass the function itself, as xattn\.attention"):
+        xattn.explain("attention", 1)  # type: ignore[call-overload]
+
+
+@every_op
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_what_is_no_name_of_a_backend(op: Op, wrong: object) -> None:
+    with pytest.raises(xattn.InvalidArgumentError, match=r"Left out, .* xattn\.backends\(\) has the names"):
+        samples(op)["plain"].of(op.function, backend=wrong)
+
+
+@every_op
 def test_an_illegal_call_reaches_no_backend(op: Op, mine: Callable[..., Counting]) -> None:
     kernel = mine(op)
     for wrong in illegal(op).values():

@@ -35,7 +35,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_page_shows_the_plugin_that_is_tested() -> None:
-    assert blocks("toml") == [(ACME / "pyproject.toml").read_text()]
+    files = ("pyproject.toml", "xattn_acme/acme.profile.toml")
+    assert blocks("toml") == [(ACME / file).read_text() for file in files]
     assert blocks("python")[0] == (ACME / "xattn_acme" / "__init__.py").read_text()
 
 

@@ -19,7 +19,7 @@ from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 
 
 @dataclass(frozen=True)
-class Call:
+class OffsetRequest:
     """What the helpers ask of a request."""
 
     seqlen_q: int = 3
@@ -41,7 +41,7 @@ def test_which_offsets_are_bottom_right_calls_of_fewer_keys() -> None:
     """Those without a Reason."""
     for seqlen_q, seqlen_k, offset in itertools.product(range(2, 6), range(1, 8), range(-7, 12)):
         for left, right in itertools.product((None, 0, 1, 2), (None, 0, 1, 2)):
-            call = Call(seqlen_q, seqlen_k, left, right, offset_inside=0 <= offset <= seqlen_k - seqlen_q)
+            call = OffsetRequest(seqlen_q, seqlen_k, left, right, offset_inside=0 <= offset <= seqlen_k - seqlen_q)
             if offset_reasons(call):
                 continue
             fewer = as_bottom_right(call, offset + seqlen_q)
@@ -63,16 +63,16 @@ def test_which_offsets_are_bottom_right_calls_of_fewer_keys() -> None:
     ],
 )
 def test_reasons(change: dict[str, Any], got: str) -> None:
-    (reason,) = offset_reasons(replace(Call(left=2), **change))
+    (reason,) = offset_reasons(replace(OffsetRequest(left=2), **change))
     assert isinstance(reason, Reason)
     assert (reason.code, reason.got) == ("align", got)
-    assert offset_reasons(Call(left=2)) == []
+    assert offset_reasons(OffsetRequest(left=2)) == []
 
 
 def test_one_plan_serves_every_offset() -> None:
     made = []
 
-    def plan(request: Call) -> Plan:
+    def plan(request: OffsetRequest) -> Plan:
         assert request.align == "bottom_right"
         made.append(request.seqlen_k)
 
@@ -82,7 +82,7 @@ def test_one_plan_serves_every_offset() -> None:
 
         return run
 
-    run = plan_at_offset(Call(), plan)
+    run = plan_at_offset(OffsetRequest(), plan)
     q, k = torch.zeros(1, 3, 1, 1), torch.arange(8.0).view(1, 8, 1, 1)
     for offset in (0, 2, 5, 2):
         # Keys that are not seen, and may hold NaN, do not reach the plan.
@@ -96,10 +96,10 @@ def test_one_plan_serves_every_offset() -> None:
 def test_compiled() -> None:
     """The int stays symbolic: one graph for a chunk that moves."""
 
-    def plan(request: Call) -> Plan:
+    def plan(request: OffsetRequest) -> Plan:
         return lambda q, k, v: q + k.sum(1, keepdim=True) * request.seqlen_k + v.sum(1, keepdim=True)
 
-    run = plan_at_offset(Call(), plan)
+    run = plan_at_offset(OffsetRequest(), plan)
 
     def step(q: Tensor, k: Tensor, offset: int) -> Any:
         return run(q, k, k, align=offset)

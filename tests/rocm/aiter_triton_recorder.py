@@ -3,7 +3,7 @@ calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,9 @@ class Copies(TorchDispatchMode):
     """Notes every operator that writes as much as a tensor of the call holds."""
 
     def __init__(self, least: int) -> None:
-        super().__init__()
-        self.least, self.made = least, []  # type: ignore[var-annotated]
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.least = least
+        self.made: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = function(*args, **(kwargs or {}))
@@ -97,7 +98,7 @@ class Copies(TorchDispatchMode):
         return returned
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
     "heads first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
     "sequence first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),

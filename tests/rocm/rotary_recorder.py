@@ -62,6 +62,8 @@ def tensors(
 
 def right(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor | None]:
     """In float64, rounded once, as the stand-in has it."""
-    wide = (x if x is None else x.double() for x in (q, k, cos, sin))
-    x, y = xattn.apply_rotary(*wide, interleaved=interleaved, backend="reference")  # type: ignore[call-overload]
+    wide_k = None if k is None else k.double()
+    x, y = xattn.apply_rotary(
+        q.double(), wide_k, cos.double(), sin.double(), interleaved=interleaved, backend="reference"
+    )
     return x.to(q.dtype), None if y is None else y.to(q.dtype)

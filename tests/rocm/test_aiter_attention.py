@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from aiter_recorder import Install, a_clean_process, a_vendor, call, qkv  # noqa: F401
+from rocm.aiter_recorder import Install, a_clean_process, a_vendor, call, qkv  # noqa: F401
 from torch import Tensor
 from xattn_elsewhere.aiter import standin
 
@@ -44,7 +44,7 @@ from xattn import AttentionOutput
     ],
 )
 def test_windows_are_written_as_aiter_serves_them(
-    vendor: Install, options: dict[str, Any], sizes: dict[str, int], wanted: tuple[bool, tuple[int, int]]
+    vendor: Install, options: dict[str, Any], sizes: dict[str, Any], wanted: tuple[bool, tuple[int, int]]
 ) -> None:
     made = vendor()
     call(*qkv(**sizes), **options)
@@ -68,7 +68,7 @@ def test_windows_are_written_as_aiter_serves_them(
     ],
 )
 def test_sinks_come_with_a_window_that_keeps_them_on_ck(
-    vendor: Install, options: dict[str, Any], sizes: dict[str, int], wanted: tuple[bool, tuple[int, int]]
+    vendor: Install, options: dict[str, Any], sizes: dict[str, Any], wanted: tuple[bool, tuple[int, int]]
 ) -> None:
     made, sinks = vendor(), torch.zeros(4)
     call(*qkv(**sizes), sinks=sinks, **options)

@@ -35,14 +35,15 @@ def qkv(
     return q, k, v
 
 
-def dense(arch: str, *tensors: Tensor, **named: Any) -> Any:
-    return Functions(arch).flash_attn_func(*tensors, **named)
+def dense(arch: str, q: Tensor, k: Tensor, v: Tensor, **named: Any) -> Any:
+    return Functions(arch).flash_attn_func(q, k, v, **named)
 
 
 def varlen(arch: str, q: Tensor, k: Tensor, v: Tensor, **named: Any) -> Any:
-    starts = [torch.arange(3, dtype=torch.int32) * x.shape[1] for x in (q, k)]
-    flat = [x.flatten(0, 1) for x in (q, k, v)]
-    return Functions(arch).flash_attn_varlen_func(*flat, *starts, q.shape[1], k.shape[1], **named)
+    starts_q, starts_k = (torch.arange(3, dtype=torch.int32) * x.shape[1] for x in (q, k))
+    q_flat, k_flat, v_flat = (x.flatten(0, 1) for x in (q, k, v))
+    function = Functions(arch).flash_attn_varlen_func
+    return function(q_flat, k_flat, v_flat, starts_q, starts_k, q.shape[1], k.shape[1], **named)
 
 
 @pytest.mark.parametrize("window", [(0, 0), (0, -1)])

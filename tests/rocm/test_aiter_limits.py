@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import xattn_rocm.installation
-from aiter_recorder import ABSENT, MATRIX, Install, a_clean_process, a_vendor, qkv, reasons  # noqa: F401
+from rocm.aiter_recorder import ABSENT, MATRIX, Install, a_clean_process, a_vendor, qkv, reasons  # noqa: F401
 
 import xattn
 from xattn.plugin.devices import emulated

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from aiter_recorder import Install, a_clean_process, a_vendor, call, qkv  # noqa: F401
+from rocm.aiter_recorder import Install, a_clean_process, a_vendor, call, qkv  # noqa: F401
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,7 +42,7 @@ def test_nothing_is_allocated_but_the_output(vendor: Install, options: dict[str,
     run = xattn.plan(q, k, v, backend="aiter", **options)
     given = {name: value for name, value in options.items() if isinstance(value, Tensor)}
     run(q, k, v, **given)
-    with Allocations() as made:
+    with Allocations() as made:  # type: ignore[no-untyped-call]
         run(q, k, v, **given)
     # The recording kernel's own output.
     assert made.largest == q.numel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from aiter_recorder import Install, a_clean_process, a_vendor, call, qkv, reasons  # noqa: F401
+from rocm.aiter_recorder import Install, a_clean_process, a_vendor, call, qkv, reasons  # noqa: F401
 from torch import Tensor
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import xattn_rocm.installation
-from rotary_recorder import a_gfx942, tensors  # noqa: F401
+from rocm.rotary_recorder import a_gfx942, tensors  # noqa: F401
 from xattn_rocm.aiter.apply_rotary import AiterRotary
 from xattn_rocm.installation import Installation
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import xattn_rocm.installation
+from rocm.traps import Trap, failures, load
 from torch import Tensor
-from traps import Trap, failures, load
 from xattn_conformance.case import Case
 from xattn_conformance.ops.call import Execute, execute
 from xattn_elsewhere.aiter import standin

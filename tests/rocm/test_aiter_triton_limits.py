@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from aiter_triton_recorder import BEFORE_SINKS_GRADIENT, BEFORE_WINDOWS, NEWEST, WHEEL, Given, an_aiter, qkv, reasons  # noqa: F401
+from rocm.aiter_triton_recorder import (  # noqa: F401
+    BEFORE_SINKS_GRADIENT,
+    BEFORE_WINDOWS,
+    NEWEST,
+    WHEEL,
+    Given,
+    an_aiter,
+    qkv,
+    reasons,
+)
 from torch import Tensor
 from xattn_rocm import installation, xattn_backends
 from xattn_rocm.installation import Installation

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from aiter_triton_recorder import LAYOUTS, Copies, Given, an_aiter, call, qkv  # noqa: F401
+from rocm.aiter_triton_recorder import LAYOUTS, Copies, Given, an_aiter, call, qkv  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from aiter_triton_recorder import LAYOUTS, Copies, Given, an_aiter, call, qkv  #
     ids=str,
 )
 def test_what_mha_is_given(
-    aiter: Given, options: dict[str, Any], sizes: dict[str, int], wanted: dict[str, Any]
+    aiter: Given, options: dict[str, Any], sizes: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
     call(*qkv(**sizes), return_lse=True, **options)
     given = {name: value for name, value in aiter.last.items() if name in ("causal", "window_size", "softmax_scale")}
@@ -49,7 +49,7 @@ def test_the_lse_of_a_dead_row_is_the_sink(aiter: Given) -> None:
 
 def test_a_switched_implementation_is_an_error(aiter: Given) -> None:
     """triton-global-switches"""
-    aiter._MHA_IMPL = "dao_ai"  # type: ignore[misc]
+    aiter._MHA_IMPL = "dao_ai"
     with pytest.raises(RuntimeError, match="mha_set_impl"):
         call(*qkv(), return_lse=True)
 

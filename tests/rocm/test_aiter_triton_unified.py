@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from aiter_triton_recorder import BEFORE_WINDOWS, LAYOUTS, NEWEST, WHEEL, Copies, Given, an_aiter, call, qkv  # noqa: F401
+from rocm.aiter_triton_recorder import BEFORE_WINDOWS, LAYOUTS, NEWEST, WHEEL, Copies, Given, an_aiter, call, qkv  # noqa: F401
 from xattn_rocm import installation
 from xattn_rocm.installation import Installation
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import run_python
+from support import notes_of, run_python
 from xattn_rocm import installation, vendor
 from xattn_rocm.rules import RULES
 
@@ -130,7 +130,7 @@ def test_what_the_import_raises_comes_through(aiter: Path, source: str, error: t
         with pytest.raises(error) as caught:
             vendor.module(JIT)
         assert type(caught.value) is error
-        (note,) = caught.value.__notes__
+        (note,) = notes_of(caught.value)
         assert advice in note
         assert str(aiter) in note
         assert "xattn" in note
@@ -140,7 +140,7 @@ def test_what_the_import_raises_comes_through(aiter: Path, source: str, error: t
 def test_a_module_that_the_release_lacks(aiter: Path) -> None:
     with pytest.raises(ModuleNotFoundError, match=r"aiter\.nowhere") as caught:
         vendor.module("aiter.nowhere")
-    assert "needs" not in caught.value.__notes__[0]
+    assert "needs" not in notes_of(caught.value)[0]
 
 
 def test_without_aiter_the_note_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_without_aiter_the_note_is_the_reason(monkeypatch: pytest.MonkeyPatch) -
     installation.clear()
     with pytest.raises(ModuleNotFoundError) as caught:
         vendor.module(JIT)
-    assert caught.value.__notes__ == [f"xattn: {installation.installation()}"]
+    assert notes_of(caught.value) == [f"xattn: {installation.installation()}"]
 
 
 def test_a_compiled_call_does_not_trace_the_import(aiter: Path) -> None:

@@ -84,7 +84,9 @@ class Flags:
     ] = None
     softcap: Annotated[float | None, typer.Option(help="c * tanh(score / c).", rich_help_panel=FEATURES)] = None
     sinks: Annotated[bool, typer.Option("--sinks", help="One sink logit a head.", rich_help_panel=FEATURES)] = False
-    alibi: Annotated[bool, typer.Option("--alibi", help="ALiBi, one slope a head.", rich_help_panel=FEATURES)] = False
+    alibi_slopes: Annotated[
+        bool, typer.Option("--alibi-slopes", help="ALiBi, one slope a head.", rich_help_panel=FEATURES)
+    ] = False
     bias: Annotated[
         str | None,
         typer.Option(metavar="SHAPE", help="A float bias of this shape, as 1,8,128,128.", rich_help_panel=FEATURES),
@@ -96,7 +98,7 @@ class Flags:
         str | None,
         typer.Option(metavar="N,N,...", help="Valid keys, one number a batch row.", rich_help_panel=FEATURES),
     ] = None
-    dropout: Annotated[float, typer.Option(help="Probability of dropout.", rich_help_panel=FEATURES)] = 0.0
+    dropout_p: Annotated[float, typer.Option(help="Probability of dropout.", rich_help_panel=FEATURES)] = 0.0
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Equal bits from run to run.", rich_help_panel=FEATURES)
     ] = False
@@ -136,7 +138,7 @@ class Flags:
             "align": _align(self.align),
             "scale": self.scale,
             "softcap": self.softcap,
-            "dropout_p": self.dropout,
+            "dropout_p": self.dropout_p,
             "deterministic": self.deterministic,
             "return_lse": self.return_lse,
             **tensors,
@@ -179,7 +181,7 @@ class Flags:
         tensors: Tensors = {}
         if self.sinks:
             tensors["sinks"] = random(nheads, grad=self.grad_sinks)
-        if self.alibi:
+        if self.alibi_slopes:
             # The slopes of the ALiBi paper: 2^(-8/n), 2^(-16/n), ...
             tensors["alibi_slopes"] = torch.exp2(-8.0 / nheads * torch.arange(1, nheads + 1, device=device)).float()
         if self.bias is not None:

@@ -51,8 +51,9 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     }
     for title, table in tables.items():
         console.print("", Text(title, "bold"), table, sep="\n", end="")
-    for line in _says(document):
-        console.print(line, soft_wrap=True)
+    if says := _says(document):
+        # In whole lines, to be copied: a command may be among them.
+        console.print("", Text("What backends say", "bold"), *says, sep="\n", soft_wrap=True)
     for problem in document["problems"]:
         console.print(Text.assemble(("Problem: ", "bold red"), (problem, "red")), soft_wrap=True)
 

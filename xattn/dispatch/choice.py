@@ -87,7 +87,8 @@ def names_of(backend: str | Sequence[str]) -> str | tuple[str, ...]:
     if isinstance(backend, str):
         return backend
     if not isinstance(backend, (tuple, list)) or not all(isinstance(name, str) for name in backend):
-        raise InvalidArgumentError("backend", repr(backend), 'a name, a tuple or list of names, or "auto"')
+        hint = 'Left out, it is "auto"; xattn.backends() has the names.'
+        raise InvalidArgumentError("backend", repr(backend), 'a name, a tuple or list of names, or "auto"', hint)
     return tuple(backend)
 
 
@@ -142,7 +143,8 @@ def _unknown(name: str, choice: Choice) -> str:
     source = "XATTN_BACKEND: " if isinstance(choice, Wish) and choice.backend == environment else ""
     if name == "auto":
         return f'{source}"auto" stands for every backend, so it stands alone: in a sequence, name the backends'
-    return "\n".join([source + registry().unknown(name), *registry().problems()])
+    default = '"auto", which is the default, takes the best that can serve the call'
+    return "\n".join([source + registry().unknown(name), default, *registry().problems()])
 
 
 class use_backend:  # noqa: N801 - a context manager reads as a function

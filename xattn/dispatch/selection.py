@@ -81,7 +81,11 @@ def closest(one: list[Reason] | None, other: list[Reason]) -> list[Reason]:
     call's device is closer than any other, and the fewer the reasons, the more use they are."""
     if one is None:
         return other
-    return min(one, other, key=lambda reasons: (reasons[0].code == "device", len(reasons)))
+    return other if _distance(other) < _distance(one) else one
+
+
+def _distance(reasons: list[Reason]) -> tuple[bool, int]:
+    return reasons[0].code == "device", len(reasons)
 
 
 def select(request: Request, choice: Choice, warn: bool = True) -> tuple[Entry, Kernel[Any]]:

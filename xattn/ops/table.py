@@ -35,4 +35,5 @@ def op_of(function: Callable[..., Any]) -> Op:
         if op.function is function:
             return op
     want = f"a function of xattn: {', '.join(OPS)}"
-    raise InvalidArgumentError("function", getattr(function, "__name__", repr(function)), want)
+    hint = "Pass the function itself, as xattn.attention." if isinstance(function, str) else ""
+    raise InvalidArgumentError("function", getattr(function, "__name__", repr(function)), want, hint)

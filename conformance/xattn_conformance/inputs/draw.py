@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -13,31 +14,6 @@ from xattn_conformance.inputs.philox import words
 Shape = tuple[int, ...]
 Ints = NDArray[np.int64]
 
-# One stream of words for each thing that is drawn. Frozen: a number that changes is another suite.
-STREAMS = {
-    "q": 0,
-    "k": 1,
-    "v": 2,
-    "sinks": 3,
-    "bias": 4,
-    "holes": 5,
-    "mask": 6,
-    "dout": 7,
-    "dlse": 8,
-    "outlier.q": 9,
-    "outlier.k": 10,
-    "outlier.v": 11,
-    "size.q": 12,
-    "size.k": 13,
-    "size.v": 14,
-    "target": 15,
-    "direction": 16,
-    "flips": 17,
-    "cos": 18,
-    "sin": 19,
-    "dout_k": 20,
-}
-
 # A sum of 8 bytes has the mean 1020 and the standard deviation 209.02; this makes it 1.0015, and 18 bits are exact in
 # float32 as in float64.
 _UNIT = 157 / 2**15
@@ -45,18 +21,21 @@ _BYTES = np.uint32(0x00FF00FF)
 
 
 class Draw:
-    """A case's random tensors. Element i of a tensor depends on the seed, the stream and i alone."""
+    """A case's random tensors. Element i of a tensor depends on the seed, the stream and i alone.
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    streams: by the name of what is drawn, its own stream of words, 0 .. 2^32 - 1. An op's are in its room.
+    """
+
+    def __init__(self, seed: int, streams: Mapping[str, int]) -> None:
+        self.seed, self.streams = seed, streams
 
     def integers(self, stream: str, shape: Shape) -> Ints:
         """32 bits."""
-        return words(self.seed, STREAMS[stream], 0, prod(shape)).astype(np.int64).reshape(shape)
+        return words(self.seed, self.streams[stream], 0, prod(shape)).astype(np.int64).reshape(shape)
 
     def bells(self, stream: str, shape: Shape) -> Ints:
         """-1020 .. 1020, nearly normal: sums of 8 bytes less their mean."""
-        drawn = words(self.seed, STREAMS[stream], 0, 2 * prod(shape))
+        drawn = words(self.seed, self.streams[stream], 0, 2 * prod(shape))
         pairs = (drawn & _BYTES) + ((drawn >> np.uint32(8)) & _BYTES)
         sums = (pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))
         totals: Ints = (sums[0::2] + sums[1::2]).astype(np.int64) - 1020

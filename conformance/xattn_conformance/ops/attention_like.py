@@ -21,6 +21,7 @@ from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.mutants.mutant import Mutant, Results, Right
 from xattn_conformance.ops.attention import rowwise
 from xattn_conformance.ops.attention.families import FAMILIES
+from xattn_conformance.ops.attention.families import STREAMS as STREAMS
 from xattn_conformance.ops.attention.inputs import rounded
 from xattn_conformance.ops.attention.mutants.masks import MASKS
 from xattn_conformance.ops.attention.mutants.options import ALIBI, LAYOUT, SCALE, SOFTCAP_AND_SINKS

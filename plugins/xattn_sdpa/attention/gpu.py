@@ -4,10 +4,12 @@ H200 with torch 2.11; nothing in here was run on ROCm."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xattn import AttentionRequest
 from xattn.plugin import Plan
@@ -90,8 +92,7 @@ def plan(request: AttentionRequest, kernel: str) -> Plan:
 
 
 def _views(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if not torch.compiler.is_compiling():
-        q, k, v = aligned(q), aligned(k), aligned(v)
+    q, k, v = aligned(q), aligned(k), aligned(v)
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
@@ -100,7 +101,7 @@ def _bsnh(out: Tensor) -> Tensor:
 
 
 def _whole(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    gqa = request.nheads_k != request.nheads
+    gqa = not known(request.nheads_k == request.nheads)
     scale, dropout_p = request.scale, request.dropout_p or 0.0
 
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -113,21 +114,36 @@ def _whole(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor,
     return whole
 
 
+def _in_graph(kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """The kernel by name, for torch.compile. It cannot trace the operators below F.scaled_dot_product_attention: their
+    fake kernels return two sizes as plain tensors (torch 2.11 to 2.13)."""
+    with sdpa_kernel(kernel):
+        return F.scaled_dot_product_attention(q, k, v, **options)
+
+
 def _flash(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    gqa = not known(request.nheads_k == request.nheads)
     scale, dropout_p = request.scale, request.dropout_p or 0.0
 
     def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = _views(q, k, v)
+        if torch.compiler.is_compiling():
+            options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": causal, "scale": scale, "enable_gqa": gqa}
+            return _bsnh(_in_graph(SDPBackend.FLASH_ATTENTION, q, k, v, **options))
         return _bsnh(torch._scaled_dot_product_flash_attention(q, k, v, dropout_p, causal, False, scale=scale)[0])
 
     return flash
 
 
 def _cudnn(request: AttentionRequest, causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    gqa = not known(request.nheads_k == request.nheads)
     scale, grad = request.scale, request.any_grad
 
     def on_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = _views(q, k, v)
+        if torch.compiler.is_compiling():
+            options: dict[str, Any] = {"is_causal": causal, "scale": scale, "enable_gqa": gqa}
+            return _bsnh(_in_graph(SDPBackend.CUDNN_ATTENTION, q, k, v, **options))
         return _bsnh(torch._scaled_dot_product_cudnn_attention(q, k, v, None, grad, 0.0, causal, False, scale=scale)[0])
 
     return on_cudnn
@@ -148,7 +164,8 @@ def _by_group(request: AttentionRequest, causal: bool) -> Plan:
 
 
 def _masked(request: AttentionRequest, causal: bool) -> Plan:
-    gqa, scale, grad = request.nheads_k != request.nheads, request.scale, request.requires_grad
+    gqa = not known(request.nheads_k == request.nheads)
+    scale, grad = request.scale, request.requires_grad
 
     def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         mask, bias = with_four(mask), with_four(bias)
@@ -164,6 +181,9 @@ def _masked(request: AttentionRequest, causal: bool) -> Plan:
             added = added if mask is None else added.masked_fill(~mask, -torch.inf)
         if q.dtype == torch.float32:
             return _bsnh(F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale, enable_gqa=gqa))
+        if torch.compiler.is_compiling():
+            options: dict[str, Any] = {"attn_mask": added, "is_causal": causal, "scale": scale, "enable_gqa": gqa}
+            return _bsnh(_in_graph(SDPBackend.CUDNN_ATTENTION, q, k, v, **options))
         out = torch._scaled_dot_product_cudnn_attention(q, k, v, added, grad, 0.0, causal, False, scale=scale)[0]
         return _bsnh(out)
 

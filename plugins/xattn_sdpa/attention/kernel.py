@@ -114,7 +114,15 @@ def _plan(request: AttentionRequest) -> Plan:
     if request.device in elsewhere.DEVICES:
         return elsewhere.plan(request)
     kernel = _gpu_direct(request)
-    return functools.partial(_engine, request) if kernel is None else gpu.plan(request, kernel)
+    if kernel is None or (torch.compiler.is_compiling() and kernel == "flash" and _operator_has(request)):
+        return functools.partial(_engine, request)
+    return gpu.plan(request, kernel)
+
+
+def _operator_has(request: AttentionRequest) -> bool:
+    """Whether our operator calls torch's flash kernel for the request as well. It sees where rows begin, so it copies
+    only those that it must; a graph of torch's own operators copies all."""
+    return not request.deterministic and request.dropout_p is None
 
 
 def _with_dense_rows(run: Plan) -> Plan:

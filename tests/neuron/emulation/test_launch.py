@@ -10,6 +10,7 @@ from xattn_elsewhere.nki.emulation import launch
 from xattn_elsewhere.nki.emulation.isa import dma, vector
 from xattn_elsewhere.nki.emulation.language import jit, ndarray, num_programs, program_id, program_ndim
 from xattn_elsewhere.nki.emulation.neuronxcc import language as legacy
+from xattn_elsewhere.nki.emulation.operators import OPERATORS
 from xattn_elsewhere.nki.emulation.tensor import LimitError, Region
 
 
@@ -24,13 +25,12 @@ def twice(x: Any, factor: float = 2.0) -> Any:
     out = ndarray(x.shape, x.dtype, Region.shared_hbm)
     on_chip = ndarray(x.shape, x.dtype)
     dma.dma_copy(on_chip, x)
-    vector.tensor_scalar(on_chip, on_chip, legacy.OPERATORS["multiply"], factor)
+    vector.tensor_scalar(on_chip, on_chip, OPERATORS["multiply"], factor)
     dma.dma_copy(out, on_chip)
     return out
 
 
-@jit(mode="trace")
-def rows(x: Any) -> Any:
+def copied_by_rows(x: Any) -> Any:
     """Each program copies its rows."""
     out = ndarray(x.shape, x.dtype, Region.shared_hbm)
     count = ndarray((1, 2), "int32", Region.shared_hbm)
@@ -43,6 +43,9 @@ def rows(x: Any) -> Any:
     vector.memset(counter, share)
     dma.dma_copy(count[0:1, 0:1], counter)
     return out, [count]
+
+
+rows = jit(mode="trace")(copied_by_rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.uint8])

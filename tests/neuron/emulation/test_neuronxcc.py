@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from tiles import Array, random, rounded
+from neuron.emulation.tiles import Array, random, rounded
 from xattn_elsewhere.nki.emulation.access import ds
 from xattn_elsewhere.nki.emulation.neuronxcc import isa
 from xattn_elsewhere.nki.emulation.neuronxcc import language as nl
@@ -139,9 +140,10 @@ def test_moves() -> None:
     nl.store(out[1], tile(values))
     same(out[1], rounded(values, "bfloat16"))
     assert np.isnan(out[0].values()).all()
-    for call in (nl.load, nl.load_transpose2d, lambda t: nl.store(t, t)):
+    on_chip = tile(values)
+    for call in (nl.load, nl.load_transpose2d, partial(nl.store, on_chip)):
         with pytest.raises(LimitError, match="HBM"):
-            call(tile(values))
+            call(on_chip)
 
 
 def test_products() -> None:

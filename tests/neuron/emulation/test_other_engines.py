@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiles import HBM, PSUM, SBUF, empty, near, op, random, rounded, same, tile
+from neuron.emulation.tiles import HBM, PSUM, SBUF, empty, near, op, random, rounded, same, tile
 from xattn_elsewhere.nki.emulation.isa import dma, gpsimd, scalar
 from xattn_elsewhere.nki.emulation.tensor import LimitError, Region
 
@@ -31,7 +31,7 @@ def test_activation_by_default_neither_scales_nor_adds() -> None:
 
 
 def test_log_means_nothing_outside_of_its_range() -> None:
-    values = np.float32([[2.0**-65, 2.0**-64, 1, 2.0**64, 2.0**65, 0, -1]])
+    values = np.array([[2.0**-65, 2.0**-64, 1, 2.0**64, 2.0**65, 0, -1]], np.float32)
     dst = empty(1, 7)
     scalar.activation(dst, op("log"), tile(values))
     near(dst, np.where([0, 1, 1, 1, 0, 0, 0], np.log(np.abs(values) + (values == 0)), np.nan))

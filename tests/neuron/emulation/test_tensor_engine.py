@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiles import HBM, PSUM, SBUF, empty, near, random, rounded, same, tile
+from neuron.emulation.tiles import HBM, PSUM, SBUF, empty, near, random, rounded, same, tile
 from xattn_elsewhere.nki.emulation.isa.target import Engine
 from xattn_elsewhere.nki.emulation.isa.tensor import nc_matmul, nc_transpose
 from xattn_elsewhere.nki.emulation.isa.vector import memset

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from tiles import HBM, PSUM, SBUF, empty, random, rounded, same, tile
+from neuron.emulation.tiles import HBM, PSUM, SBUF, empty, random, rounded, same, tile
 from xattn_elsewhere.nki.emulation import language
 from xattn_elsewhere.nki.emulation.access import ds
 from xattn_elsewhere.nki.emulation.tensor import LimitError, Region
@@ -112,7 +113,7 @@ def test_an_access_pattern_counts_elements_of_the_tensor(buffer: Region) -> None
 def test_an_access_pattern_writes_where_it_reads() -> None:
     made = tile(np.zeros((4, 6), np.float32))
     made.ap([[6, 4], [2, 3]], offset=1).write(np.ones((4, 3), np.float32))
-    same(made, np.tile(np.float32([0, 1]), (4, 3)))
+    same(made, np.tile(np.array([0, 1], np.float32), (4, 3)))
 
 
 def test_an_access_pattern_starts_at_a_scalar() -> None:
@@ -181,5 +182,6 @@ def test_fields_of_a_kernels_class_need_no_annotation() -> None:
         def method(self) -> int:
             return self.second
 
-    assert Buffers(first=1, second=3) == Buffers(first=1, second=3) != Buffers()
-    assert Buffers(second=4).method() == 4
+    made: Callable[..., Any] = Buffers
+    assert made(first=1, second=3) == made(first=1, second=3) != made()
+    assert made(second=4).method() == 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiles import HBM, PSUM, SBUF, Array, empty, near, op, random, rounded, same, tile
+from neuron.emulation.tiles import HBM, PSUM, SBUF, Array, empty, near, op, random, rounded, same, tile
 from xattn_elsewhere.nki.emulation.isa import vector
 from xattn_elsewhere.nki.emulation.isa.target import Engine, ReduceCmd
 from xattn_elsewhere.nki.emulation.language import ndarray
@@ -50,7 +50,7 @@ def test_tensor_scalar_does_not_round_between_its_operators() -> None:
     dst = empty(1, 1, dtype="bfloat16")
     one = tile(np.ones((1, 1), np.float32), "bfloat16")
     vector.tensor_scalar(dst, one, op("add"), 2.0**-10, op1=op("subtract"), operand1=1.0)
-    same(dst, np.float32([[2.0**-10]]))
+    same(dst, np.array([[2.0**-10]], np.float32))
 
 
 def test_scalar_tensor_tensor() -> None:
@@ -196,9 +196,9 @@ def test_nc_stream_shuffle_in_each_quadrant() -> None:
 
 def test_nc_stream_shuffle_of_itself() -> None:
     made = empty(32, 2)
-    made[0:1].write(np.float32([[1, 2]]))
+    made[0:1].write(np.array([[1, 2]], np.float32))
     vector.nc_stream_shuffle(made, made[0:1], [0] * 32)
-    same(made, np.tile(np.float32([1, 2]), (32, 1)))
+    same(made, np.tile(np.array([1, 2], np.float32), (32, 1)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from float64 import apart, attention, doubles
+from neuron.vendor.float64 import apart, attention, doubles
 from torch import Tensor
 from xattn_elsewhere.nki.emulation import kernels
 
@@ -35,7 +35,9 @@ def gradients(
     leaves = doubles(q, k, v) if sink is None else doubles(q, k, v, sink)
     scale = options.get("softmax_scale") or headdim**-0.5
     out, lse = attention(
-        *leaves[:3],
+        leaves[0],
+        leaves[1],
+        leaves[2],
         scale,
         causal=options.get("use_causal_mask", False),
         window=options.get("sliding_window"),

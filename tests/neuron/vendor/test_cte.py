@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from float64 import apart, attention
+from neuron.vendor.float64 import apart, attention
 from torch import Tensor
 from xattn_elsewhere.nki.emulation import kernels
 
@@ -100,7 +100,7 @@ def test_layouts(tp_q: bool, tp_k: bool, tp_out: bool) -> None:
 def test_statistics(causal: bool, sunk: bool, grid: int | None) -> None:
     q, k, v = tensors(384, 640)
     sink = torch.tensor([[0.5, 3.0]]) if sunk else None
-    options = {} if sink is None else {"sink": sink.reshape(2, 1)}
+    options: dict[str, Any] = {} if sink is None else {"sink": sink.reshape(2, 1)}
     out, neg_max, recip = cte(
         q, k, v, scale=HEADDIM**-0.5, causal_mask=causal, cache_softmax=True, grid=grid, **options
     )
@@ -119,7 +119,7 @@ def test_windows(window: int, seqlen: int, sunk: bool) -> None:
     q, k, v = tensors(seqlen, seqlen)
     sink = torch.tensor([[0.5, 3.0]]) if sunk else None
     q = (q * HEADDIM**-0.5).to(q.dtype)
-    options = {} if sink is None else {"sink": sink.reshape(2, 1)}
+    options: dict[str, Any] = {} if sink is None else {"sink": sink.reshape(2, 1)}
     out = cte(q, k, v, causal_mask=True, sliding_window=window, **options)
     wanted, _ = attention(
         q.double(), k.double(), v.double(), 1.0, window=window, sink=None if sink is None else sink.double()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from float64 import apart, attention, doubles
+from neuron.vendor.float64 import apart, attention, doubles
 from torch import Tensor
 from xattn_elsewhere.nki.emulation import kernels, loader
 
@@ -107,7 +107,7 @@ DOMAIN: dict[tuple[int, bool], Any] = {
 @pytest.mark.parametrize(("left", "causal"), DOMAIN, ids=str)
 def test_where_the_misspelt_mask_of_nxdi_matters(left: int, causal: bool) -> None:
     q, k, v, _ = tensors()
-    options = {"window_size": (left, -1), "use_causal_mask": causal, "mixed_precision": False}
+    options: dict[str, Any] = {"window_size": (left, -1), "use_causal_mask": causal, "mixed_precision": False}
     wanted = DOMAIN[left, causal]
     if wanted is UnboundLocalError:
         with pytest.raises(UnboundLocalError, match="causal_mask"):
@@ -121,7 +121,8 @@ def test_nxdi_takes_window_0_without_causal_for_something_else() -> None:
     """All keys of the tiles of 512 that begin before the query's tile does."""
     q, k, v, _ = tensors((1, 1, 1, 1024, 1024))
     got = forward("nxdi", q, k, v, window_size=(0, -1), use_causal_mask=False, mixed_precision=False)
-    for meant in ({}, {"causal": True}, {"window": 1}):
+    others: list[dict[str, Any]] = [{}, {"causal": True}, {"window": 1}]
+    for meant in others:
         wanted, _ = attention(q.double(), k.double(), v.double(), HEADDIM**-0.5, **meant)
         assert apart(got, wanted) > 0.1
 
@@ -169,7 +170,9 @@ def test_gradients(shape: Shape, options: dict[str, Any], sunk: bool) -> None:
     sink = torch.randn(shape[0], shape[1]) if sunk else None
     leaves = doubles(q, k, v) if sink is None else doubles(q, k, v, sink)
     out, lse = attention(
-        *leaves[:3],
+        leaves[0],
+        leaves[1],
+        leaves[2],
         HEADDIM**-0.5,
         causal=bool(options),
         window=options.get("sliding_window"),

@@ -27,17 +27,17 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, tuple[str, ...]]] = {
     # What is no tensor of four dimensions.
     "q a list": (([1.0], K, COS, SIN), "q", ("got list, want a torch.Tensor",)),
     "k a list": ((Q, [1.0], COS, SIN), "k", ("got list, want a torch.Tensor",)),
-    "cos None": ((Q, K, None, SIN), "cos", ("got NoneType, want a torch.Tensor",)),
+    "cos None": ((Q, K, None, SIN), "cos", ("got None, want a torch.Tensor",)),
     "q packed": ((Q[0], K, COS, SIN), "q", ("pass q[None]",)),
     "q sparse": ((Q.to_sparse(), K, COS, SIN), "q", ("sparse", "strided")),
     "q without heads": ((Q[:, :, :0], K, COS, SIN), "q", ("at least one head",)),
     "q strided": ((Q.transpose(2, 3), K, COS, SIN), "q", ("Call q.contiguous",)),
     # Dtypes and devices.
-    "integers": ((Q.int(), K, COS, SIN), "q", ("got int32, want float64, float32, float16, bfloat16",)),
+    "integers": ((Q.int(), K, COS, SIN), "q", ("got int32, want float64, float32, float16, bfloat16. Cast q first",)),
     "k of another dtype": ((Q, K.half(), COS, SIN), "k", ("float16", "float32, the dtype of q")),
     "k on another device": ((Q, K.to("meta"), COS, SIN), "k", ("device meta, want cpu",)),
     "cos on another device": ((Q, K, COS.to("meta"), SIN), "cos", ("device meta, want cpu, the device of q",)),
-    "a narrower table": ((Q, K, COS.half(), SIN.half()), "cos", ("got float16, want float32",)),
+    "a narrower table": ((Q, K, COS.half(), SIN.half()), "cos", ("got float16, want float32. Pass cos.float()",)),
     "another narrow table": (
         (*HALVES, COS.bfloat16(), SIN),
         "cos",
@@ -49,7 +49,11 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, tuple[str, ...]]] = {
     "batch of k": ((Q, K[:1], COS, SIN), "k", ("batch 1, want 2, the batch of q",)),
     "seqlen of k": ((Q, K[:, :3], COS, SIN), "k", ("apply_rotary(k, None, cos_k, sin_k)",)),
     "headdim of k": ((Q, K[..., :8].contiguous(), COS, SIN), "k", ("headdim 8, want 16",)),
-    "BNSH": ((bnsh(Q), bnsh(K), COS, SIN), "k", ("look like (batch, nheads, seqlen, headdim)", "transpose")),
+    "BNSH": (
+        (bnsh(Q), bnsh(K), COS, SIN),
+        "k",
+        ("look like (batch, nheads, seqlen, headdim): pass x.transpose(1, 2)",),
+    ),
     "BNSH of equal heads": ((bnsh(Q), bnsh(Q), COS, SIN), "cos", ("looks like (batch, nheads, seqlen, headdim)",)),
     "BNSH of q alone": ((bnsh(Q), None, COS, SIN), "cos", ("looks like (batch, nheads, seqlen, headdim)",)),
     "shape of sin": ((Q, K, COS, SIN[:, :4].contiguous()), "sin", ("the shape of cos",)),

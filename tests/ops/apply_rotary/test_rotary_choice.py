@@ -15,7 +15,7 @@ from torch import Tensor
 import xattn
 from xattn.plugin import Plan
 
-Call = tuple[Tensor, Tensor, Tensor, Tensor]
+Given = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Sevens(xattn.RotaryKernel):
@@ -92,7 +92,7 @@ def test_an_error_of_a_kernel_names_the_call(load: Load) -> None:
         lambda q, k, cos, sin: (q.transpose(1, 2).contiguous().transpose(1, 2), k, cos, sin),
     ],
 )
-def test_a_remembered_call_does_not_serve_another_kind(change: Callable[..., Call]) -> None:
+def test_a_remembered_call_does_not_serve_another_kind(change: Callable[..., Given]) -> None:
     given = tensors()
     other = change(*given)
     want = xattn.apply_rotary(*other, backend=("reference",))

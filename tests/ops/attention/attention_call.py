@@ -15,7 +15,7 @@ from xattn.plugin import dtype_name
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """The arguments of one call: `options` are those that are no tensors."""
 
     q: Tensor
@@ -45,7 +45,7 @@ class Call:
             dtype=dtype_name(self.q.dtype), q=array(self.q), k=array(self.k), v=array(self.v), **options, **arrays
         )
 
-    def requiring_grad(self, names: set[str]) -> Call:
+    def requiring_grad(self, names: set[str]) -> AttentionCall:
         """The same call on leaves of the same strides, of which those named require a gradient."""
         leaf = {name: tensor.detach().requires_grad_(name in names) for name, tensor in self.floats.items()}
         tensors = {name: leaf.get(name, tensor) for name, tensor in self.tensors.items()}
@@ -59,7 +59,7 @@ class Call:
 
         named = {"q": self.q, "k": self.k, "v": self.v, **self.tensors}
         parts = [f"{name}={text(tensor)}" for name, tensor in named.items()]
-        return f"Call({', '.join([*parts, *(f'{name}={value!r}' for name, value in self.options.items())])})"
+        return f"AttentionCall({', '.join([*parts, *(f'{name}={value!r}' for name, value in self.options.items())])})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """Hypothesis would print every field; strides tell more than values."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from ops.attention.attention_call import LAYOUTS, Call
+from ops.attention.attention_call import LAYOUTS, AttentionCall
 from torch import Tensor
 
 settings.register_profile("quick", max_examples=200, derandomize=True, deadline=None, database=None)
@@ -58,7 +58,7 @@ def _rearranged(draw: st.DrawFn, tensor: Tensor, full: tuple[int, ...]) -> Tenso
 
 
 @st.composite
-def calls(draw: st.DrawFn, layouts: tuple[str, ...] = tuple(LAYOUTS), dropout: bool = False) -> Call:
+def calls(draw: st.DrawFn, layouts: tuple[str, ...] = tuple(LAYOUTS), dropout: bool = False) -> AttentionCall:
     """A legal call. `layouts`: of q, k and v; with "expanded" among them, packed ones are drawn too."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dtype = draw(st.sampled_from(DTYPES))
@@ -84,7 +84,7 @@ def calls(draw: st.DrawFn, layouts: tuple[str, ...] = tuple(LAYOUTS), dropout: b
     options = _options(draw)
     if dropout and draw(st.booleans()):
         options["dropout_p"] = draw(st.sampled_from([0.1, 0.5, 0.9]))
-    return Call(q, k, v, options, _tensors(draw, rng, (batch, nheads, seqlen_q, seqlen_k), dtype))
+    return AttentionCall(q, k, v, options, _tensors(draw, rng, (batch, nheads, seqlen_q, seqlen_k), dtype))
 
 
 def _some(draw: st.DrawFn, names: Iterable[str]) -> list[str]:

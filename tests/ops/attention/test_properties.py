@@ -12,7 +12,7 @@ import tolerance
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops.attention.attention_call import WRITABLE, Call, array
+from ops.attention.attention_call import WRITABLE, AttentionCall, array
 from ops.attention.strategies import calls
 from ops.attention.violations import Violation, violations
 from torch import Tensor
@@ -26,7 +26,7 @@ every_backend = pytest.mark.parametrize("backend", [*xattn.backends(), "auto"])
 SERVES_ALL = ("reference", "auto")
 
 
-def attend(call: Call, backend: str, **more: Any) -> Any:
+def attend(call: AttentionCall, backend: str, **more: Any) -> Any:
     """The answer to a call, or None where the backend rejects it, and then with the reasons that it gives elsewhere."""
     arguments = {**call.arguments, **more}
     explanation = xattn.explain(call.q, call.k, call.v, **arguments)
@@ -51,7 +51,7 @@ def kernels_of(backend: str) -> list[AttentionKernel]:
     return [kernel for kernel in registry().entries[backend].backend.kernels if isinstance(kernel, AttentionKernel)]
 
 
-def assert_form(out: Tensor, call: Call) -> None:
+def assert_form(out: Tensor, call: AttentionCall) -> None:
     batch, seqlen_q, nheads, _ = call.q.shape
     assert out.shape == (batch, seqlen_q, nheads, call.v.shape[3])
     assert out.dtype == call.q.dtype
@@ -75,7 +75,7 @@ def assert_close(what: str, got: Tensor, want: np.ndarray, bound: np.ndarray) ->
 
 @every_backend
 @given(call=calls(), return_lse=st.booleans())
-def test_forward(backend: str, call: Call, return_lse: bool) -> None:
+def test_forward(backend: str, call: AttentionCall, return_lse: bool) -> None:
     answer = attend(call, backend, return_lse=return_lse)
     if answer is None:
         return
@@ -93,7 +93,7 @@ def test_forward(backend: str, call: Call, return_lse: bool) -> None:
 
 @every_backend
 @given(call=calls(), return_lse=st.booleans(), data=st.data())
-def test_gradients(backend: str, call: Call, return_lse: bool, data: st.DataObject) -> None:
+def test_gradients(backend: str, call: AttentionCall, return_lse: bool, data: st.DataObject) -> None:
     wanted = sorted(data.draw(st.sets(st.sampled_from(sorted(call.floats)), min_size=1), "gradients of"))
     call = call.requiring_grad(set(wanted))
     answer = attend(call, backend, return_lse=return_lse)
@@ -131,7 +131,9 @@ def draw_cotangents(data: st.DataObject, outputs: list[Tensor]) -> list[Tensor]:
     return [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in dense]
 
 
-def gradients(call: Call, names: list[str], outputs: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
+def gradients(
+    call: AttentionCall, names: list[str], outputs: list[Tensor], cotangents: list[Tensor]
+) -> dict[str, Tensor]:
     """Of sum(output * cotangent), for the named inputs."""
     assert outputs[0].requires_grad
     # lse alone may be without a graph: it does not depend on v.
@@ -156,7 +158,7 @@ def poisoned(tensor: Tensor, where: Tensor, value: float) -> Tensor:
 
 @every_backend
 @given(call=calls(layouts=WRITABLE), data=st.data())
-def test_hidden_keys_and_values_are_never_read(backend: str, call: Call, data: st.DataObject) -> None:
+def test_hidden_keys_and_values_are_never_read(backend: str, call: AttentionCall, data: st.DataObject) -> None:
     hidden = torch.from_numpy(rowwise.hidden(call.problem))
     wanted = sorted(data.draw(st.sets(st.sampled_from(sorted(call.floats))), "gradients of"))
     in_k, in_v = data.draw(st.tuples(st.sampled_from(POISON), st.sampled_from(POISON)), "poison")
@@ -180,7 +182,7 @@ def test_hidden_keys_and_values_are_never_read(backend: str, call: Call, data: s
 
 @every_backend
 @given(call=calls(layouts=WRITABLE), data=st.data())
-def test_a_visible_nan_shows_and_stays_in_its_head(backend: str, call: Call, data: st.DataObject) -> None:
+def test_a_visible_nan_shows_and_stays_in_its_head(backend: str, call: AttentionCall, data: st.DataObject) -> None:
     problem = call.problem
     slots = np.argwhere(~rowwise.hidden(problem))
     if len(slots) == 0:
@@ -203,7 +205,7 @@ def test_a_visible_nan_shows_and_stays_in_its_head(backend: str, call: Call, dat
 
 @every_backend
 @given(call=calls(), data=st.data())
-def test_dead_rows_are_exact(backend: str, call: Call, data: st.DataObject) -> None:
+def test_dead_rows_are_exact(backend: str, call: AttentionCall, data: st.DataObject) -> None:
     batch, seqlen_q, nheads, _ = call.q.shape
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32 - 1), "rows"))
     mask = torch.rand((batch, nheads, seqlen_q, 1), generator=generator) < 0.5
@@ -228,7 +230,7 @@ def test_dead_rows_are_exact(backend: str, call: Call, data: st.DataObject) -> N
 
 @every_backend
 @given(call=calls(dropout=True))
-def test_dropout_keeps_form_and_lse(backend: str, call: Call) -> None:
+def test_dropout_keeps_form_and_lse(backend: str, call: AttentionCall) -> None:
     answer = attend(call, backend, return_lse=True)
     if answer is None:
         return
@@ -240,7 +242,7 @@ def test_dropout_keeps_form_and_lse(backend: str, call: Call) -> None:
 
 @every_backend
 @given(call=calls(), data=st.data())
-def test_illegal_calls_raise_what_is_documented(backend: str, call: Call, data: st.DataObject) -> None:
+def test_illegal_calls_raise_what_is_documented(backend: str, call: AttentionCall, data: st.DataObject) -> None:
     attend(call, backend)  # where it is served, its plan is now remembered
     violation: Violation = data.draw(violations(call), "violation")
     with pytest.raises(violation.error) as caught:

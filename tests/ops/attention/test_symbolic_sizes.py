@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,27 @@ def attend_kept(x: Tensor, kept: Tensor, options: dict[str, Any], backend: str) 
     return xattn.attention(q, q, q, backend=backend, **options)
 
 
+@functools.cache
+def _torch_serves_unbacked(masked: bool) -> bool:
+    """Whether torch's own attention can be exported with a batch that comes out of the data: not in 2.11."""
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool) if masked else None
+
+    def own(x: Tensor, kept: Tensor) -> Tensor:
+        q = x[kept].transpose(1, 2)
+        return F.scaled_dot_product_attention(q, q, q, None if mask is None else mask.expand(q.shape[0], -1, -1, -1))
+
+    try:
+        export(Module(own), (torch.randn(5, 6, 4, 8), KEPT))
+    except Exception:
+        return False
+    return True
+
+
+def skip_where_torch_fails(options: dict[str, Any]) -> None:
+    if not _torch_serves_unbacked("mask" in options or "bias" in options):
+        pytest.skip("torch's own attention does not take such sizes in this version")
+
+
 KEPT = torch.tensor([True, False, True, True, False])
 KEPT_LATER = torch.tensor([True, True, True, True, False])
 
@@ -145,6 +167,7 @@ KEPT_LATER = torch.tensor([True, True, True, True, False])
 @pytest.mark.parametrize("name", every_option(1, 1))
 def test_unbacked_batch(name: str, seqlen: int) -> None:
     options = every_option(seqlen, seqlen)[name]
+    skip_where_torch_fails(options)
     x = torch.randn(5, seqlen, 4, 8)
     program = export(Module(lambda x, kept: attend_kept(x, kept, options, "auto")), (x, KEPT)).module()
     for kept in (KEPT, KEPT_LATER):
@@ -175,6 +198,7 @@ def test_unbacked_cache_length(name: str, seqlen_q: int) -> None:
 @pytest.mark.parametrize("name", ["full", "top_left", "window", "mask"])
 def test_unbacked_sizes_are_compiled(name: str, backend: str) -> None:
     options = every_option(6, 6)[name]
+    skip_where_torch_fails(options)
     x = torch.randn(5, 6, 4, 8, requires_grad=True)
 
     def function(x: Tensor, kept: Tensor) -> Tensor:

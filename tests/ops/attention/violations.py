@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from ops.attention.attention_call import Call
+from ops.attention.attention_call import AttentionCall
 from torch import Tensor
 
 from xattn import InvalidArgumentError, UnknownBackendError, UnsupportedError
@@ -48,7 +48,7 @@ NO_BACKENDS: tuple[Any, ...] = (None, 3, 1.5, True)
 
 
 @st.composite
-def violations(draw: st.DrawFn, call: Call) -> Violation:
+def violations(draw: st.DrawFn, call: AttentionCall) -> Violation:
     """The call with one thing changed that the contract forbids."""
     qkv: dict[str, Any] = {"q": call.q, "k": call.k, "v": call.v}
     keywords = call.arguments
@@ -121,7 +121,7 @@ def _illegal_main(draw: st.DrawFn, qkv: dict[str, Any]) -> tuple[dict[str, Any],
     return {**qkv, name: broken}, blamed
 
 
-def _illegal_tensors(call: Call, name: str) -> list[Any]:
+def _illegal_tensors(call: AttentionCall, name: str) -> list[Any]:
     """Wrong kinds, shapes and dtypes of an optional tensor."""
     batch, seqlen_q, nheads, _ = call.q.shape
     seqlen_k = call.k.shape[1]
@@ -146,7 +146,7 @@ def _illegal_tensors(call: Call, name: str) -> list[Any]:
     return bad
 
 
-def _illegal_values(call: Call) -> list[tuple[str, Tensor]]:
+def _illegal_values(call: AttentionCall) -> list[tuple[str, Tensor]]:
     """Values out of range, in tensors of a legal shape."""
     batch, nheads, seqlen_k = call.q.shape[0], call.q.shape[2], call.k.shape[1]
     slopes = torch.ones(nheads)

@@ -8,6 +8,8 @@ import torch
 from ops.merge_attention.samples import parts
 from sample import Illegal, Sample
 
+import xattn
+
 # Two parts of batch 2, seqlen 5, nheads 4, headdim 8.
 OUTS, LSES = parts()
 OUT, LSE = OUTS[0], LSES[0]
@@ -19,11 +21,12 @@ WRONG: dict[str, tuple[Any, Any, str, tuple[str, ...]]] = {
     "one tensor of lses": (OUTS, torch.stack(LSES), "lses", ("got Tensor", "lses.unbind()")),
     "no parts": ([], [], "outs", ("got none", "at least one tensor")),
     "no lses": (OUTS, [], "lses", ("got none",)),
-    "None": (None, LSES, "outs", ("got NoneType",)),
-    "a part that is None": ([OUT, None], LSES, "outs[1]", ("got NoneType",)),
-    "an lse that is None": (OUTS, [LSE, None], "lses[1]", ("got NoneType",)),
+    "None": (None, LSES, "outs", ("got None",)),
+    "a part that is None": ([OUT, None], LSES, "outs[1]", ("got None",)),
+    "an lse that is None": (OUTS, [LSE, None], "lses[1]", ("got None",)),
     "an lse too few": (OUTS, [LSE], "lses", ("1 tensors", "2, one for each of outs")),
     "sparse": ([OUT.to_sparse(), OUT], LSES, "outs[0]", ("sparse",)),
+    "outputs with their lse": ([xattn.AttentionOutput(OUT, LSE)] * 2, LSES, "outs[0]", ("Pass outs[0].out",)),
     # Shapes.
     "two dimensions": ([OUT[0, 0], OUT[0, 0]], LSES, "outs[0]", ("shape (4, 8)", "packed (tokens, nheads, headdim)")),
     "no dimension": ([OUT[..., :0]] * 2, LSES, "outs[0]", ("at least one head",)),
@@ -32,7 +35,7 @@ WRONG: dict[str, tuple[Any, Any, str, tuple[str, ...]]] = {
         OUTS,
         [lse.transpose(1, 2) for lse in LSES],
         "lses[0]",
-        ("shape (2, 5, 4)", "want (2, 4, 5)", "lses[0].transpose(-1, -2)"),
+        ("shape (2, 5, 4)", "want (2, 4, 5)", "lses[0].transpose(-1, -2)", "out.transpose(-2, -3)"),
     ),
     "lses of other rows": (OUTS, [LSE, LSE[..., :3]], "lses[1]", ("shape (2, 4, 3)", "want (2, 4, 5)")),
     "lses of a packed call": (OUTS, [lse[0] for lse in LSES], "lses[0]", ("shape (4, 5)",)),
@@ -51,7 +54,7 @@ WRONG: dict[str, tuple[Any, Any, str, tuple[str, ...]]] = {
     # Dtypes and devices.
     "integers": ([OUT.int(), OUT.int()], LSES, "outs[0]", ("int32", "floating-point")),
     "parts of other dtypes": ([OUT, OUT.half()], LSES, "outs[1]", ("float16", "float32, the dtype of outs[0]")),
-    "lses in another dtype": (OUTS, [LSE, LSE.double()], "lses[1]", ("float64", "want float32")),
+    "lses in another dtype": (OUTS, [LSE, LSE.double()], "lses[1]", ("float64", "want float32", "lses[1].float()")),
     "a part on another device": ([OUT, OUT.to("meta")], LSES, "outs[1]", ("device meta", "cpu")),
     "an lse on another device": (OUTS, [LSE, LSE.to("meta")], "lses[1]", ("device meta", "cpu")),
 }

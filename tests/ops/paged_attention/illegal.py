@@ -53,12 +53,12 @@ LEGAL: dict[str, Any] = {
 
 # (the arguments, the one that is named, parts of the message)
 WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
-    "q None": ({"q": None}, "q", ("got NoneType", "a torch.Tensor")),
+    "q None": ({"q": None}, "q", ("got None", "a torch.Tensor")),
     "q padded": ({"q": Q[:, None]}, "q", ("shape (6, 1, 4, 8)", "(total_q, nheads, headdim)", "q.squeeze(1)")),
     "q without heads": ({"q": Q[:, :0]}, "q", ("at least one head",)),
     "q strided": ({"q": Q.transpose(1, 2).contiguous().transpose(1, 2)}, "q", ("q.contiguous()",)),
     "q integers": ({"q": Q.int()}, "q", ("got int32", "floating-point")),
-    "q elsewhere": ({"q": Q.to("meta")}, "k_cache", ("device cpu", "meta, the device of q")),
+    "k_cache elsewhere": ({"k_cache": K.to("meta")}, "k_cache", ("device meta", "cpu, the device of q")),
     "q of other heads": ({"q": Q[:, :3]}, "k_cache", ("nheads_k 2", "a divisor of nheads, which is 3")),
     "q of another headdim": ({"q": Q[..., :4].contiguous()}, "k_cache", ("headdim 8", "4, the headdim of q")),
     "k_cache flat": ({"k_cache": K.flatten(0, 1)}, "k_cache", ("shape (52, 2, 8)", "(num_blocks, block_size,")),
@@ -70,13 +70,13 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "a scale beside float32": ({"k_scale": ONE}, "k_scale", ("a scale", "None beside a float32 cache")),
     "a scale of float32 queries": ({"q_scale": ONE}, "q_scale", ("a scale", "None beside float32 queries")),
     # Table and lengths.
-    "table None": ({"block_table": None}, "block_table", ("got NoneType",)),
+    "table None": ({"block_table": None}, "block_table", ("got None",)),
     "table int64": ({"block_table": TABLE.long()}, "block_table", ("int64", "int32", "block_table.int()")),
     "table of one dimension": ({"block_table": TABLE[0]}, "block_table", ("shape (3,)", "(batch, max_blocks)")),
     "table elsewhere": ({"block_table": TABLE.to("meta")}, "block_table", ("device meta",)),
     "a page past the pool": ({"block_table": table(2, 1, 13)}, "block_table", ("page 13 of sequence 2", "0 to 12")),
     "a page of -1": ({"block_table": table(0, 0, -1)}, "block_table", ("page -1 of sequence 0", "0 to 12")),
-    "lengths None": ({"seqlens_k": None}, "seqlens_k", ("got NoneType",)),
+    "lengths None": ({"seqlens_k": None}, "seqlens_k", ("got None",)),
     "lengths int64": ({"seqlens_k": KEYS.long()}, "seqlens_k", ("int64", "int32", "seqlens_k.int()")),
     "lengths of another batch": ({"seqlens_k": KEYS[:2]}, "seqlens_k", ("shape (2,)", "(3,)")),
     "a length past the table": ({"seqlens_k": ints(6, 2, 13)}, "seqlens_k", ("13 at 2", "0 to 12", "3 blocks of 4")),
@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "out_dtype narrow": ({"out_dtype": torch.bfloat16}, "out_dtype", ("bfloat16", "torch.float32 or the dtype of q")),
     # Optional tensors.
     "sinks of another length": ({"sinks": ones(3)}, "sinks", ("shape (3,)", "(4,)")),
-    "slopes of another length": ({"alibi_slopes": ones(2)}, "alibi_slopes", ("shape (2,)", "(4,) or (3, 4)")),
+    "slopes of another length": ({"alibi_slopes": ones(2)}, "alibi_slopes", ("shape (2,)", "(nheads,) = (4,) or (batch, nheads) = (3, 4)")),
     "slopes 0": ({"alibi_slopes": 0 * ones(4)}, "alibi_slopes", ("slope of 0.0", "slopes > 0")),
     "slopes that want a gradient": ({"alibi_slopes": ones(4).requires_grad_()}, "alibi_slopes", ("Detach it",)),
     "a tree of floats": ({"tree_mask": ones(6, 3)}, "tree_mask", ("float32", "want bool")),

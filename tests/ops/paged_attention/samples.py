@@ -19,6 +19,7 @@ def paged(
     headdim: int = 8,
     headdim_v: int = 8,
     dtype: torch.dtype = torch.float32,
+    columns: int = 3,
 ) -> tuple[Tensor, ...]:
     """q, both caches, table, lengths and cu_seqlens_q, the same at every call: pages in no order, what no sequence has
     NaN, entries past the last page -1, one token of padding behind the last query. lengths_q None: one query each."""
@@ -29,7 +30,7 @@ def paged(
     caches = [
         torch.full((BLOCKS, BLOCK_SIZE, nheads_k, size), float("nan"), dtype=dtype) for size in (headdim, headdim_v)
     ]
-    table = torch.full((len(lengths_k), max(3, *(-(-length // BLOCK_SIZE) for length in lengths_k))), -1)
+    table = torch.full((len(lengths_k), max(columns, *(-(-length // BLOCK_SIZE) for length in lengths_k))), -1)
     free = torch.randperm(BLOCKS, generator=generator).tolist()
     for b, length in enumerate(lengths_k):
         for j in range(0, length, BLOCK_SIZE):
@@ -45,9 +46,9 @@ def samples(length: int = 5) -> dict[str, Sample]:
     """length: of the longest sequence of queries."""
 
     def made(named: dict[str, Any] | None = None, **sizes: Any) -> Sample:
-        given = {"lengths_q": (length, 0, 3), "lengths_k": (length + 2, 2, 9), **sizes}
+        given = {"lengths_q": (length, 0, 3), "lengths_k": (length + 2, 2, 9), "columns": 6, **sizes}
         one = given["lengths_q"] is None
-        bounds = {"max_seqlen_q": 1 if one else length, "max_seqlen_k": max(9, length + 2)}
+        bounds = {"max_seqlen_q": 1 if one else length, "max_seqlen_k": length + 11}
         return Sample(paged(**given), {**bounds, **(named or {})}, caches=(1, 2))
 
     slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625])

@@ -38,7 +38,7 @@ LEGAL: dict[str, Any] = {
 
 # (the arguments, the one that is named, parts of the message)
 WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
-    "q None": ({"q": None}, "q", ("got NoneType", "a torch.Tensor")),
+    "q None": ({"q": None}, "q", ("got None", "a torch.Tensor")),
     "q padded": ({"q": Q[None]}, "q", ("shape (1, 6, 4, 8)", "(total_q, nheads, headdim)", "attention")),
     "k of two dimensions": ({"k": K[:, 0]}, "k", ("shape (9, 8)", "(total_k, nheads, headdim)")),
     "q without heads": ({"q": Q[:, :0]}, "q", ("at least one head",)),
@@ -51,19 +51,32 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "heads of v": ({"v": V[:, :1]}, "v", ("nheads_k 1", "2, the nheads_k of k")),
     "heads that do not divide": ({"q": Q[:, :3]}, "k", ("nheads_k 2", "a divisor of nheads, which is 3")),
     # cu_seqlens.
-    "cu_seqlens_q None": ({"cu_seqlens_q": None}, "cu_seqlens_q", ("got NoneType",)),
+    "cu_seqlens_q None": ({"cu_seqlens_q": None}, "cu_seqlens_q", ("got None",)),
     "cu_seqlens_q a list": ({"cu_seqlens_q": [0, 3]}, "cu_seqlens_q", ("got list", "a torch.Tensor")),
     "cu_seqlens_q int64": ({"cu_seqlens_q": CU_Q.long()}, "cu_seqlens_q", ("int64", "int32", "cu_seqlens_q.int()")),
-    "cu_seqlens_k float": ({"cu_seqlens_k": CU_K.float()}, "cu_seqlens_k", ("float32", "int32")),
+    "cu_seqlens_k float": ({"cu_seqlens_k": CU_K.float()}, "cu_seqlens_k", ("float32", "int32", "cu_seqlens_k.int()")),
     "cu_seqlens_k elsewhere": ({"cu_seqlens_k": CU_K.to("meta")}, "cu_seqlens_k", ("device meta",)),
     "cu_seqlens_q of two dimensions": ({"cu_seqlens_q": CU_Q[None]}, "cu_seqlens_q", ("shape (1, 4)", "(batch + 1,)")),
     "cu_seqlens_q of nothing": ({"cu_seqlens_q": CU_Q[:0]}, "cu_seqlens_q", ("shape (0,)", "(batch + 1,)")),
     "cu_seqlens of two batches": ({"cu_seqlens_k": CU_K[:3]}, "cu_seqlens_k", ("3", "4", "cu_seqlens_q")),
-    "lengths, not their sums": ({"cu_seqlens_q": cu(3, 0, 2, 5)}, "cu_seqlens_q", ("3 as its first value, want 0",)),
+    "lengths, not their sums": (
+        {"cu_seqlens_q": cu(3, 0, 2, 5)},
+        "cu_seqlens_q",
+        ("3 as its first value, want 0", "lengths.cumsum(0)"),
+    ),
+    "heads before the tokens": (
+        {"q": Q.transpose(0, 1), "cu_seqlens_q": cu(0, 2, 3, 6)},
+        "cu_seqlens_q",
+        ("6 as its last", "Of a (nheads, tokens, headdim) tensor pass x.transpose(0, 1)"),
+    ),
     "sums that decrease": ({"cu_seqlens_q": cu(0, 3, 2, 5)}, "cu_seqlens_q", ("3, 2 at 1", "do not decrease")),
     "sums past the tokens": ({"cu_seqlens_k": cu(0, 4, 6, 10)}, "cu_seqlens_k", ("10 as its last", "at most 9")),
     # Bounds.
-    "a bound too small": ({"max_seqlen_k": 3}, "max_seqlen_k", ("got 3", "at least 4, the length of sequence 0")),
+    "a bound too small": (
+        {"max_seqlen_k": 3},
+        "max_seqlen_k",
+        ("got 3", "at least 4, the length of sequence 0", "None reads it"),
+    ),
     "a bound below 0": ({"max_seqlen_q": -1}, "max_seqlen_q", ("got -1",)),
     "a bound a float": ({"max_seqlen_q": 3.0}, "max_seqlen_q", ("got 3.0", "an int >= 0, or None")),
     "a bound a bool": ({"max_seqlen_k": True}, "max_seqlen_k", ("got True",)),
@@ -87,7 +100,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     # Optional tensors.
     "sinks of another length": ({"sinks": ones(3)}, "sinks", ("shape (3,)", "(4,)")),
     "sinks int": ({"sinks": ones(4, dtype=torch.int32)}, "sinks", ("int32", "floating-point")),
-    "slopes of another length": ({"alibi_slopes": ones(2)}, "alibi_slopes", ("shape (2,)", "(4,) or (3, 4)")),
+    "slopes of another length": (
+        {"alibi_slopes": ones(2)},
+        "alibi_slopes",
+        ("shape (2,)", "(nheads,) = (4,) or (batch, nheads) = (3, 4)"),
+    ),
     "slopes 0": ({"alibi_slopes": 0 * ones(4)}, "alibi_slopes", ("slope of 0.0", "slopes > 0")),
     "slopes float64": ({"alibi_slopes": ones(4, dtype=torch.float64)}, "alibi_slopes", ("float64", "want float32")),
     "slopes that want a gradient": ({"alibi_slopes": ones(4).requires_grad_()}, "alibi_slopes", ("Detach it",)),

@@ -20,7 +20,7 @@ def at(*slots: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 # (the arguments, the one that is named, parts of the message)
 WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
-    "k None": ({"k": None}, "k", ("got NoneType", "a torch.Tensor")),
+    "k None": ({"k": None}, "k", ("got None", "a torch.Tensor")),
     "k padded": ({"k": K[None]}, "k", ("shape (1, 5, 2, 8)", "(tokens, nheads_k, headdim)", "x.flatten(0, 1)")),
     "v of two dimensions": ({"v": V[:, 0]}, "v", ("shape (5, 6)", "(tokens, nheads_k, headdim)")),
     "k without heads": ({"k": K[:, :0]}, "k", ("at least one head",)),
@@ -30,7 +30,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "v of fewer tokens": ({"v": V[:4]}, "v", ("tokens 4", "5, the tokens of k")),
     "v of fewer heads": ({"v": V[:, :1]}, "v", ("nheads_k 1", "2, the nheads_k of k")),
     # Caches.
-    "k_cache None": ({"k_cache": None}, "k_cache", ("got NoneType",)),
+    "k_cache None": ({"k_cache": None}, "k_cache", ("got None",)),
     "k_cache flat": ({"k_cache": K_CACHE.flatten(0, 1)}, "k_cache", ("shape (24, 2, 8)", "(num_blocks, block_size,")),
     "blocks of nothing": ({"k_cache": K_CACHE[:, :0]}, "k_cache", ("a block_size of at least 1",)),
     "v_cache of fewer blocks": ({"v_cache": V_CACHE[:5]}, "v_cache", ("num_blocks 5", "6, the num_blocks of k_cache")),
@@ -54,7 +54,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     ),
     "k out of the cache": ({"k": K_CACHE[0, :1].expand(5, -1, -1)}, "k", ("a part of k_cache", "Clone it.")),
     # Slots.
-    "slots None": ({"slots": None}, "slots", ("got NoneType",)),
+    "slots None": ({"slots": None}, "slots", ("got None",)),
     "slots int32": ({"slots": SLOTS.int()}, "slots", ("int32", "int64", "slots.long()")),
     "slots elsewhere": ({"slots": SLOTS.to("meta")}, "slots", ("device meta",)),
     "a slot too few": ({"slots": SLOTS[:4]}, "slots", ("shape (4,)", "(5,)")),

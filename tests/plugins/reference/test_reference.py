@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tolerance
 import torch
-from ops.attention.attention_call import Call, array
+from ops.attention.attention_call import AttentionCall, array
 from torch import Tensor
 from xattn_conformance.ops.attention import rowwise
 
@@ -178,7 +178,7 @@ def test_accuracy_at_a_larger_size(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(5)
     shapes = ((2, 21, 4, 32), (2, 34, 2, 32), (2, 34, 2, 24))
     q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
-    call = Call(q, k, v, {"causal": True, "scale": 0.5}, {})
+    call = AttentionCall(q, k, v, {"causal": True, "scale": 0.5}, {})
     out, lse = attend(q, k, v, **call.arguments)
     want_out, want_lse = rowwise.forward(call.problem)
     out_bound, lse_bound = tolerance.forward(call.problem, dtype)

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from ops.attention.attention_call import Call
+from ops.attention.attention_call import AttentionCall
 from torch import Tensor
 
 import xattn
 
 
-def attend(call: Call, **more: Any) -> Any:
+def attend(call: AttentionCall, **more: Any) -> Any:
     return xattn.attention(call.q, call.k, call.v, backend="sdpa", **{**call.arguments, **more})
 
 
-def kernel(call: Call, **more: Any) -> str:
+def kernel(call: AttentionCall, **more: Any) -> str:
     found = xattn.explain(call.q, call.k, call.v, backend="sdpa", **{**call.arguments, **more}).kernel
     assert found is not None
     return found
@@ -38,7 +38,7 @@ class Case:
     headdim_v: int = 8
     dtype: torch.dtype = torch.float64
 
-    def call(self) -> Call:
+    def call(self) -> AttentionCall:
         generator = torch.Generator().manual_seed(self.seqlen_q + self.seqlen_k)
 
         def normal(*shape: int) -> Tensor:
@@ -64,7 +64,7 @@ class Case:
         q = normal(self.batch, self.seqlen_q, self.nheads, self.headdim)
         k = normal(self.batch, self.seqlen_k, self.nheads_k, self.headdim)
         v = normal(self.batch, self.seqlen_k, self.nheads_k, self.headdim_v)
-        return Call(q, k, v, self.options, made)
+        return AttentionCall(q, k, v, self.options, made)
 
 
 CAUSAL = {"causal": True}
@@ -181,14 +181,14 @@ class Answer:
     grads_with_lse: dict[str, Tensor]
 
 
-def cotangents(call: Call) -> tuple[Tensor, Tensor]:
+def cotangents(call: AttentionCall) -> tuple[Tensor, Tensor]:
     batch, seqlen_q, nheads, _ = call.q.shape
     generator = torch.Generator().manual_seed(1)
     dout = torch.randn(batch, seqlen_q, nheads, call.v.shape[3], generator=generator).to(call.q.dtype)
     return dout, torch.randn(batch, nheads, seqlen_q, generator=generator)
 
 
-def answer(call: Call, backend: str, plain: bool = False) -> Answer:
+def answer(call: AttentionCall, backend: str, plain: bool = False) -> Answer:
     """plain: of a call without return_lse and without a gradient for bias and sinks, which takes the shortest way."""
     names = ["q", "k", "v"] if plain else list(call.floats)
     call = call.requiring_grad(set(names))
@@ -204,7 +204,7 @@ def answer(call: Call, backend: str, plain: bool = False) -> Answer:
     return Answer(out.detach(), lse.detach(), grads, dict(zip(names, both, strict=True)))
 
 
-def doubled(call: Call) -> Call:
+def doubled(call: AttentionCall) -> AttentionCall:
     def double(tensor: Tensor) -> Tensor:
         return tensor.double() if tensor.is_floating_point() else tensor
 
@@ -212,7 +212,7 @@ def doubled(call: Call) -> Call:
     return replace(call, q=double(call.q), k=double(call.k), v=double(call.v), tensors=tensors)
 
 
-def assert_near(what: str, got: Tensor, want: Tensor, call: Call) -> None:
+def assert_near(what: str, got: Tensor, want: Tensor, call: AttentionCall) -> None:
     """As near as the longest sums are in the arithmetic of the call, and a matrix or two rounded to the dtype.
 
     Relative to the largest element: a float64 answer may be off by 1e-10 of it, and one key too many or too few weighs

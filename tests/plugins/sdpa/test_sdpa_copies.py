@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.attention.attention_call import LAYOUTS, Call
+from ops.attention.attention_call import LAYOUTS, AttentionCall
 from plugins.sdpa.sdpa_cases import (
     CASES,
     CAUSAL,
@@ -78,12 +78,12 @@ def test_slices_of_a_packed_projection(options: dict[str, Any], seqlen: int) -> 
     generator = torch.Generator().manual_seed(0)
     packed = torch.randn(2, seqlen, 3 * 4 * 8, generator=generator, dtype=torch.float64)
     q, k, v = packed.view(2, seqlen, 3, 4, 8).unbind(2)
-    assert_right(Call(q, k, v, options))
+    assert_right(AttentionCall(q, k, v, options))
     q, k, v = (x.unflatten(2, (-1, 8)) for x in packed.split([6 * 8, 3 * 8, 3 * 8], dim=2))
-    assert_right(Call(q, k, v, options))
+    assert_right(AttentionCall(q, k, v, options))
 
 
-def assert_right(call: Call) -> None:
+def assert_right(call: AttentionCall) -> None:
     want = answer(doubled(call), "reference")
     for out in (attend(call), attend(call, return_lse=True).out):
         assert_near("out", out, want.out, call)

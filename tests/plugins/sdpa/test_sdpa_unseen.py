@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ops.attention.attention_call import Call
+from ops.attention.attention_call import AttentionCall
 from plugins.sdpa.sdpa_cases import (
     CASES,
     answer,
@@ -39,7 +39,7 @@ POISONED = (
 )
 
 
-def with_unseen(name: str) -> tuple[Call, Tensor]:
+def with_unseen(name: str) -> tuple[AttentionCall, Tensor]:
     """A case in which some slots (batch, seqlen_k, nheads_k) are seen by no query, and those slots."""
     call = CASES[name].call()
     for each, hide in (("mask", False), ("bias", -torch.inf)):

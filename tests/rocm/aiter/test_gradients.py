@@ -81,7 +81,8 @@ COMPILED = {**CALLS, "softcap": {"causal": True, "softcap": 5.0}, "lse": {"causa
 @pytest.mark.parametrize("options", COMPILED.values(), ids=list(COMPILED))
 def test_compiled_forward(options: dict[str, Any]) -> None:
     def call(q: Tensor, k: Tensor, v: Tensor) -> xattn.AttentionOutput | Tensor:
-        return xattn.attention(q * 1.0, k, v, backend="aiter-triton", **options)
+        returned: xattn.AttentionOutput | Tensor = xattn.attention(q * 1.0, k, v, backend="aiter-triton", **options)
+        return returned
 
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
     for seqlen in (33, 48, 70):
@@ -94,7 +95,8 @@ def test_compiled_forward(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", CALLS.values(), ids=list(CALLS))
 def test_compiled_gradients(options: dict[str, Any]) -> None:
     def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return xattn.attention(q * 1.0, k, v, backend="aiter-triton", **options).square().sum()
+        out: Tensor = xattn.attention(q * 1.0, k, v, backend="aiter-triton", **options)
+        return out.square().sum()
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     inputs = leaves(48, 48)

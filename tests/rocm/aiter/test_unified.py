@@ -6,6 +6,7 @@ The kernel returns none and is always causal, so that few cases of the suite rea
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -66,7 +67,7 @@ def test_softcap_is_right_below_its_overflow(largest: float) -> None:
     k = torch.zeros(1, 32, 1, 16, dtype=torch.float16)
     k[0, :, 0, 0] = torch.linspace(-1, 1, 32)
     v = torch.randn(1, 32, 1, 16, dtype=torch.float16)
-    options = {"causal": True, "softcap": 1.0, "scale": 1.0}
+    options: dict[str, Any] = {"causal": True, "softcap": 1.0, "scale": 1.0}
     got = xattn.attention(q, k, v, backend="aiter-triton", **options)
     want = xattn.attention(q.double(), k.double(), v.double(), backend="reference", **options)
     torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=2e-3)

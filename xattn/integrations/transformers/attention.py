@@ -132,18 +132,18 @@ def _described(
         # One query: its keys side by side, and no diagonal.
         if window is not None:
             first = max(0, end - window)
-        band: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
     else:
-        band = {"causal": True}
+        arguments = {"causal": True}
         if window is not None and window < end:
-            band["window"] = (window - 1, 0)
+            arguments["window"] = (window - 1, 0)
         if end <= 0 or end > seqlen_k:
-            band["align"] = "top_left" if offset == 0 else offset
+            arguments["align"] = "top_left" if offset == 0 else offset
             end = seqlen_k
     if first > 0 or end < seqlen_k:
         k, v = k[:, first:end], v[:, first:end]
         visible, position_bias = (_keys(tensor, first, end) for tensor in (visible, position_bias))
-    return k, v, {"mask": visible, "bias": position_bias, **band}
+    return k, v, {"mask": visible, "bias": position_bias, **arguments}
 
 
 def _keys(tensor: Tensor | None, first: int, end: int) -> Tensor | None:

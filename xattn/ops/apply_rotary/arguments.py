@@ -66,7 +66,8 @@ def _check_rotated(name: str, x: Any) -> None:
         want = "4 dimensions (batch, seqlen, nheads, headdim)"
         raise InvalidArgumentError(name, f"shape {tuple(x.shape)}", want, hint)
     if x.dtype not in DTYPES:
-        raise InvalidArgumentError(name, dtype_name(x.dtype), ", ".join(map(dtype_name, DTYPES)))
+        want = ", ".join(map(dtype_name, DTYPES))
+        raise InvalidArgumentError(name, dtype_name(x.dtype), want, f"Cast {name} first.")
     checks.check_heads(name, x)
     checks.check_dense(name, x)
 
@@ -77,7 +78,7 @@ def _check_like_q(k: Tensor, q: Tensor, cos: Any) -> None:
     if differ(k.shape[1], q.shape[1]):
         hint = "Keys at positions of their own take a call of their own: apply_rotary(k, None, cos_k, sin_k)."
         if k.shape[2] == q.shape[2] and isinstance(cos, Tensor) and cos.dim() > 1 and cos.shape[-2] == q.shape[2]:
-            hint = f"q and k look like (batch, nheads, seqlen, headdim). {BNSH}"
+            hint = f"q and k look like {BNSH}"
         raise InvalidArgumentError("k", f"seqlen {k.shape[1]}", f"{q.shape[1]}, the seqlen of q", hint)
     checks.check_size("k", "headdim", k.shape[3], q.shape[3], "q")
 
@@ -87,7 +88,9 @@ def _check_table(name: str, table: Any, q: Tensor) -> None:
     checks.check_device(name, table, "q", q)
     if table.dtype not in (torch.float32, q.dtype):
         want = "float32" if q.dtype == torch.float32 else f"float32 or {dtype_name(q.dtype)}, the dtype of q"
-        hint = f"A complex table of exp(i * angle) is cos={name}.real, sin={name}.imag." if table.is_complex() else ""
+        hint = f"Pass {name}.float()."
+        if table.is_complex():
+            hint = f"A complex table of exp(i * angle) is cos={name}.real, sin={name}.imag."
         raise InvalidArgumentError(name, dtype_name(table.dtype), want, hint)
     checks.check_without_grad(name, table, "Detach it: cos and sin have no gradient in xattn.")
     _check_table_shape(name, tuple(table.shape), q)
@@ -111,7 +114,7 @@ def _check_table_shape(name: str, shape: tuple[int, ...], q: Tensor) -> None:
     elif fits and 2 * shape[-1] > headdim:
         hint = f"A table of the rotary dimension with each value twice is halved: {name}[..., : {name}.shape[-1] // 2]."
     elif len(shape) in (2, 3) and seqlen != nheads and shape[:-1] in [(nheads,), (batch, nheads)]:
-        hint = f"q looks like (batch, nheads, seqlen, headdim). {BNSH}"
+        hint = f"q looks like {BNSH}"
     elif len(shape) == 4 and 1 in shape[1:3]:
         hint = f"Heads share one row: {name} without the dimension of heads."
     elif fits:

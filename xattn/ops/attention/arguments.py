@@ -116,10 +116,12 @@ def _check_main(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         checks.check_tensor(name, tensor)
         if tensor.dim() != 4:
-            hint = "Packed sequences are for varlen_attention." if tensor.dim() == 3 else ""
-            raise InvalidArgumentError(
-                name, f"shape {tuple(tensor.shape)}", "4 dimensions (batch, seqlen, nheads, headdim)", hint
-            )
+            hint = ""
+            if tensor.dim() == 3:
+                hint = f"Packed sequences are for varlen_attention; of one sequence pass {name}[None], of heads that "
+                hint += f"lie side by side {name}.unflatten(-1, (nheads, headdim))."
+            want = "4 dimensions (batch, seqlen, nheads, headdim)"
+            raise InvalidArgumentError(name, f"shape {tuple(tensor.shape)}", want, hint)
         checks.check_floating(name, tensor)
         checks.check_heads(name, tensor)
         checks.check_dense(name, tensor)
@@ -166,15 +168,16 @@ def _check_options(options: dict[str, Any]) -> None:
 def _check_tensor(name: str, tensor: Tensor, q: Tensor, k: Tensor) -> None:
     batch, seqlen_q, nheads, seqlen_k = q.shape[0], q.shape[1], q.shape[2], k.shape[1]
     if name == "sinks":
-        checks.check_option(name, tensor, q, "floating-point", [(nheads,)])
+        checks.check_option(name, tensor, q, "floating-point", {"(nheads,)": (nheads,)})
     elif name == "alibi_slopes":
-        checks.check_option(name, tensor, q, "float32", [(nheads,), (batch, nheads)])
+        shapes = {"(nheads,)": (nheads,), "(batch, nheads)": (batch, nheads)}
+        checks.check_option(name, tensor, q, "float32", shapes)
         checks.check_without_grad(name, tensor, "Detach it; slopes have no gradient in xattn.")
     elif name == "seqlens_k":
-        checks.check_option(name, tensor, q, "int32 or int64", [(batch,)])
+        checks.check_option(name, tensor, q, "int32 or int64", {"(batch,)": (batch,)})
     else:
         wrong_dtype = _of_another_dtype(name, tensor)
-        checks.check_option(name, tensor, q, "bool" if name == "mask" else "floating-point", [], wrong_dtype)
+        checks.check_option(name, tensor, q, "bool" if name == "mask" else "floating-point", {}, wrong_dtype)
         _check_broadcast(name, tuple(tensor.shape), (batch, nheads, seqlen_q, seqlen_k))
 
 

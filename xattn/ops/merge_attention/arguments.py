@@ -73,13 +73,17 @@ def _check_lse(name: str, lse: Any, out: Tensor) -> None:
     checks.check_tensor(name, lse)
     checks.check_device(name, lse, "outs[0]", out)
     if lse.dtype != torch.float32:
-        raise InvalidArgumentError(name, dtype_name(lse.dtype), "float32, the natural logarithm of a denominator")
+        want = "float32, the natural logarithm of a denominator"
+        raise InvalidArgumentError(name, dtype_name(lse.dtype), want, f"Pass {name}.float().")
     # (batch, nheads, seqlen), or (nheads, tokens).
     rows = (*out.shape[:-3], out.shape[-2], out.shape[-3])
     if _differ(lse.shape, rows):
         hint = ""
         if tuple(lse.shape) == (*rows[:-2], rows[-1], rows[-2]):
-            hint = f"Of an lse with the heads last pass {name}.transpose(-1, -2), which copies nothing."
+            hint = (
+                f"Of an lse with the heads last pass {name}.transpose(-1, -2); if the heads of outs stand before the "
+            )
+            hint += "rows, pass out.transpose(-2, -3) of each instead. Neither copies anything."
         raise InvalidArgumentError(name, f"shape {tuple(lse.shape)}", f"{tuple(rows)}, the heads before the rows", hint)
 
 
@@ -88,4 +92,4 @@ def _differ(one: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def _brief(parts: object) -> str:
-    return "none" if isinstance(parts, (list, tuple)) else type(parts).__name__
+    return "none" if isinstance(parts, (list, tuple)) else "None" if parts is None else type(parts).__name__

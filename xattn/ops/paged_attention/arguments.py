@@ -170,7 +170,7 @@ def _check_main(q: Any, k_cache: Any, v_cache: Any, given: dict[str, Tensor]) ->
         got, want = ("None", "the scale of") if q.dtype in _FP8 else ("a scale", "None beside")
         raise InvalidArgumentError("q_scale", got, f"{want} {dtype_name(q.dtype)} queries")
     if "q_scale" in given:
-        checks.check_option("q_scale", given["q_scale"], q, "float32", [])
+        checks.check_option("q_scale", given["q_scale"], q, "float32", {})
 
 
 def _check_options(
@@ -180,7 +180,7 @@ def _check_options(
         checks.check_flag(name, options[name])
     count, nheads = batch.batch, q.shape[1]
     if isinstance(align, Tensor):
-        checks.check_option("align", align, q, "int32", [(count,)], "Pass align.int().")
+        checks.check_option("align", align, q, "int32", {"(batch,)": (count,)})
     else:
         checks.check_align(align, ", a (batch,) int32 tensor of offsets")
     checks.check_window(options["window"])
@@ -194,10 +194,12 @@ def _check_options(
             "out_dtype", checks.short(out_dtype), f"torch.float32, of {dtype_name(q.dtype)} queries"
         )
     if "sinks" in tensors:
-        checks.check_option("sinks", tensors["sinks"], q, "floating-point", [(nheads,)])
+        checks.check_option("sinks", tensors["sinks"], q, "floating-point", {"(nheads,)": (nheads,)})
     if "alibi_slopes" in tensors:
         slopes = tensors["alibi_slopes"]
-        checks.check_option("alibi_slopes", slopes, q, "float32", [(nheads,), (count, nheads)])
+        shapes = {"(nheads,)": (nheads,), "(batch, nheads)": (count, nheads)}
+        checks.check_option("alibi_slopes", slopes, q, "float32", shapes)
         checks.check_without_grad("alibi_slopes", slopes, "Detach it; slopes have no gradient in xattn.")
     if "tree_mask" in tensors:
-        checks.check_option("tree_mask", tensors["tree_mask"], q, "bool", [(q.shape[0], batch.max_seqlen_q)])
+        shape = {"(total_q, max_seqlen_q)": (q.shape[0], batch.max_seqlen_q)}
+        checks.check_option("tree_mask", tensors["tree_mask"], q, "bool", shape)

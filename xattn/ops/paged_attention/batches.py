@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks, lengths
@@ -45,7 +45,8 @@ def batch_of(
             batch.max_seqlen_q = tree_mask.shape[1]
         batch.max_seqlen_q = lengths.bound("max_seqlen_q", batch.max_seqlen_q, batch.cu_seqlens_q)
     batch.max_seqlen_k = lengths.bound_of_lengths("max_seqlen_k", batch.max_seqlen_k, batch.seqlens_k)
-    batch.kind = kind_of(batch)
+    if not is_dynamo_compiling():
+        batch.kind = kind_of(batch)
     return batch
 
 
@@ -64,9 +65,8 @@ def _check_parts(batch: PagedBatch, q: Tensor) -> None:
     for name, tensor in (("block_table", table), ("seqlens_k", keys), ("cu_seqlens_q", starts)):
         if name == "cu_seqlens_q" and tensor is None:
             continue
-        hint = f"Pass {name}.int()." if isinstance(tensor, Tensor) and tensor.dtype == torch.int64 else ""
         checks.check_tensor(name, tensor)
-        checks.check_option(name, tensor, q, "int32", [], hint)
+        checks.check_option(name, tensor, q, "int32", {})
     if table.dim() != 2:
         raise InvalidArgumentError("block_table", f"shape {tuple(table.shape)}", "(batch, max_blocks)")
     rows = table.shape[0]

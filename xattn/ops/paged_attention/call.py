@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
@@ -14,7 +15,7 @@ from xattn.dispatch.choice import Choice, chosen, scoped
 from xattn.ops.paged_attention.arguments import band_of, kind_of_align, prepare
 from xattn.ops.paged_attention.batches import batch_of
 from xattn.ops.paged_attention.values import check_values
-from xattn.ops.shared.checks import given_tensors
+from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Align, Window
 from xattn.ops.shared.spelling import unexpected, without_unknown
@@ -192,7 +193,7 @@ def _serve(
     check_values(q, k_cache, v_cache, batch, band=band, align=align, check=options["check"], **named)
     slot = _slot(tensors, batch, choice, **options)
     every = (q, k_cache, v_cache, *tensors.values(), *((align,) if isinstance(align, Tensor) else ()))
-    free = ((0,), (), (), *map(_by_step, (*tensors, "align")))
+    free = ((0,), (), (), *itertools.starmap(_by_step, {**tensors, "align": align}.items()))
     planned = _table.find(slot, every, free)
     if planned is None:
         prepared = prepare(q, k_cache, v_cache, batch, **tensors, **options)
@@ -205,9 +206,11 @@ def _serve(
     return result
 
 
-def _by_step(name: str) -> tuple[int, ...]:
+def _by_step(name: str, given: Any) -> tuple[int, ...]:
     """The dimensions of an optional tensor that change from step to step."""
-    return {"alibi_slopes": (0,), "tree_mask": (0, 1), "align": (0,)}.get(name, ())
+    if name == "alibi_slopes":
+        return (0,) if has_rank(given, 2) else ()
+    return {"tree_mask": (0, 1), "align": (0,)}.get(name, ())
 
 
 # Stands in a slot for an optional tensor that is there: a mark that no caller has.

@@ -45,7 +45,7 @@ def check_values(
     sizes = (q.shape[0], *k_cache.shape[:2], batch.block_table.shape[1])
     looked_at = (sizes, band, None if offsets is None else tuple(offsets))
     if looked_at not in batch.passed:
-        _check(found, batch, sizes, band, offsets)
+        _check(found, q, batch, sizes, band, offsets)
         batch.passed.add(looked_at)
 
 
@@ -79,10 +79,15 @@ def _offsets(align: object, batch: int, on_device: bool) -> list[int | None]:
 
 
 def _check(
-    found: Lists, batch: PagedBatch, sizes: tuple[int, ...], band: Band | None, offsets: list[int | None] | None
+    found: Lists,
+    q: Tensor,
+    batch: PagedBatch,
+    sizes: tuple[int, ...],
+    band: Band | None,
+    offsets: list[int | None] | None,
 ) -> None:
-    total_q, num_blocks, block_size, columns = sizes
-    lengths.check_starts("cu_seqlens_q", found.starts_q, total_q, "max_seqlen_q", batch.max_seqlen_q)
+    _, num_blocks, block_size, columns = sizes
+    lengths.check_starts("cu_seqlens_q", found.starts_q, q, "max_seqlen_q", batch.max_seqlen_q)
     capacity = columns * block_size
     for b, length in enumerate(found.seqlens_k):
         if not 0 <= length <= capacity:

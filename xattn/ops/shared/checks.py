@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,15 +17,17 @@ from xattn.plugin.request import TensorSpec, dtype_name
 from xattn.plugin.symbolic import differ, holds
 from xattn.plugin.tensors import is_plain
 
-BNSH = "Of a (batch, nheads, seqlen, headdim) tensor pass x.transpose(1, 2), which copies nothing."
-
-# The smallest normal and the largest number of float32.
-_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+BNSH = "(batch, nheads, seqlen, headdim): pass x.transpose(1, 2), which copies nothing."
 
 
 def check_tensor(name: str, tensor: Any, want: str = "a torch.Tensor") -> None:
     if not isinstance(tensor, Tensor):
-        raise InvalidArgumentError(name, type(tensor).__name__, want)
+        hint = ""
+        if hasattr(tensor, "_fields"):
+            hint = f"Pass {name}.out, or whichever of its tensors is meant."
+        elif isinstance(tensor, (list, tuple)) or hasattr(tensor, "__array__"):
+            hint = f"Pass torch.as_tensor({name}), on the device of the other tensors."
+        raise InvalidArgumentError(name, "None" if tensor is None else type(tensor).__name__, want, hint)
     if tensor.layout is not torch.strided or tensor.is_nested:
         got = "a nested tensor" if tensor.is_nested else f"a tensor of layout {tensor.layout}"
         raise InvalidArgumentError(name, got, "a dense, strided torch.Tensor")
@@ -57,13 +60,14 @@ def check_like(name: str, tensor: Tensor, model: str, other: Tensor) -> None:
     """Dtype and device must be those of another tensor, which the caller knows as `model`."""
     if tensor.dtype != other.dtype:
         want = f"{dtype_name(other.dtype)}, the dtype of {model}"
-        raise InvalidArgumentError(name, dtype_name(tensor.dtype), want)
+        raise InvalidArgumentError(name, dtype_name(tensor.dtype), want, f"Pass {name}.to({model}.dtype).")
     check_device(name, tensor, model, other)
 
 
 def check_device(name: str, tensor: Tensor, model: str, other: Tensor) -> None:
     if tensor.device != other.device:
-        raise InvalidArgumentError(name, f"device {tensor.device}", f"{other.device}, the device of {model}")
+        want = f"{other.device}, the device of {model}"
+        raise InvalidArgumentError(name, f"device {tensor.device}", want, f"Pass {name}.to({model}.device).")
 
 
 def check_size(name: str, what: str, got: int, want: int, model: str, hint: str = "") -> None:
@@ -108,53 +112,70 @@ def check_window(window: Any) -> None:
         if not isinstance(side, torch.SymInt) and not (is_number(side) and side == int(side)):
             raise InvalidArgumentError("window", short(window), want)
         if side < 0:
-            raise InvalidArgumentError("window", str(window), want, "None is open; xattn has no -1.")
+            opened = tuple(None if side == -1 else side for side in window)
+            hint = "None is open; xattn has no -1" + (f": pass {opened}." if None in opened else ".")
+            raise InvalidArgumentError("window", str(window), want, hint)
 
 
 def check_scale(scale: Any) -> None:
     if scale is not None and not is_number(scale):
-        raise InvalidArgumentError("scale", short(scale), "a finite float or None")
+        hint = "Pass float(scale)." if isinstance(scale, Tensor) else "None is 1/sqrt(headdim)."
+        raise InvalidArgumentError("scale", short(scale), "a finite float or None", hint)
 
 
 def check_softcap(softcap: Any) -> None:
     if softcap is None:
         return
     if not is_number(softcap):
-        raise InvalidArgumentError("softcap", short(softcap), "a finite float or None")
-    if not isinstance(softcap, torch.SymFloat) and softcap < _TINY:
+        raise InvalidArgumentError("softcap", short(softcap), "a finite float or None", "None switches it off.")
+    if not isinstance(softcap, torch.SymFloat) and softcap < torch.finfo(torch.float32).tiny:
         raise InvalidArgumentError("softcap", str(softcap), "a float > 0, or None", "None switches it off.")
 
 
-def check_option(name: str, tensor: Any, q: Tensor, dtype: str, shapes: list[tuple[int, ...]], hint: str = "") -> None:
-    """An optional tensor: its device is q's, its dtype of the kind named (a key of `_FITS`), its shape one of `shapes`
-    where there are any."""
+def check_option(
+    name: str, tensor: Any, q: Tensor, dtype: str, shapes: Mapping[str, tuple[int, ...]], hint: str = ""
+) -> None:
+    """A tensor beside q: its device is q's, its dtype of the kind named (a key of `_FITS`), its shape one of `shapes`,
+    where there are any, by their names. hint: what to say of another dtype where a cast is not what is meant."""
     check_tensor(name, tensor, "a torch.Tensor or None")
     check_device(name, tensor, "q", q)
-    if not _FITS[dtype](tensor.dtype):
-        raise InvalidArgumentError(name, dtype_name(tensor.dtype), dtype, hint)
+    fits, cast = _FITS[dtype]
+    if not fits(tensor.dtype):
+        raise InvalidArgumentError(name, dtype_name(tensor.dtype), dtype, hint or f"Pass {name}.{cast}().")
     shape = tuple(tensor.shape)
-    if shapes and not any(is_shape(shape, each) for each in shapes):
-        raise InvalidArgumentError(name, f"shape {shape}", " or ".join(map(str, shapes)))
+    if shapes and not any(is_shape(shape, each) for each in shapes.values()):
+        want = " or ".join(f"{names} = {sizes}" for names, sizes in shapes.items())
+        raise InvalidArgumentError(name, f"shape {shape}", want, _reshaped(name, tensor, shapes))
+
+
+def _reshaped(name: str, tensor: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The hint for a tensor that has the right values in another shape."""
+    for sizes in shapes.values():
+        if holds(tensor.numel() == math.prod(sizes)):
+            return f"Pass {name}.reshape({', '.join(map(str, sizes))})."
+    return ""
 
 
 def is_shape(shape: tuple[int, ...], want: tuple[int, ...]) -> bool:
     return len(shape) == len(want) and not any(map(differ, shape, want))
 
 
-_FITS: dict[str, Callable[[torch.dtype], bool]] = {
-    "floating-point": lambda dtype: dtype.is_floating_point,
-    "float32": lambda dtype: dtype == torch.float32,
-    "bool": lambda dtype: dtype == torch.bool,
-    "int32": lambda dtype: dtype == torch.int32,
-    "int64": lambda dtype: dtype == torch.int64,
-    "int32 or int64": lambda dtype: dtype in (torch.int32, torch.int64),
+# Whether a dtype is of the kind, and the method that makes another one so.
+_FITS: dict[str, tuple[Callable[[torch.dtype], bool], str]] = {
+    "floating-point": (lambda dtype: dtype.is_floating_point, "float"),
+    "float32": (lambda dtype: dtype == torch.float32, "float"),
+    "bool": (lambda dtype: dtype == torch.bool, "bool"),
+    "int32": (lambda dtype: dtype == torch.int32, "int"),
+    "int64": (lambda dtype: dtype == torch.int64, "long"),
+    "int32 or int64": (lambda dtype: dtype in (torch.int32, torch.int64), "int"),
 }
 
 
 def check_slopes(slopes: Tensor | None) -> None:
     """alibi_slopes: no gradient, and, where values are at hand, above 0."""
     if slopes is not None and readable(slopes, torch.float32) and not bool((slopes > 0).all()):
-        raise InvalidArgumentError("alibi_slopes", f"a slope of {float(slopes.min())}", "slopes > 0")
+        hint = "The bias is -slope * distance."
+        raise InvalidArgumentError("alibi_slopes", f"a slope of {float(slopes.min())}", "slopes > 0", hint)
 
 
 def check_without_grad(name: str, tensor: Tensor, hint: str) -> None:
@@ -167,8 +188,10 @@ def is_number(value: object) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    # Finite in float32, in which backends compute. torch.compile traces this where the value is dynamic.
-    return bool(-_HUGE <= value <= _HUGE)
+    # Finite in float32, in which backends compute. torch.compile traces this where the value is dynamic. A global float
+    # would be dynamic too, and costs a second analysis of the whole call where no tensor takes it up.
+    largest = torch.finfo(torch.float32).max
+    return bool(-largest <= value <= largest)
 
 
 def as_float(value: float | None) -> float | None:

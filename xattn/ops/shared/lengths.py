@@ -55,13 +55,13 @@ def bound_of_lengths(name: str, given: int | None, seqlens: Tensor) -> int:
         return given_bound(name, given)
     if holds(seqlens.numel() == 0):
         return 0
-    return int(_read(name, seqlens).max())
+    return _read(name, seqlens).max().item()  # type: ignore[return-value]
 
 
 def given_bound(name: str, given: Any) -> int:
     """A bound that the caller gave."""
     if isinstance(given, torch.SymInt) or (isinstance(given, int) and not isinstance(given, bool) and given >= 0):
-        return given
+        return given  # type: ignore[return-value]
     raise InvalidArgumentError(name, checks.short(given), "an int >= 0, or None to read it from the lengths")
 
 
@@ -83,26 +83,32 @@ def _where_none_can_be_read(lengths: Tensor) -> str | None:
 
 def check_cu_seqlens(name: str, cu_seqlens: Any, q: Tensor) -> None:
     """Type, device, dtype and shape."""
-    hint = f"Pass {name}.int()." if isinstance(cu_seqlens, Tensor) and cu_seqlens.dtype == torch.int64 else ""
-    checks.check_option(name, cu_seqlens, q, "int32", [], hint)
+    checks.check_tensor(name, cu_seqlens)
+    checks.check_option(name, cu_seqlens, q, "int32", {})
     if cu_seqlens.dim() != 1 or holds(cu_seqlens.shape[0] < 1):
         want = "(batch + 1,), beginning with 0"
         raise InvalidArgumentError(name, f"shape {tuple(cu_seqlens.shape)}", want)
 
 
-def check_lengths(name: str, cu_seqlens: Tensor, total: int, bound_name: str, bound: int | None) -> None:
-    """The values: from 0, not decreasing, at most total, and no length above its bound."""
-    check_starts(name, cu_seqlens.tolist(), total, bound_name, bound)
+def check_lengths(name: str, cu_seqlens: Tensor, packed: Tensor, bound_name: str, bound: int | None) -> None:
+    """The values: from 0, not decreasing, at most the tokens of the packed tensor, and no length above its bound."""
+    check_starts(name, cu_seqlens.tolist(), packed, bound_name, bound)
 
 
-def check_starts(name: str, values: list[int], total: int, bound_name: str, bound: int | None) -> None:
+def check_starts(name: str, values: list[int], packed: Tensor, bound_name: str, bound: int | None) -> None:
     """`check_lengths` of values that the host has."""
     if values[0] != 0:
-        raise InvalidArgumentError(name, f"{values[0]} as its first value", "0")
+        hint = "Lengths become their sums by F.pad(lengths.cumsum(0), (1, 0)).int()."
+        raise InvalidArgumentError(name, f"{values[0]} as its first value", "0", hint)
     for i, (start, end) in enumerate(itertools.pairwise(values)):
         if end < start:
             raise InvalidArgumentError(name, f"{start}, {end} at {i}", "values that do not decrease")
         if isinstance(bound, int) and end - start > bound:
-            raise InvalidArgumentError(bound_name, str(bound), f"at least {end - start}, the length of sequence {i}")
-    if values[-1] > total:
-        raise InvalidArgumentError(name, f"{values[-1]} as its last value", f"at most {total}, the packed tokens")
+            want = f"at least {end - start}, the length of sequence {i}"
+            raise InvalidArgumentError(bound_name, str(bound), want, "None reads it from the lengths.")
+    if values[-1] > packed.shape[0]:
+        hint = ""
+        if values[-1] == packed.shape[1]:
+            hint = "Of a (nheads, tokens, headdim) tensor pass x.transpose(0, 1), which copies nothing."
+        want = f"at most {packed.shape[0]}, the packed tokens"
+        raise InvalidArgumentError(name, f"{values[-1]} as its last value", want, hint)

@@ -45,7 +45,8 @@ def check_storage(name: str, cache: Tensor, scale: Tensor | None, model: str, li
     if scale is not None:
         if not quantised:
             raise InvalidArgumentError(f"{name}_scale", "a scale", f"None beside a {dtype_name(cache.dtype)} cache")
-        checks.check_option(f"{name}_scale", scale, like, "float32", [])
+        checks.check_device(f"{name}_scale", scale, model, like)
+        checks.check_option(f"{name}_scale", scale, like, "float32", {})
 
 
 def overlap(one: Tensor, other: Tensor) -> bool:

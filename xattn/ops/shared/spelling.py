@@ -27,6 +27,8 @@ OTHERS: dict[str, tuple[str, str]] = {
     "sliding_window": ("window", "A sliding_window of W keys that ends at the query is window=(W - 1, 0)."),
     "local_window_size": ("window", "It is window=(left, right), with None for open."),
     "enable_gqa": ("q", "Leave it out: query heads are grouped wherever k and v have fewer heads than q."),
+    "op": ("backend", "It is backend=, a name: xattn.backends() has them."),
+    "p": ("dropout_p", "It is dropout_p=."),
     "dropout": ("dropout_p", "It is dropout_p=."),
     "logits_soft_cap": ("softcap", "It is softcap=, and None is off, not 0."),
     "logit_cap": ("softcap", "It is softcap=, and None is off, not 0."),
@@ -40,6 +42,8 @@ OTHERS: dict[str, tuple[str, str]] = {
     "return_attn_probs": ("return_lse", "Its log-sum-exp is return_lse=True; probabilities are never made."),
     "return_softmax_lse": ("return_lse", "It is return_lse=True."),
     "rotary_interleaved": ("interleaved", "It is interleaved=."),
+    "position_ids": ("cos", "Positions choose rows of the tables: cos=cos[x], sin=sin[x]."),
+    "seqlen_offsets": ("cos", "An offset chooses rows of the tables: cos=cos[x : x + seqlen], and sin likewise."),
     "unsqueeze_dim": ("q", "Leave it out: tensors are (batch, seqlen, nheads, headdim)."),
 }
 

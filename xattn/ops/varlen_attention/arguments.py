@@ -158,7 +158,7 @@ def _check_options(options: dict[str, Any], align: Any, tensors: dict[str, Tenso
     for name in ("causal", "deterministic", "return_lse", "check"):
         checks.check_flag(name, options[name])
     if isinstance(align, Tensor):
-        checks.check_option("align", align, q, "int32", [(batch,)], "Pass align.int().")
+        checks.check_option("align", align, q, "int32", {"(batch,)": (batch,)})
     else:
         checks.check_align(align, ", a (batch,) int32 tensor of offsets")
     checks.check_window(options["window"])
@@ -166,10 +166,11 @@ def _check_options(options: dict[str, Any], align: Any, tensors: dict[str, Tenso
     checks.check_softcap(options["softcap"])
     nheads = q.shape[1]
     if "sinks" in tensors:
-        checks.check_option("sinks", tensors["sinks"], q, "floating-point", [(nheads,)])
+        checks.check_option("sinks", tensors["sinks"], q, "floating-point", {"(nheads,)": (nheads,)})
     if "alibi_slopes" in tensors:
         slopes = tensors["alibi_slopes"]
-        checks.check_option("alibi_slopes", slopes, q, "float32", [(nheads,), (batch, nheads)])
+        shapes = {"(nheads,)": (nheads,), "(batch, nheads)": (batch, nheads)}
+        checks.check_option("alibi_slopes", slopes, q, "float32", shapes)
         checks.check_without_grad("alibi_slopes", slopes, "Detach it; slopes have no gradient in xattn.")
 
 
@@ -200,5 +201,5 @@ def check_values(
     ):
         packed = checks.has_rank(tensor, 3) and lengths.are_cu_seqlens(cu_seqlens)
         if packed and checks.readable(cu_seqlens, torch.int32, on_device=check):
-            lengths.check_lengths(f"cu_seqlens_{side}", cu_seqlens, tensor.shape[0], f"max_seqlen_{side}", bound)
+            lengths.check_lengths(f"cu_seqlens_{side}", cu_seqlens, tensor, f"max_seqlen_{side}", bound)
     checks.check_slopes(alibi_slopes)

@@ -88,8 +88,9 @@ def _check_cache(name: str, new: Tensor, cache: Tensor, scale: Tensor | None) ->
 
 
 def _check_slots(slots: Any, k: Tensor) -> None:
-    hint = "Pass slots.long()." if isinstance(slots, Tensor) and slots.dtype == torch.int32 else ""
-    checks.check_option("slots", slots, k, "int64", [(k.shape[0],)], hint)
+    checks.check_tensor("slots", slots)
+    checks.check_device("slots", slots, "k", k)
+    checks.check_option("slots", slots, k, "int64", {"(tokens,)": (k.shape[0],)})
 
 
 def check_values(

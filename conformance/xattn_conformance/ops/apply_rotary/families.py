@@ -15,6 +15,17 @@ from xattn_conformance.array import Array
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.ops.apply_rotary import oracle
 
+# One stream of words for each thing that is drawn. Frozen: a number that changes is another suite.
+STREAMS = {
+    "q": 0,
+    "k": 1,
+    "dout": 7,
+    "outlier.q": 9,
+    "outlier.k": 10,
+    "cos": 18,
+    "sin": 19,
+    "dout_k": 20,
+}
 # The first position of `far`.
 _FAR = 131_072
 # Batch rows with positions of their own are so far apart.

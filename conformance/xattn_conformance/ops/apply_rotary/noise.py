@@ -23,6 +23,11 @@ def expected(problem: Rotary) -> dict[str, Expected]:
     return {name: _expected(problem, x, sin) for name, (x, sin) in given.items() if x is not None}
 
 
+def as_heads(x: Array) -> Array:
+    """(batch, seqlen, nheads, headdim) as (batch, nheads, seqlen, headdim)."""
+    return np.swapaxes(x, 1, 2)
+
+
 def _expected(problem: Rotary, x: Array, sin: Array) -> Expected:
     value = oracle.rotated(x, problem.cos, sin, problem.interleaved)
     first, second = oracle.places(problem.cos.shape[-1], problem.interleaved)
@@ -37,4 +42,4 @@ def _expected(problem: Rotary, x: Array, sin: Array) -> Expected:
         # Quarter turns round nothing.
         exact = (np.abs(c) + np.abs(s) == 1) & (c * s == 0)
         sigma[..., own] = np.where(exact, 0.0, np.sqrt(variance))
-    return Expected(np.transpose(value, (0, 2, 1, 3)), np.transpose(sigma, (0, 2, 1, 3)))
+    return Expected(as_heads(value), as_heads(sigma))

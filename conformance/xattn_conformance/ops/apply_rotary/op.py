@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.apply_rotary import cases, noise, oracle
 from xattn_conformance.ops.apply_rotary import problem as problems
+from xattn_conformance.ops.apply_rotary.mutants.zoo import MUTANTS, RIGHT
 from xattn_conformance.ops.apply_rotary.problem import Rotary
 from xattn_conformance.ops.apply_rotary.variations import VARIATIONS
 from xattn_conformance.ops.base import Layout, Op, Switch, Variation, Wanted
@@ -58,7 +60,7 @@ class RotaryOp(Op[Rotary]):
         )
 
     def layout(self, name: str, tensor: torch.Tensor) -> Array:
-        return np.transpose(tensor.detach().cpu().double().numpy(), (0, 2, 1, 3))
+        return noise.as_heads(tensor.detach().cpu().double().numpy())
 
     def digest(self, problem: Rotary) -> str:
         return problems.digest(problem)
@@ -79,6 +81,12 @@ class RotaryOp(Op[Rotary]):
 
     def vary(self, name: str, case: Case, problem: Rotary, call: Call, device: str) -> Variation:
         return VARIATIONS[name](call)
+
+    def mutants(self) -> Sequence[Mutant]:
+        return MUTANTS
+
+    def right_kernels(self) -> Sequence[Right]:
+        return RIGHT
 
     def proved(self) -> Sequence[Case]:
         return [

@@ -50,7 +50,7 @@ def make(case: Case) -> Rotary:
     """Raises ValueError for an unknown family."""
     if case.family not in families.FAMILIES:
         raise ValueError(f"no family {case.family!r}; known: {', '.join(families.FAMILIES)}")
-    size, options, draw = case.shape, case.options, Draw(case.seed)
+    size, options, draw = case.shape, case.options, Draw(case.seed, families.STREAMS)
     rows = (size["batch"], size["seqlen_q"])
     pairs = options.get("rotary_dim", size["headdim"]) // 2
     queries, keys = ((*rows, size[name], size["headdim"]) for name in ("nheads", "nheads_k"))

@@ -20,6 +20,28 @@ from xattn_conformance.ops.attention.visibility import poisoned_with, visible
 
 Family = Callable[[Problem, Draw], Problem]
 
+# One stream of words for each thing that is drawn. Frozen: a number that changes is another suite.
+STREAMS = {
+    "q": 0,
+    "k": 1,
+    "v": 2,
+    "sinks": 3,
+    "bias": 4,
+    "holes": 5,
+    "mask": 6,
+    "dout": 7,
+    "dlse": 8,
+    "outlier.q": 9,
+    "outlier.k": 10,
+    "outlier.v": 11,
+    "size.q": 12,
+    "size.k": 13,
+    "size.v": 14,
+    "target": 15,
+    "direction": 16,
+    "flips": 17,
+}
+
 # The tile over keys of most kernels.
 TILE = 64
 HUGE_LOGIT = 135.0

@@ -13,7 +13,7 @@ from xattn_conformance.case import Case
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.formats import encode, round_to
 from xattn_conformance.ops.attention import recipes
-from xattn_conformance.ops.attention.families import FAMILIES
+from xattn_conformance.ops.attention.families import FAMILIES, STREAMS
 from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.visibility import poisoned_with as poisoned_with
 
@@ -36,7 +36,7 @@ def make(case: Case) -> Problem:
     """Raises ValueError for an unknown family or recipe."""
     if case.family not in FAMILIES:
         raise ValueError(f"no family {case.family!r}; known: {', '.join(FAMILIES)}")
-    size, draw = case.shape, Draw(case.seed)
+    size, draw = case.shape, Draw(case.seed, STREAMS)
     batch, seqlen_q, seqlen_k = size["batch"], size["seqlen_q"], size["seqlen_k"]
     nheads, nheads_k = size["nheads"], size["nheads_k"]
     options = dict(case.options)

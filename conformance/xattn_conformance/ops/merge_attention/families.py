@@ -14,6 +14,19 @@ from xattn_conformance.inputs.draw import Draw
 Inputs = tuple[Array, Array]
 Bools = NDArray[np.bool_]
 
+# One stream of words for each thing that is drawn. Frozen: a number that changes is another suite.
+STREAMS = {
+    "lses": 1,
+    "outs": 2,
+    "hidden": 5,
+    "dead": 6,
+    "dout": 7,
+    "dlse": 8,
+    "spoilt": 10,
+    "kept": 15,
+    "signs": 17,
+}
+
 
 def normal(outs: Array, lses: Array, draw: Draw) -> Inputs:
     """Parts of like weight."""
@@ -27,26 +40,26 @@ def peaked(outs: Array, lses: Array, draw: Draw) -> Inputs:
 
 def shifted(outs: Array, lses: Array, draw: Draw) -> Inputs:
     """300 is added to the lses of a row, or taken off: their exponentials do not fit into float32."""
-    return outs, lses + 300 * draw.signs("flips", lses.shape[1:])
+    return outs, lses + 300 * draw.signs("signs", lses.shape[1:])
 
 
 def unseen(outs: Array, lses: Array, draw: Draw) -> Inputs:
     """In every third place the query saw no key of the part: its lse is -inf, its out NaN. Of each row some part is
     left."""
-    hidden = draw.integers("holes", lses.shape) % 3 == 0
-    kept = np.arange(len(lses)).reshape(-1, 1, 1, 1) == draw.integers("target", lses.shape[1:]) % len(lses)
+    hidden = draw.integers("hidden", lses.shape) % 3 == 0
+    kept = np.arange(len(lses)).reshape(-1, 1, 1, 1) == draw.integers("kept", lses.shape[1:]) % len(lses)
     return _hide(outs, lses, hidden & ~kept)
 
 
 def dead(outs: Array, lses: Array, draw: Draw) -> Inputs:
     """As `unseen`, and in every fourth row the query saw no key of any part."""
-    hidden = draw.integers("holes", lses.shape) % 3 == 0
-    return _hide(outs, lses, hidden | (draw.integers("mask", lses.shape[1:]) % 4 == 0))
+    hidden = draw.integers("hidden", lses.shape) % 3 == 0
+    return _hide(outs, lses, hidden | (draw.integers("dead", lses.shape[1:]) % 4 == 0))
 
 
 def spoilt(outs: Array, lses: Array, draw: Draw) -> Inputs:
     """In the first head, every eighth lse is NaN or +inf."""
-    struck = draw.integers("outlier.k", lses.shape) % 8
+    struck = draw.integers("spoilt", lses.shape) % 8
     struck[:, :, 1:] = 7
     return outs, np.where(struck == 0, np.nan, np.where(struck == 1, np.inf, lses))
 

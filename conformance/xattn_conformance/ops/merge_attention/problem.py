@@ -52,11 +52,10 @@ def make(case: Case) -> Merge:
     """Raises ValueError for an unknown family."""
     if case.family not in families.FAMILIES:
         raise ValueError(f"no family {case.family!r}; known: {', '.join(families.FAMILIES)}")
-    size, draw, parts = case.shape, Draw(case.seed), case.options["parts"]
+    size, draw, parts = case.shape, Draw(case.seed, families.STREAMS), case.options["parts"]
     out = (size["batch"], size["seqlen_q"], size["nheads"], size["headdim"])
     lse = (size["batch"], size["nheads"], size["seqlen_q"])
-    # The streams of the tensors that the parts come from.
-    outs, lses = draw.normal("v", (parts, *out)), draw.normal("k", (parts, *lse))
+    outs, lses = draw.normal("outs", (parts, *out)), draw.normal("lses", (parts, *lse))
     outs, lses = families.FAMILIES[case.family](outs, lses, draw)
     return Merge(
         dtype=case.dtype,

@@ -15,7 +15,7 @@ from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.formats import encode
-from xattn_conformance.ops.attention_like import Problem, drawn, drawn_sinks, drawn_slopes, poisoned_with
+from xattn_conformance.ops.attention_like import STREAMS, Problem, drawn, drawn_sinks, drawn_slopes, poisoned_with
 
 Ints = NDArray[np.int64]
 
@@ -78,7 +78,7 @@ def make(case: Case) -> Varlen:
     keys = queries if recipe_k is None else lengths(recipe_k, batch, size["seqlen_k"])
     padding = PADDING if options.pop("padding", False) else 0
     bounds = {"none": None, "exact": 0, "loose": _LOOSE}[options.pop("bounds", "exact")]
-    shared = Draw(case.seed)
+    shared = Draw(case.seed, STREAMS)
     if "sinks" in options:
         options["sinks"] = drawn_sinks(options["sinks"], nheads, size["seqlen_k"], shared)
     slopes = drawn_slopes(options.pop("alibi_slopes"), batch, nheads, shared) if "alibi_slopes" in options else None
@@ -89,7 +89,7 @@ def make(case: Case) -> Varlen:
     made = [
         drawn(
             case.family,
-            Draw((case.seed + 1 + b) % 2**64),
+            Draw((case.seed + 1 + b) % 2**64, STREAMS),
             case.dtype,
             (int(queries[b]), nheads, size["headdim"]),
             (int(keys[b]), nheads_k, size["headdim_v"]),

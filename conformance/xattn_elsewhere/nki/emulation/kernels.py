@@ -45,11 +45,11 @@ def nkilib(source: loader.Source, name: str) -> Callable[..., Any]:
     return kernel if nki is None else simulator.Simulated(nki, kernel)
 
 
-def attention_cte() -> Callable[..., Any]:
+def attention_cte() -> Any:
     return nkilib(loader.CTE, "attention_cte")
 
 
-def attention_bwd() -> Callable[..., Any]:
+def attention_bwd() -> Any:
     return nkilib(loader.BWD, "attention_bwd")
 
 
@@ -60,9 +60,8 @@ def legacy(source: loader.Source) -> ModuleType:
     return source.load()
 
 
-def flash_fwd_nxdi() -> Callable[..., Any]:
-    kernel: Callable[..., Any] = legacy(loader.NXDI).flash_fwd
-    return kernel
+def flash_fwd_nxdi() -> Any:
+    return legacy(loader.NXDI).flash_fwd
 
 
 def flash_config_nxdi() -> Callable[..., Any]:
@@ -75,11 +74,9 @@ def flash_config_legacy() -> Callable[..., Any]:
     return config
 
 
-def flash_fwd_legacy() -> Callable[..., Any]:
-    kernel: Callable[..., Any] = legacy(loader.LEGACY).flash_fwd
-    return kernel
+def flash_fwd_legacy() -> Any:
+    return legacy(loader.LEGACY).flash_fwd
 
 
-def flash_attn_bwd_legacy() -> Callable[..., Any]:
-    kernel: Callable[..., Any] = legacy(loader.LEGACY).flash_attn_bwd
-    return kernel
+def flash_attn_bwd_legacy() -> Any:
+    return legacy(loader.LEGACY).flash_attn_bwd

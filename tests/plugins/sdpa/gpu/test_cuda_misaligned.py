@@ -14,6 +14,8 @@ import torch
 from plugins.sdpa.gpu.gpu_calls import close, needs_cuda, oracle, randn, with_grads
 from torch import Tensor
 
+import xattn
+
 pytestmark = needs_cuda
 
 
@@ -64,6 +66,28 @@ def test_misaligned_rows(name: str, place: str, view: str) -> None:
     close(with_grads(*moved.values(), **options, backend="sdpa"), want)
     # Without gradients another kernel may serve.
     close(with_grads(moved["q"], moved["k"], moved["v"], **options, backend="sdpa"), want)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_misaligned_rows_in_a_graph(name: str, dynamic: bool) -> None:
+    """A graph does not see where rows begin, and serves tensors that begin elsewhere than those it was made with."""
+    shape, dtype, options = KINDS[name]
+    if "mask" in options:
+        options = {"mask": torch.ones(shape[1], shape[1], dtype=torch.bool, device="cuda").tril()}
+    torch._dynamo.reset()
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return xattn.attention(q, k, v, **options, backend="sdpa")
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic)
+    q, k, v, dout = (randn(*shape, dtype=dtype, seed=i) for i in range(4))
+    want = oracle(q, k, v, dout, **options)
+    for view in (torch.clone, shifted, packed):
+        leaves = [view(x).requires_grad_() for x in (q, k, v)]
+        result = compiled(*leaves)
+        out = result[0] if isinstance(result, tuple) else result
+        close([out.detach(), *torch.autograd.grad(out, leaves, view(dout))], want)
 
 
 @pytest.mark.parametrize("view", VIEWS)

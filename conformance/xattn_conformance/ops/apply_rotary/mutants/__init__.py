@@ -1,0 +1,1 @@
+"""Wrong kernels of apply_rotary, and right ones."""
