@@ -68,7 +68,7 @@ def _check_parts(batch: PagedBatch, q: Tensor) -> None:
         checks.check_tensor(name, tensor)
         checks.check_option(name, tensor, q, "int32", {})
     if table.dim() != 2:
-        raise InvalidArgumentError("block_table", f"shape {tuple(table.shape)}", "(batch, max_blocks)")
+        raise InvalidArgumentError("block_table", f"shape {tuple(table.shape)}", "2 dimensions, (batch, pages)")
     rows = table.shape[0]
     if keys.dim() != 1 or holds(keys.shape[0] != rows):
         raise InvalidArgumentError(
