@@ -21,10 +21,13 @@ from xattn.info import backends, info
 from xattn.ops.apply_rotary import RotaryKernel, RotaryRequest, apply_rotary
 from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
+from xattn.ops.paged_attention import PagedKernel, PagedRequest, paged_attention
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
+from xattn.ops.write_kv import WriteKernel, WriteRequest, write_kv
 from xattn.plan import plan
 from xattn.plugin import Backend, Capabilities, Kernel, Reason, Request, TensorSpec, hookimpl
+from xattn.plugin.storage import PagedBatch
 from xattn.version import __version__
 
 __all__ = [
@@ -40,6 +43,9 @@ __all__ = [
     "Kernel",
     "MergeKernel",
     "MergeRequest",
+    "PagedBatch",
+    "PagedKernel",
+    "PagedRequest",
     "Reason",
     "Request",
     "RotaryKernel",
@@ -50,6 +56,8 @@ __all__ = [
     "UnsupportedError",
     "VarlenKernel",
     "VarlenRequest",
+    "WriteKernel",
+    "WriteRequest",
     "XattnError",
     "__version__",
     "apply_rotary",
@@ -59,7 +67,9 @@ __all__ = [
     "hookimpl",
     "info",
     "merge_attention",
+    "paged_attention",
     "plan",
     "use_backend",
     "varlen_attention",
+    "write_kv",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from xattn import AttentionOutput, VarlenKernel, VarlenRequest
 from xattn.plugin import Plan
 from xattn_reference.block import everything
+from xattn_reference.packed import places
 from xattn_reference.softmax import Scores, attend, wide, within
 
 
@@ -39,8 +40,8 @@ def varlen_attention(
 ) -> Tensor | AttentionOutput:
     """Shapes as in `xattn.varlen_attention`; the bounds are not needed. Computes in float32, or in float64 for float64
     tensors."""
-    sequence_q, i = _places(cu_seqlens_q, q.shape[0])
-    sequence_k, j = _places(cu_seqlens_k, k.shape[0])
+    sequence_q, i = places(cu_seqlens_q, q.shape[0])
+    sequence_k, j = places(cu_seqlens_k, k.shape[0])
     off = _of_each(_offsets(request, cu_seqlens_q, cu_seqlens_k, align), sequence_q)
     distance = (i + off).unsqueeze(1) - j  # (total_q, total_k)
     padding = sequence_q == cu_seqlens_q.numel() - 1
@@ -58,13 +59,6 @@ def varlen_attention(
         return out
     # A token of no sequence has no sink.
     return AttentionOutput(out, lse.masked_fill(padding, -torch.inf))
-
-
-def _places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """The sequence of each token, the number of sequences for padding, and the token's place in it."""
-    token = torch.arange(total, device=cu_seqlens.device)
-    sequence = torch.bucketize(token, cu_seqlens[1:].long(), right=True)
-    return sequence, token - cu_seqlens.long()[sequence]
 
 
 def _offsets(request: VarlenRequest, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, align: int | Tensor | None) -> Tensor:

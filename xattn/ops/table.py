@@ -8,10 +8,20 @@ from typing import Any
 from xattn.dispatch.op import Op
 from xattn.dispatch.registry import declare
 from xattn.errors import InvalidArgumentError
-from xattn.ops import apply_rotary, attention, merge_attention, varlen_attention
+from xattn.ops import apply_rotary, attention, merge_attention, paged_attention, varlen_attention, write_kv
 
 # By the name of its function.
-OPS: dict[str, Op] = {op.name: op for op in (attention.OP, apply_rotary.OP, varlen_attention.OP, merge_attention.OP)}
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        attention.OP,
+        apply_rotary.OP,
+        varlen_attention.OP,
+        paged_attention.OP,
+        merge_attention.OP,
+        write_kv.OP,
+    )
+}
 
 # What a call of `plan` or `explain` means that names no function.
 DEFAULT = attention.OP
