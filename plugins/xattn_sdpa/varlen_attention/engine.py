@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn_sdpa.attention import engine as dense
+from xattn_sdpa.attention import fused
 from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.varlen_attention.runs import Run, parts, runs
 
@@ -22,18 +23,26 @@ def forward(tensors: Tensors, settings: Settings) -> tuple[Tensor, Tensor]:
     q, k, v, sinks, slopes, *_ = tensors
     assert q is not None and k is not None and v is not None
     found = _runs(tensors, settings)
+    plain = slopes is None and settings.softcap is None and settings.scale > 0
     outs, lses = [], []
     for run, *qkv in zip(found, *_split(found, q, k, v), strict=True):
-        own = (*qkv, sinks, _slopes(slopes, run), None, None)
-        out, lse = dense.forward(own, None, replace(settings, offset=run.offset))
+        tile = fused.only_tile(run.geometry(settings.left, settings.right)) if plain else None
+        if tile is not None:
+            out, lse = fused.forward_tile(*qkv, settings.scale, tile)
+        else:
+            own = (*qkv, None, _slopes(slopes, run), None, None)
+            out, lse = dense.forward(own, None, replace(settings, offset=run.offset))
         outs.append(out.flatten(0, 1))
         lses.append(lse.transpose(0, 1).flatten(1))
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    padding = q.shape[0] - sum(len(out) for out in outs)
-    if padding or not outs:
-        outs.append(q.new_zeros(padding, q.shape[1], v.shape[2]))
-        lses.append(q.new_full((q.shape[1], padding), -torch.inf, dtype=wide))
-    return _joined(outs, 0), _joined(lses, 1)
+    if not outs:
+        return _padding(q, v, len(q))
+    out, lse = _joined(outs, 0), _joined(lses, 1)
+    if sinks is not None:
+        lse = dense.join_sinks(out[None], lse[None], _rows(sinks, lse)).squeeze(0)
+    if len(out) < len(q):
+        zeros, dead = _padding(q, v, len(q) - len(out))
+        out, lse = torch.cat((out, zeros)), torch.cat((lse, dead), 1)
+    return out.contiguous(), lse
 
 
 def backward(
@@ -44,26 +53,39 @@ def backward(
     assert q is not None and k is not None and v is not None
     found = _runs(tensors, settings)
     queries = [run.seqlen_q for run in found]
-    given = [parts(x, found, queries) for x in (dout, out)]
+    results = [parts(x, found, queries) for x in (dout, out)]
     # (nheads, count, seqlen_q) -> (count, nheads, seqlen_q)
     lses = [[x.transpose(0, 1) for x in parts(each, found, queries, 1)] for each in (lse, dlse) if each is not None]
-    wide = None if sinks is None else sinks.to(lse.dtype)
     grads: tuple[list[Tensor], ...] = ([], [], [])
-    dsinks = None if wide is None else torch.zeros_like(wide)
     for i, (run, *qkv) in enumerate(zip(found, *_split(found, q, k, v), strict=True)):
-        own = (*qkv, wide, _slopes(slopes, run), None, None)
+        own = (*qkv, None, _slopes(slopes, run), None, None)
         through_lse = lses[1][i] if dlse is not None else None
-        *dqkv, dsink, _ = dense.backward(
-            given[0][i], through_lse, given[1][i], lses[0][i], own, None, replace(settings, offset=run.offset), False
+        dqkv = dense.backward(
+            results[0][i], through_lse, results[1][i], lses[0][i], own, None, replace(settings, offset=run.offset), False
         )
-        for kept, grad in zip(grads, dqkv, strict=True):
+        for kept, grad in zip(grads, dqkv[:3], strict=True):
             kept.append(grad.flatten(0, 1))
-        if dsinks is not None and dsink is not None:
-            dsinks += dsink
+    dsinks = None
+    if sinks is not None:
+        end = sum(map(len, grads[0]))
+        rows = [x[..., :end][None] for x in (dlse, lse) if x is not None]
+        packed = dout[None, :end], rows[0] if dlse is not None else None, out[None, :end], rows[-1]
+        dsinks = dense.sink_gradients(*packed, _rows(sinks, lse)).squeeze(0).to(sinks.dtype)
     for kept, x in zip(grads, (q, k, v), strict=True):
         kept.append(x.new_zeros(x.shape[0] - sum(map(len, kept)), *x.shape[1:]))
     dq, dk, dv = (_joined(kept, 0) for kept in grads)
-    return dq, dk, dv, None if dsinks is None or sinks is None else dsinks.to(sinks.dtype)
+    return dq, dk, dv, dsinks
+
+
+def _padding(q: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """out and lse of tokens of no sequence."""
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_zeros(tokens, q.shape[1], v.shape[2]), q.new_full((q.shape[1], tokens), -torch.inf, dtype=wide)
+
+
+def _rows(sinks: Tensor, lse: Tensor) -> Tensor:
+    """(1, nheads, 1), in the dtype of the scores."""
+    return sinks.to(lse.dtype)[None, :, None]
 
 
 def _runs(tensors: Tensors, settings: Settings) -> tuple[Run, ...]:

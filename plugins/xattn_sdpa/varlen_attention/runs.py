@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from xattn.plugin.geometry import Geometry
+
 
 @dataclass(frozen=True)
 class Run:
@@ -23,6 +25,11 @@ class Run:
     @property
     def sequences(self) -> slice:
         return slice(self.first, self.first + self.count)
+
+    def geometry(self, left: int | None, right: int | None) -> Geometry:
+        """Of each sequence, under a band."""
+        offset = self.seqlen_k - self.seqlen_q if self.offset is None else self.offset
+        return Geometry(self.seqlen_q, self.seqlen_k, left, right, offset)
 
 
 @functools.lru_cache(maxsize=128)
