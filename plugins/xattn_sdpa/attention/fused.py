@@ -57,7 +57,7 @@ def _tiles(problem: Problem) -> list[Tile]:
 
 @functools.lru_cache(maxsize=1024)
 def only_tile(geometry: Geometry) -> Tile | None:
-    """The tile that is all of a call without masks and ALiBi; None where that takes more than one, or leaves out rows."""
+    """The tile that is all of a call without masks and ALiBi; None where there are more, or rows without one."""
     found = list(tiles(geometry.opened(), geometry.seqlen_q, True)) if geometry.seqlen_q else []
     whole = len(found) == 1 and found[0].kind != "masked" and (found[0].row, found[0].row_end) == (0, geometry.seqlen_q)
     return found[0] if whole else None

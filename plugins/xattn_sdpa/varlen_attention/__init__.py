@@ -1,1 +1,1 @@
-"""`varlen_attention` by the engines of `attention`, a run of equal sequences at a time; on CUDA by torch's flash kernel."""
+"""`varlen_attention` by the engines of `attention`, a run of equal sequences at a time."""

@@ -21,16 +21,18 @@ def forward(tensors: Tensors, settings: Settings) -> tuple[Tensor, Tensor]:
     """out (total_q, nheads, headdim_v), and lse (nheads, total_q) in the dtype of the scores. settings: its offset is
     that of every sequence where there is no align."""
     q, k, v, sinks, slopes, *_ = tensors
-    assert q is not None and k is not None and v is not None
+    assert q is not None
+    assert k is not None
+    assert v is not None
     found = _runs(tensors, settings)
     plain = slopes is None and settings.softcap is None and settings.scale > 0
     outs, lses = [], []
-    for run, *qkv in zip(found, *_split(found, q, k, v), strict=True):
+    for run, q_run, k_run, v_run in zip(found, *_split(found, q, k, v), strict=True):
         tile = fused.only_tile(run.geometry(settings.left, settings.right)) if plain else None
         if tile is not None:
-            out, lse = fused.forward_tile(*qkv, settings.scale, tile)
+            out, lse = fused.forward_tile(q_run, k_run, v_run, settings.scale, tile)
         else:
-            own = (*qkv, None, _slopes(slopes, run), None, None)
+            own = (q_run, k_run, v_run, None, _slopes(slopes, run), None, None)
             out, lse = dense.forward(own, None, replace(settings, offset=run.offset))
         outs.append(out.flatten(0, 1))
         lses.append(lse.transpose(0, 1).flatten(1))
@@ -50,7 +52,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """dq, dk, dv, dsinks, each in the dtype and shape of its tensor."""
     q, k, v, sinks, slopes, *_ = tensors
-    assert q is not None and k is not None and v is not None
+    assert q is not None
+    assert k is not None
+    assert v is not None
     found = _runs(tensors, settings)
     queries = [run.seqlen_q for run in found]
     results = [parts(x, found, queries) for x in (dout, out)]
@@ -58,10 +62,17 @@ def backward(
     lses = [[x.transpose(0, 1) for x in parts(each, found, queries, 1)] for each in (lse, dlse) if each is not None]
     grads: tuple[list[Tensor], ...] = ([], [], [])
     for i, (run, *qkv) in enumerate(zip(found, *_split(found, q, k, v), strict=True)):
-        own = (*qkv, None, _slopes(slopes, run), None, None)
+        own: Tensors = (*qkv, None, _slopes(slopes, run), None, None)
         through_lse = lses[1][i] if dlse is not None else None
         dqkv = dense.backward(
-            results[0][i], through_lse, results[1][i], lses[0][i], own, None, replace(settings, offset=run.offset), False
+            results[0][i],
+            through_lse,
+            results[1][i],
+            lses[0][i],
+            own,
+            None,
+            replace(settings, offset=run.offset),
+            False,
         )
         for kept, grad in zip(grads, dqkv[:3], strict=True):
             kept.append(grad.flatten(0, 1))
@@ -90,15 +101,16 @@ def _rows(sinks: Tensor, lse: Tensor) -> Tensor:
 
 def _runs(tensors: Tensors, settings: Settings) -> tuple[Run, ...]:
     *_, cu_seqlens_q, cu_seqlens_k, align = tensors
-    assert cu_seqlens_q is not None and cu_seqlens_k is not None
+    assert cu_seqlens_q is not None
+    assert cu_seqlens_k is not None
     ends_q = tuple(cu_seqlens_q.tolist())
     ends_k = ends_q if cu_seqlens_k is cu_seqlens_q else tuple(cu_seqlens_k.tolist())
     return runs(ends_q, ends_k, (settings.offset,) if align is None else tuple(align.tolist()))
 
 
-def _split(found: Sequence[Run], q: Tensor, k: Tensor, v: Tensor) -> list[list[Tensor]]:
+def _split(found: Sequence[Run], q: Tensor, k: Tensor, v: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     keys = [run.seqlen_k for run in found]
-    return [parts(q, found, [run.seqlen_q for run in found]), parts(k, found, keys), parts(v, found, keys)]
+    return parts(q, found, [run.seqlen_q for run in found]), parts(k, found, keys), parts(v, found, keys)
 
 
 def _slopes(slopes: Tensor | None, run: Run) -> Tensor | None:

@@ -56,10 +56,9 @@ def _lengths(ends: Sequence[int]) -> Iterator[int]:
 
 
 def parts(x: Tensor, found: Sequence[Run], sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
-    """Views of a packed tensor, one a run: its tokens, dimension `dim`, become (count, tokens of a sequence). sizes: the
-    tokens of a sequence, run by run. What belongs to no sequence is in none."""
+    """Views of a packed tensor, one a run: its tokens, dimension `dim`, become (count, tokens of a sequence).
+
+    sizes: the tokens of a sequence, run by run. What belongs to no sequence is in none."""
     split = [run.count * size for run, size in zip(found, sizes, strict=True)]
     pieces = x.split([*split, x.shape[dim] - sum(split)], dim)
-    return [
-        piece.unflatten(dim, (run.count, size)) for piece, run, size in zip(pieces[:-1], found, sizes, strict=True)
-    ]
+    return [piece.unflatten(dim, (run.count, size)) for piece, run, size in zip(pieces[:-1], found, sizes, strict=True)]

@@ -1,7 +1,8 @@
 """Attention over packed sequences."""
 
 from xattn.dispatch.op import Op
-from xattn.ops.varlen_attention.arguments import check_values, prepare
+from xattn.ops.shared.packed import check_values
+from xattn.ops.varlen_attention.arguments import prepare
 from xattn.ops.varlen_attention.call import varlen_attention as varlen_attention
 from xattn.ops.varlen_attention.request import VarlenKernel as VarlenKernel
 from xattn.ops.varlen_attention.request import VarlenRequest as VarlenRequest

@@ -13,9 +13,10 @@ from xattn.dispatch.choice import Choice, chosen
 from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.lengths import are_cu_seqlens, bound, bucket_of
 from xattn.ops.shared.output import AttentionOutput, Output
+from xattn.ops.shared.packed import by_sequence, check_values, kind_of_align
 from xattn.ops.shared.softmax import Align, Window
 from xattn.ops.shared.spelling import unexpected, without_unknown
-from xattn.ops.varlen_attention.arguments import check_values, kind_of_align, prepare
+from xattn.ops.varlen_attention.arguments import prepare
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -128,19 +129,13 @@ def varlen_attention(
     slot = _slot(cu_seqlens_q, keys is cu_seqlens_q, named, choice, **options)
     every = (q, k, v, cu_seqlens_q, keys, *tensors.values(), *((align,) if isinstance(align, Tensor) else ()))
     # The sizes of packed tensors and of what has one number a sequence change from step to step.
-    free = (*((0,),) * 5, *(_by_sequence(tensor) for tensor in every[5:]))
+    free = (*((0,),) * 5, *(by_sequence(tensor) for tensor in every[5:]))
     planned = _table.find(slot, every, free)
     if planned is None:
         prepared = prepare(q, k, v, cu_seqlens_q, cu_seqlens_k, **named, **options)
         return _table.first(slot, every, prepared, choice, free)  # type: ignore[no-any-return]
     given = {name: named[name] for name in planned.given}
     return planned(q, k, v, cu_seqlens_q, keys, **given)  # type: ignore[no-any-return]
-
-
-def _by_sequence(tensor: Tensor) -> tuple[int, ...]:
-    """The dimension of an optional tensor that has one number a sequence: of slopes (batch, nheads) and of align."""
-    per_sequence = tensor.dim() == 2 or not tensor.is_floating_point()
-    return (0,) if per_sequence else ()
 
 
 def _slot(
