@@ -20,14 +20,22 @@ from xattn.explain import Explanation, explain
 from xattn.info import backends, info
 from xattn.ops.apply_rotary import RotaryKernel, RotaryRequest, apply_rotary
 from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
+from xattn.ops.attention_backward import AttentionBackwardKernel, AttentionBackwardRequest, attention_backward
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
+from xattn.ops.varlen_attention_backward import (
+    VarlenBackwardKernel,
+    VarlenBackwardRequest,
+    varlen_attention_backward,
+)
 from xattn.plan import plan
 from xattn.plugin import Backend, Capabilities, Kernel, Reason, Request, TensorSpec, hookimpl
 from xattn.version import __version__
 
 __all__ = [
+    "AttentionBackwardKernel",
+    "AttentionBackwardRequest",
     "AttentionKernel",
     "AttentionOutput",
     "AttentionRequest",
@@ -48,12 +56,15 @@ __all__ = [
     "TensorSpec",
     "UnknownBackendError",
     "UnsupportedError",
+    "VarlenBackwardKernel",
+    "VarlenBackwardRequest",
     "VarlenKernel",
     "VarlenRequest",
     "XattnError",
     "__version__",
     "apply_rotary",
     "attention",
+    "attention_backward",
     "backends",
     "explain",
     "hookimpl",
@@ -62,4 +73,5 @@ __all__ = [
     "plan",
     "use_backend",
     "varlen_attention",
+    "varlen_attention_backward",
 ]

@@ -5,11 +5,20 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_reference.apply_rotary import ReferenceRotary
 from xattn_reference.attention import ReferenceAttention
+from xattn_reference.attention_backward import ReferenceBackward
 from xattn_reference.merge_attention import ReferenceMerge
 from xattn_reference.varlen_attention import ReferenceVarlen
+from xattn_reference.varlen_attention_backward import ReferenceVarlenBackward
 
 
 class ReferenceBackend(Backend):
     name = "reference"
     api_version = 1
-    kernels = (ReferenceAttention(), ReferenceRotary(), ReferenceVarlen(), ReferenceMerge())
+    kernels = (
+        ReferenceAttention(),
+        ReferenceRotary(),
+        ReferenceVarlen(),
+        ReferenceMerge(),
+        ReferenceBackward(),
+        ReferenceVarlenBackward(),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class SdpaVarlen(VarlenKernel):
             alibi_slopes: Tensor | None = None,
             align: int | Tensor | None = None,
         ) -> Tensor | AttentionOutput:
-            own, each = (settings, align) if isinstance(align, Tensor) else (_at(settings, align), None)
+            own = settings if align is None or isinstance(align, Tensor) else replace(settings, offset=align)
+            each = align if isinstance(align, Tensor) else None
             tensors = (q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, each)
             # Without gradients and tracers the engine by itself: an operator and its function cost 20 us a call.
             alone = not train and not torch.compiler.is_compiling() and is_plain(q) and is_plain(k) and is_plain(v)
@@ -60,10 +62,3 @@ class SdpaVarlen(VarlenKernel):
         if request.softcap is not None:
             return "blocks of matmuls, sequence by sequence, equal ones as a batch (torch's kernels have no softcap)"
         return "torch's fused CPU kernel, sequence by sequence, equal ones as a batch"
-
-
-def _at(settings: Settings, align: int | None) -> Settings:
-    """The settings of a call whose every sequence has this offset."""
-    if align is None:
-        return settings
-    return Settings(settings.left, settings.right, align, settings.scale, settings.softcap)

@@ -137,6 +137,16 @@ class _AttendBackward(Function):
         raise NotImplementedError('sdpa has no second derivative; use backend="reference"')
 
 
+def share(dout: Tensor, out: Tensor, lse: Tensor, inputs: Tensors, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of the given keys, whatever others out and lse belong to."""
+    wide = lse.double() if out.dtype == torch.float64 else lse
+    numbers = (settings.left, settings.right, settings.offset, settings.scale, settings.softcap)
+    dq, dk, dv, _ = _AttendBackward.apply(  # type: ignore[no-untyped-call]
+        dout, None, out, wide, *inputs, *numbers
+    )
+    return dq, dk, dv
+
+
 def attend(inputs: Tensors, settings: Settings) -> tuple[Tensor, Tensor]:
     """out and lse (nheads, total_q) in the dtype of the scores."""
     if torch.compiler.is_compiling():

@@ -73,12 +73,8 @@ def _described(
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    for name in ("causal", "deterministic", "return_lse"):
-        checks.check_flag(name, options[name])
-    checks.check_align(options["align"])
-    checks.check_window(options["window"])
-    checks.check_scale(options["scale"])
-    checks.check_softcap(options["softcap"])
+    dense.check_options(options)
+    checks.check_flag("return_lse", options["return_lse"])
     dropout_p = options["dropout_p"]
     if not checks.is_number(dropout_p) or not 0 <= dropout_p < 1:
         hint = "0.0 switches it off."

@@ -151,6 +151,16 @@ def _transposed(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> s
     return ""
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Those that ops share."""
+    for name in ("causal", "deterministic"):
+        checks.check_flag(name, options[name])
+    checks.check_align(options["align"])
+    checks.check_window(options["window"])
+    checks.check_scale(options["scale"])
+    checks.check_softcap(options["softcap"])
+
+
 def check_tensor(name: str, tensor: Tensor, q: Tensor, k: Tensor) -> None:
     batch, seqlen_q, nheads, seqlen_k = q.shape[0], q.shape[1], q.shape[2], k.shape[1]
     if name == "sinks":
