@@ -11,6 +11,8 @@ from torch import Tensor
 import xattn
 from xattn.measure import memory, operations
 
+# Of any arguments, for type checkers.
+attend: Any = xattn.varlen_attention
 SLOPES = 0.5 ** torch.arange(1.0, 25.0).view(6, 4)
 SINKS = torch.linspace(-1, 1, 4)
 # Runs of equal sequences, single ones, empty ones, one beyond a vector register of keys.
@@ -49,7 +51,7 @@ def answers(backend: str, options: dict[str, Any]) -> list[Tensor]:
     sinks = options.get("sinks")
     leaves = [x.requires_grad_() for x in given] + ([] if sinks is None else [sinks.clone().requires_grad_()])
     named = {**options, "sinks": None if sinks is None else leaves[3]}
-    out, lse = xattn.varlen_attention(*leaves[:3], cu(QUERIES), cu(KEYS), **named, return_lse=True, backend=backend)
+    out, lse = attend(*leaves[:3], cu(QUERIES), cu(KEYS), **named, return_lse=True, backend=backend)
     cotangents = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape) for x in (out, lse)]
     return [out, lse, *torch.autograd.grad((out, lse), leaves, cotangents)]
 
@@ -65,7 +67,7 @@ def test_values_and_gradients(name: str) -> None:
 def test_without_gradients_the_answer_is_the_same(name: str) -> None:
     given = tensors(dtype=torch.float64)
     with torch.no_grad():
-        got = xattn.varlen_attention(*given, cu(QUERIES), cu(KEYS), **OPTIONS[name], return_lse=True, backend="sdpa")
+        got = attend(*given, cu(QUERIES), cu(KEYS), **OPTIONS[name], return_lse=True, backend="sdpa")
     for one, other in zip(got, answers("sdpa", OPTIONS[name]), strict=False):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -74,7 +76,8 @@ def test_equal_lengths_are_one_batch_and_nothing_is_copied() -> None:
     lengths = (6,) * 8
     q, k, v = (x.float() for x in tensors(lengths, lengths, padding=0))
     v = torch.cat((v, v[..., :3]), -1)
-    ran = operations(lambda: xattn.varlen_attention(q, k, v, cu(lengths), causal=True, backend="sdpa"))
+    ends = cu(lengths)
+    ran = operations(lambda: attend(q, k, v, ends, causal=True, backend="sdpa"))
     assert [count for name, count in ran.forward.items() if "flash_attention" in name] == [1]
     assert ran.materialising() == {}
     assert ran.gathering() == {}
@@ -84,7 +87,7 @@ def test_memory_is_that_of_the_tokens() -> None:
     """A padded batch, or scores of all tokens, would take many times as much."""
     lengths = (2000, *[20] * 40)
     q, k, v = (torch.randn(sum(lengths), 2, 16) for _ in range(3))
-    used = memory(lambda: xattn.varlen_attention(q, k, v, cu(lengths), causal=True, backend="sdpa"))
+    used = memory(lambda: attend(q, k, v, cu(lengths), causal=True, backend="sdpa"))
     assert used.peak < 4 * q.numel() * q.element_size()
 
 
@@ -94,7 +97,7 @@ def test_a_query_whose_scores_are_nan_is_nan(length: int, dtype: torch.dtype) ->
     """torch's kernel gives 0 for it where there are few keys."""
     q, k, v = (torch.randn(2 * length, 2, 8).to(dtype) for _ in range(3))
     q[0] = torch.nan
-    out, lse = xattn.varlen_attention(q, k, v, cu((length, length)), return_lse=True, backend="sdpa")
+    out, lse = attend(q, k, v, cu((length, length)), return_lse=True, backend="sdpa")
     assert out[0].isnan().all()
     assert lse[:, 0].isnan().all()
     assert out[length:].isfinite().all()
@@ -108,17 +111,17 @@ def test_one_plan_serves_every_step() -> None:
         given = tensors(lengths, lengths)
         bounds = {"max_seqlen_q": 20, "max_seqlen_k": 20}
         got = run(*given, cu(lengths), cu(lengths), **bounds, align=0)
-        want = xattn.varlen_attention(*given, cu(lengths), causal=True, align=0, backend="reference")
+        want = attend(*given, cu(lengths), causal=True, align=0, backend="reference")
         torch.testing.assert_close(got, want)
 
 
 def test_a_compiled_call_is_one_graph_of_any_lengths() -> None:
-    compiled = torch.compile(xattn.varlen_attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled: Any = torch.compile(attend, fullgraph=True, backend="aot_eager", dynamic=True)
     for lengths in ((5, 3), (4, 4), (2, 9)):
         leaves = [x.requires_grad_() for x in tensors(lengths, lengths)]
         bounds: dict[str, Any] = {"max_seqlen_q": 9, "max_seqlen_k": 9, "causal": True, "backend": "sdpa"}
         got = compiled(*leaves, cu(lengths), **bounds)
-        want = xattn.varlen_attention(*leaves, cu(lengths), **bounds)
+        want = attend(*leaves, cu(lengths), **bounds)
         torch.testing.assert_close(got, want)
         for one, other in zip(
             torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), leaves), strict=True
@@ -129,6 +132,6 @@ def test_a_compiled_call_is_one_graph_of_any_lengths() -> None:
 def test_vmap_goes_one_by_one() -> None:
     q, k, v = (torch.stack([x, 2 * x]) for x in tensors(padding=0))
     call: dict[str, Any] = {"causal": True, "max_seqlen_q": 20, "max_seqlen_k": 40, "backend": "sdpa"}
-    got = torch.vmap(lambda *qkv: xattn.varlen_attention(*qkv, cu(QUERIES), cu(KEYS), **call))(q, k, v)
-    want = torch.stack([xattn.varlen_attention(q[i], k[i], v[i], cu(QUERIES), cu(KEYS), **call) for i in range(2)])
+    got = torch.vmap(lambda *qkv: attend(*qkv, cu(QUERIES), cu(KEYS), **call))(q, k, v)
+    want = torch.stack([attend(q[i], k[i], v[i], cu(QUERIES), cu(KEYS), **call) for i in range(2)])
     torch.testing.assert_close(got, want)
