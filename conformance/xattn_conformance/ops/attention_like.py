@@ -113,7 +113,7 @@ class AttentionLikeOp(Op[P]):
 
 def whole_problem(case: Case) -> Problem:
     """The problem of attention that a case's shape, family and options are of, with gradients of q, k and v."""
-    return make(msgspec.structs.replace(case, op="attention", grads=("qkv",)))
+    return make(msgspec.structs.replace(case, grads=("qkv",)))
 
 
 def right_answer(problem: Problem, arithmetic: Arithmetic) -> Results:
