@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from xattn import InvalidArgumentError
 from xattn.plugin.geometry import Geometry
 
 
@@ -42,6 +43,10 @@ def runs(ends_q: tuple[int, ...], ends_k: tuple[int, ...], offsets: tuple[int | 
     if len(offsets) == 1:
         offsets *= len(ends_q) - 1
     lengths = zip(_lengths(ends_q), _lengths(ends_k), offsets, strict=True)
+    for name, ends in (("cu_seqlens_q", ends_q), ("cu_seqlens_k", ends_k)):
+        # Of a held plan nobody else looks.
+        if ends[0] != 0 or any(length < 0 for length in _lengths(ends)):
+            raise InvalidArgumentError(name, str(ends)[:60], "values from 0 on that do not decrease")
     for b, (seqlen_q, seqlen_k, offset) in enumerate(lengths):
         last = found[-1] if found else None
         if last is not None and (last.seqlen_q, last.seqlen_k, last.offset) == (seqlen_q, seqlen_k, offset):
