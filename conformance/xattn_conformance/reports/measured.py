@@ -77,4 +77,5 @@ def _worst(result: CaseResult) -> Iterator[str]:
     numbers = [number for number in (worst.got, worst.want, worst.sigma) if isinstance(number, float)]
     # An error that is declared and always of one sign is taken off first, so there may be more to see than counts.
     if len(numbers) == 3 and numbers[2] > 0 and abs(numbers[0] - numbers[1]) / numbers[2] < most * (1 - 1e-4):
-        yield f"its worst element is {abs(numbers[0] - numbers[1]) / numbers[2]:g} from the golden, and zmax is {most:g}"
+        away = abs(numbers[0] - numbers[1]) / numbers[2]
+        yield f"its worst element is {away:g} from the golden, and zmax is {most:g}"

@@ -103,13 +103,13 @@ def _checks(name: str, expected: Expected, error: _Errors) -> list[Check]:
     for metric in metrics:
         values = _values(metric, expected, error, counts)
         at = _closest(metric, values, counts)
-        count = round(float(counts[at]), 2) if metric in _BY_COUNT else 1.0
+        count = round(float(counts[at]), 2) if metric in BY_COUNT else 1.0
         found.append(Check(name=f"{name}.{metric}", value=_short(values[at]), limit=limit(metric, count), count=count))
     return found
 
 
 # Metrics of heads whose limit depends on how many samples a head is.
-_BY_COUNT = ("zhead", "bias")
+BY_COUNT = ("zhead", "bias")
 
 
 def _values(metric: str, expected: Expected, error: _Errors, counts: Array) -> Array:
@@ -131,7 +131,7 @@ def _values(metric: str, expected: Expected, error: _Errors, counts: Array) -> A
 def _closest(metric: str, values: Array, counts: Array) -> tuple[int, ...]:
     """Where a metric comes closest to its limit. Every head is held to the limit for as many different rows as it
     has."""
-    if metric in _BY_COUNT:
+    if metric in BY_COUNT:
         values = values / np.vectorize(lambda count: limit(metric, round(count, 2)), otypes=[float])(counts)
     return tuple(int(i) for i in np.unravel_index(np.argmax(values), values.shape))
 
