@@ -72,7 +72,8 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kernel:    what the backend says that it runs.
     message:   one plain sentence for whatever is not PASS.
     detail:    a traceback, where there is one.
-    left_out:  variations of the case that the backend declines: nothing is known about them.
+    left_out:  variations of the case that the backend declines, and the codes of its reasons: nothing is known about
+               them. Before suite 1.2 the codes are in the message alone.
     reasons:   of an UNSUPPORTED case: what the backend declared, as `Reason.as_dict`.
     histogram: counts of |z| of out in bins of `HISTOGRAM_STEP` limits, the last bin open.
     inputs:    sha256 of the bits of the inputs.
@@ -88,7 +89,7 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kernel: str = ""
     message: str = ""
     detail: str = ""
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, tuple[str, ...]] | tuple[str, ...] = {}
     reasons: tuple[dict[str, str], ...] = ()
     worst: Worst | None = None
     heat: Heat | None = None

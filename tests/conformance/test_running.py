@@ -257,7 +257,7 @@ def test_a_variation_that_is_declined_is_left_out_in_words(judged: Callable[...,
     """
     result = judge(with_variations(BATCHED, "padding"), judged(honest(more=more)))
     assert (result.status, result.message) == ("PASS", "the variation padding is left out: declined for seqlens_k")
-    assert result.left_out == ("padding",)
+    assert result.left_out == {"padding": ("seqlens_k",)}
 
 
 @pytest.mark.parametrize("name", ["repeat", "poison"])
@@ -272,7 +272,7 @@ def test_the_same_request_is_not_declined_later(name: str, judged: Callable[...,
     assert result.status == "FAIL"
     assert failed(result) == {f"{name}.declined"}
     assert "declines for seqlen: its reasons changed between calls" in result.message
-    assert result.left_out == ()
+    assert result.left_out == {}
 
 
 def test_one_buffer_for_every_call_fails(judged: Callable[..., Target]) -> None:

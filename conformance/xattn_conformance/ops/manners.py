@@ -125,7 +125,7 @@ def variation(name: str, call: Call) -> Variation:
 
 def missing(name: str, device: str, executor: str) -> str:
     """Why there is no such way here, as a code; "" where there is. executor: of the profile."""
-    if name == "graph" and torch.device(device).type != "cuda":
+    if name == "graph" and device.partition(":")[0] != "cuda":
         return "device"
     # What an executor runs is not torch's to trace, or to capture.
     return "executor" if name in ("compiled", "graph") and executor else ""

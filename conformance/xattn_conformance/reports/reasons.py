@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from xattn_conformance.case import LEVELS, SUITES
+from xattn_conformance.case import LEVELS
 from xattn_conformance.ops import manners
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import CaseResult
@@ -41,14 +41,10 @@ def _vocabulary(op: str) -> frozenset[str]:
 
 def left_out(result: CaseResult, device: str, executor: str) -> Iterator[str]:
     """Of variations. executor: of the profile."""
-    if not result.left_out:
-        return
-    if not isinstance(result.left_out, dict):
-        if SUITES.index(result.case.since) >= SUITES.index("1.2"):
-            yield f"the variations {', '.join(result.left_out)} are left out without a reason"
+    if not isinstance(result.left_out, dict):  # before suite 1.2
         for name in result.left_out:
-            if not (said := result.message.partition(f"the variation {name} is left out: declined for ")[2].strip()):
-                yield f"the variation {name} is left out without a reason{said}"
+            if not result.message.partition(f"the variation {name} is left out: declined for ")[2].strip():
+                yield f"the variation {name} is left out without a reason"
         return
     for name, codes in result.left_out.items():
         if not codes or not all(code.strip() for code in codes):

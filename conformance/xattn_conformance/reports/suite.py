@@ -18,6 +18,7 @@ from xattn_conformance.profiles.admission import admit
 from xattn_conformance.profiles.schema import Profile
 from xattn_conformance.running.selection import fresh, select
 from xattn_conformance.tolerance.arithmetic import Arithmetic
+from xattn_conformance.tolerance.compare import samples
 from xattn_conformance.tolerance.limits import limit
 
 
@@ -31,6 +32,7 @@ class Suite:
     inputs:   sha256 of the bits of a case's inputs; None where it is unknown.
     refusals: why a profile is not admitted, for a kind of device, some dtypes and ops, and the day of the run.
     judged:   whether the golden of a case has an element with a tolerance in a tensor.
+    counts:   how many independent samples the heads of a tensor of a case are.
     mutants:  names of the wrong kernels. knobs: ids of the cases that ask whether an option does anything.
     """
 
@@ -42,6 +44,7 @@ class Suite:
     inputs: Callable[[Case], str | None]
     refusals: Callable[[Profile, str, Sequence[str], Sequence[str], datetime.date], list[str]]
     judged: Callable[[Case, Arithmetic, str], bool]
+    counts: Callable[[Case, Arithmetic, str], Collection[float]]
     mutants: frozenset[str]
     knobs: frozenset[str]
 
@@ -56,6 +59,7 @@ def installed() -> Suite:
         inputs=_inputs,
         refusals=_refusals,
         judged=_judged,
+        counts=_counts,
         mutants=frozenset(mutant.name for mutant in OWN),
         knobs=frozenset(case.id for op in OPS.values() for case in op.knob_cases()),
     )
@@ -76,6 +80,17 @@ def _refusals(
 
 
 def _judged(case: Case, arithmetic: Arithmetic, tensor: str) -> bool:
+    return bool(_counts(case, arithmetic, tensor))
+
+
+def _counts(case: Case, arithmetic: Arithmetic, tensor: str) -> Collection[float]:
     op = OPS[case.op]
-    expected = op.expected(case, op.problem(case), arithmetic).get(tensor)
-    return expected is not None and bool((np.isfinite(expected.value) & (expected.sigma > 0)).any())
+    problem = op.problem(case)
+    if case.published.id in {knob.id for knob in op.knob_cases()}:
+        expected = op.switch(case.published, problem, arithmetic, "cpu").expected_on.get(tensor)
+    else:
+        expected = op.expected(case, problem, arithmetic).get(tensor)
+    if expected is None:
+        return ()
+    judged = np.isfinite(expected.value) & (expected.sigma > 0)
+    return {round(float(count), 2) for count in samples(expected, judged).flat} if judged.any() else ()

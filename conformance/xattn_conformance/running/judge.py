@@ -191,8 +191,10 @@ def served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, du
     if target.soak:
         soak.look(op, case, call, calls, expected, found)
     calls.look(found)
-    fields["left_out"] = tuple(left_out)
-    told = "; ".join(f"the variation {name} is left out: declined for {codes}" for name, codes in left_out.items())
+    fields["left_out"] = left_out
+    told = "; ".join(
+        f"the variation {name} is left out: declined for {', '.join(codes)}" for name, codes in left_out.items()
+    )
 
     def expect(arithmetic: Arithmetic) -> Mapping[str, Expected]:
         return op.expected(case, problem, arithmetic)

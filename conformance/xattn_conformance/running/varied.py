@@ -29,20 +29,20 @@ def look(
     calls: Calls,
     expected: Mapping[str, Expected],
     found: Findings,
-) -> dict[str, str]:
+) -> dict[str, tuple[str, ...]]:
     """Make every variation of the case and compare it with the results of `calls`, or, where the profile promises no
     equal bits, with the golden. Returns what was left out, and the codes of the reasons; a variation that the backend
     declines is no case of its own, unless it is the request that was served before."""
-    left_out = {}
+    left_out: dict[str, tuple[str, ...]] = {}
     target, results = calls.target, calls.results
     for name in case.variations:
         if absent := manners.missing(name, target.device, target.profile.executor):
-            left_out[name] = absent
+            left_out[name] = (absent,)
             continue
         varied = _made(name, op, case, problem, call, target)
-        codes = ", ".join(sorted({code for each in varied.calls for code in _declined(op, each, target)}))
+        codes = tuple(sorted({code for each in varied.calls for code in _declined(op, each, target)}))
         if codes and name in _SAME_REQUEST:
-            said = f"{varied.said}, the backend declines for {codes}: its reasons changed between calls"
+            said = f"{varied.said}, the backend declines for {', '.join(codes)}: its reasons changed between calls"
             found.rule(f"{name}.declined", 1, said)
             continue
         if codes:

@@ -16,6 +16,9 @@ from xattn_conformance.tolerance.limits import limit
 # The heat map is at most so many cells high and wide.
 _CELLS = 32
 
+# Metrics of heads whose limit depends on how many samples a head is.
+BY_COUNT = ("zhead", "bias")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -106,10 +109,6 @@ def _checks(name: str, expected: Expected, error: _Errors) -> list[Check]:
         count = round(float(counts[at]), 2) if metric in BY_COUNT else 1.0
         found.append(Check(name=f"{name}.{metric}", value=_short(values[at]), limit=limit(metric, count), count=count))
     return found
-
-
-# Metrics of heads whose limit depends on how many samples a head is.
-BY_COUNT = ("zhead", "bias")
 
 
 def _values(metric: str, expected: Expected, error: _Errors, counts: Array) -> Array:
