@@ -135,3 +135,30 @@ def test_vmap_goes_one_by_one() -> None:
     got = torch.vmap(lambda *qkv: attend(*qkv, cu(QUERIES), cu(KEYS), **call))(q, k, v)
     want = torch.stack([attend(q[i], k[i], v[i], cu(QUERIES), cu(KEYS), **call) for i in range(2)])
     torch.testing.assert_close(got, want)
+
+
+def test_lengths_that_are_changed_in_place_are_seen() -> None:
+    """The same call is found by what its lengths are, not by the tensor that has them."""
+    q, k, v = (torch.randn(12, 2, 8) for _ in range(3))
+    ends = cu((5, 7))
+    given = {"max_seqlen_q": 9, "max_seqlen_k": 9, "causal": True, "backend": "sdpa"}
+    for _ in range(3):
+        before = attend(q, k, v, ends, **given)
+    ends.numpy()[1] = 3
+    want = attend(q, k, v, ends.clone(), **{**given, "backend": "reference"})
+    after = attend(q, k, v, ends, **given)
+    torch.testing.assert_close(after, want)
+    assert not torch.equal(after, before)
+    for at, wrong in ((1, 13), (0, 1), (2, 99)):
+        bad = ends.clone()
+        bad.numpy()[at] = wrong
+        with pytest.raises(xattn.InvalidArgumentError, match=r"cu_seqlens_q|max_seqlen_q"):
+            attend(q, k, v, bad, **given)
+
+
+def test_a_held_plan_of_lengths_that_decrease_raises() -> None:
+    q, k, v = (torch.randn(12, 2, 8) for _ in range(3))
+    bounds = {"max_seqlen_q": 9, "max_seqlen_k": 9}
+    held = xattn.plan(attend, q, k, v, cu((5, 7)), backend="sdpa", **bounds)
+    with pytest.raises(xattn.InvalidArgumentError, match="do not decrease"):
+        held(q, k, v, cu((5, -2)), cu((5, -2)), **bounds)
