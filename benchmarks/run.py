@@ -23,6 +23,7 @@ import features
 import hopper
 import overhead
 import torch
+import varlen
 import window
 from common import Row
 from plot import plot
@@ -39,6 +40,7 @@ SUBJECTS = {
     "window": window,
     "features": features,
     "decode": decode,
+    "varlen": varlen,
     "hopper": hopper,
 }
 

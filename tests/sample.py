@@ -18,16 +18,20 @@ class Sample:
     """One call.
 
     tensors: the arguments that stand in place. named: the others. differentiable: the places of those in `tensors` for
-    which a gradient may be wanted.
+    which a gradient may be wanted. written: the places of those that the call writes to.
+    caches: the places of those that autocast never casts.
     """
 
     tensors: tuple[Any, ...]
     named: dict[str, Any] = field(default_factory=dict)
     differentiable: tuple[int, ...] = ()
+    written: tuple[int, ...] = ()
+    caches: tuple[int, ...] = ()
 
     def of(self, function: Callable[..., Any], **more: Any) -> Any:
-        """What a function of these arguments returns."""
-        return function(*self.tensors, **{**self.named, **more})
+        """What a function of these arguments returns; of one that returns nothing, copies of what it wrote."""
+        answer = function(*self.tensors, **{**self.named, **more})
+        return [self.tensors[i].clone() for i in self.written] if answer is None else answer
 
     def requiring_grad(self) -> Sample:
         """The same call on leaves that want a gradient."""
@@ -36,6 +40,13 @@ class Sample:
             for i, x in enumerate(self.tensors)
         ]
         return replace(self, tensors=tuple(leaves))
+
+    def under_autocast(self, dtype: torch.dtype) -> Sample:
+        """The same call with caches of the dtype to which autocast casts what is not in them, float64 apart."""
+        tensors = [
+            x.to(dtype) if i in self.caches and x.dtype != torch.float64 else x for i, x in enumerate(self.tensors)
+        ]
+        return replace(self, tensors=tuple(tensors))
 
     @property
     def leaves(self) -> list[Tensor]:

@@ -16,7 +16,7 @@ PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.name
 # Of each room, by its folder, what it may import of xattn and of the plugins. A name stands for all below it, but
 # "xattn" for itself alone: what a plugin gets by `import xattn`.
 MAY: dict[str, tuple[str, ...]] = {
-    "xattn/plugin": ("xattn.plugin",),
+    "xattn/plugin": ("xattn.plugin", "xattn.errors"),
     "xattn/dispatch": ("xattn.dispatch", "xattn.plugin", "xattn.errors"),
     "xattn/ops/shared": ("xattn.ops.shared", "xattn.dispatch", "xattn.plugin", "xattn.errors"),
     **{

@@ -20,14 +20,25 @@ from xattn.explain import Explanation, explain
 from xattn.info import backends, info
 from xattn.ops.apply_rotary import RotaryKernel, RotaryRequest, apply_rotary
 from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
+from xattn.ops.attention_backward import AttentionBackwardKernel, AttentionBackwardRequest, attention_backward
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
+from xattn.ops.paged_attention import PagedKernel, PagedRequest, paged_attention
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
+from xattn.ops.varlen_attention_backward import (
+    VarlenBackwardKernel,
+    VarlenBackwardRequest,
+    varlen_attention_backward,
+)
+from xattn.ops.write_kv import WriteKernel, WriteRequest, write_kv
 from xattn.plan import plan
 from xattn.plugin import Backend, Capabilities, Kernel, Reason, Request, TensorSpec, hookimpl
+from xattn.plugin.storage import PagedBatch
 from xattn.version import __version__
 
 __all__ = [
+    "AttentionBackwardKernel",
+    "AttentionBackwardRequest",
     "AttentionKernel",
     "AttentionOutput",
     "AttentionRequest",
@@ -40,6 +51,9 @@ __all__ = [
     "Kernel",
     "MergeKernel",
     "MergeRequest",
+    "PagedBatch",
+    "PagedKernel",
+    "PagedRequest",
     "Reason",
     "Request",
     "RotaryKernel",
@@ -48,18 +62,26 @@ __all__ = [
     "TensorSpec",
     "UnknownBackendError",
     "UnsupportedError",
+    "VarlenBackwardKernel",
+    "VarlenBackwardRequest",
     "VarlenKernel",
     "VarlenRequest",
+    "WriteKernel",
+    "WriteRequest",
     "XattnError",
     "__version__",
     "apply_rotary",
     "attention",
+    "attention_backward",
     "backends",
     "explain",
     "hookimpl",
     "info",
     "merge_attention",
+    "paged_attention",
     "plan",
     "use_backend",
     "varlen_attention",
+    "varlen_attention_backward",
+    "write_kv",
 ]

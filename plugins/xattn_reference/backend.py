@@ -5,11 +5,24 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_reference.apply_rotary import ReferenceRotary
 from xattn_reference.attention import ReferenceAttention
+from xattn_reference.attention_backward import ReferenceBackward
 from xattn_reference.merge_attention import ReferenceMerge
+from xattn_reference.paged_attention import ReferencePaged
 from xattn_reference.varlen_attention import ReferenceVarlen
+from xattn_reference.varlen_attention_backward import ReferenceVarlenBackward
+from xattn_reference.write_kv import ReferenceWrite
 
 
 class ReferenceBackend(Backend):
     name = "reference"
     api_version = 1
-    kernels = (ReferenceAttention(), ReferenceRotary(), ReferenceVarlen(), ReferenceMerge())
+    kernels = (
+        ReferenceAttention(),
+        ReferenceRotary(),
+        ReferenceVarlen(),
+        ReferencePaged(),
+        ReferenceMerge(),
+        ReferenceWrite(),
+        ReferenceBackward(),
+        ReferenceVarlenBackward(),
+    )

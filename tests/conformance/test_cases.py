@@ -264,7 +264,7 @@ OPTIONS = "options = { causal = true }\n"
     ("text", "message"),
     [
         (GROUP + "rtol = 1.0", "unknown field `rtol`"),
-        (GROUP + "variations = ['twice']", "Invalid enum value 'twice'"),
+        (GROUP + "variations = ['thrice']", "Invalid enum value 'thrice'"),
         (GROUP[:-20], "cases.toml"),
         (changed('level = "core"', 'level = "easy"'), "Invalid enum value 'easy'"),
         (changed(OPTIONS, "options = { is_causal = true }"), "unknown options is_causal"),

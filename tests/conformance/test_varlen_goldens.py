@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from xattn_conformance.case import DTYPES, Case, scores
 from xattn_conformance.golden import inputs, manifest
+from xattn_conformance.ops import sequences
 from xattn_conformance.ops.attention.noise import forward
 from xattn_conformance.ops.registry import OPS
-from xattn_conformance.ops.varlen_attention import cases, problem
+from xattn_conformance.ops.varlen_attention import problem
+from xattn_conformance.ops.varlen_attention.cases import CASES as TABLE
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
@@ -65,18 +67,18 @@ def test_sequences_have_numbers_of_their_own() -> None:
     assert not np.array_equal(one.q, other.q)
 
 
-@pytest.mark.parametrize("recipe", cases.table().lengths)
+@pytest.mark.parametrize("recipe", TABLE.table().lengths)
 def test_lengths_are_what_the_table_says(recipe: str) -> None:
-    made = problem.lengths(recipe, 10, 130)
+    made = sequences.lengths(recipe, 10, 130)
     assert made.shape == (10,)
     assert made.max() == (129 if recipe == "edges" else 130)
     assert (made == 0).any() == (recipe == "zeros")
-    assert len(problem.lengths(recipe, 0, 130)) == 0
+    assert len(sequences.lengths(recipe, 0, 130)) == 0
 
 
 def test_every_option_is_in_some_case_and_core_has_one_of_each_kind() -> None:
     values = {(name, str(value)) for case in CASES for name, value in case.options.items()}
-    assert {("q", name) for name in cases.table().lengths} <= values
+    assert {("q", name) for name in TABLE.table().lengths} <= values
     assert {("align", "top_left"), ("align", "7"), ("align", "each"), ("bounds", "loose"), ("bounds", "none")} <= values
     core = [case for case in CASES if case.level == "core"]
     assert {name for case in core for name in case.options} >= {

@@ -39,6 +39,9 @@ def entries(op: Op) -> dict[str, Callable[..., Any]]:
 
 
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+every_op_with_gradients = pytest.mark.parametrize(
+    "op", [pytest.param(op, id=name) for name, op in OPS.items() if op.vocabulary.grads]
+)
 every_sample = pytest.mark.parametrize(
     ("op", "name"), [pytest.param(op, name, id=f"{op.name}-{name}") for op in OPS.values() for name in samples(op)]
 )

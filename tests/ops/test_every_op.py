@@ -6,11 +6,12 @@ import importlib
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
-from ops.every_op import Counting, another, entries, every_entry, every_op, every_sample, raises, samples
+from ops.every_op import Counting, another, entries, every_entry, every_op, every_sample, raises, reference, samples
 from sample import Sample, equal
 from support import ROOT, backend_source, notes_of, run_python, stranger
 
@@ -51,7 +52,8 @@ def test_the_samples_use_every_word(op: Op, mine: Mine) -> None:
     mine(op)
     plain = [sample.of(entries(op)["explain"]).request for sample in samples(op).values()]
     trained = [sample.requiring_grad().of(entries(op)["explain"]).request for sample in samples(op).values()]
-    assert {name for request in plain for name, _, _ in request.needs()} == set(op.vocabulary.feature_names)
+    (served,) = reference(op.name).capabilities
+    assert {name for request in plain for name, _, _ in request.needs()} == served.features
     assert {request.phase for request in (*plain, *trained)} <= set(op.vocabulary.phases)
     assert {name for request in trained for name in request.wanted_grads()} <= set(op.vocabulary.grads)
     assert all(tuple(request.sizes()) == op.vocabulary.sizes for request in plain)
@@ -143,8 +145,9 @@ def test_a_plan_gives_what_the_call_gives(op: Op, name: str, mine: Mine) -> None
         before = kernel.plans
         run = sample.of(entries(op)["plan"])
         takes = op.prepare(*sample.tensors, **sample.named)
+        held = replace(sample, tensors=takes.tensors, named=dict(takes.given))
         for _ in range(2):
-            assert equal(run(*takes.tensors, **takes.given), want)
+            assert equal(held.of(run), want)
         assert kernel.plans == before + 1
         with pytest.raises(TypeError, match=r"unexpected keyword|by name, got"):
             run(*takes.tensors, **takes.given, surprise=1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ops.conftest import Mine
-from ops.every_op import entries, every_op, every_sample, reference, samples
+from ops.every_op import entries, every_op, every_op_with_gradients, every_sample, reference, samples
 from sample import Sample, equal, flat, mapped
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def test_calls_of_other_kinds_make_plans_of_their_own_and_keep_them(op: Op, mine
     assert kernel.plans == len(every)
 
 
-@every_op
+@every_op_with_gradients
 def test_the_need_of_gradients_is_of_another_kind(op: Op, mine: Mine) -> None:
     kernel = mine(op)
     plain, trained = samples(op)["plain"], samples(op)["plain"].requiring_grad()
@@ -86,7 +86,7 @@ def first(answer: Any) -> Tensor:
     return tensor
 
 
-@every_op
+@every_op_with_gradients
 def test_a_plan_made_in_inference_mode_trains(op: Op, mine: Mine) -> None:
     mine(op)
     trained = samples(op)["plain"].requiring_grad()
@@ -116,12 +116,13 @@ def test_autocast_is_of_another_kind_and_off_inside(op: Op, name: str, mine: Min
         want = sample.of(op.function)
     dtypes: dict[torch.dtype, torch.dtype] = {}
     for dtype in (BF16, FP16, BF16, FP16):
+        cast = sample.under_autocast(dtype)
         with torch.autocast("cpu", dtype=dtype):
-            answers = [sample.of(op.function) for _ in range(2)]
-            request = sample.of(entries(op)["explain"]).request
+            answers = [cast.of(op.function) for _ in range(2)]
+            request = cast.of(entries(op)["explain"]).request
         assert first(answers[0]).dtype == first(answers[1]).dtype == dtypes.setdefault(dtype, first(answers[0]).dtype)
         assert "dropout" in name or equal(*answers)
-        assert request.dtype == dtypes[dtype]
+        assert (getattr(request, "out_dtype", None) or request.dtype) == dtypes[dtype]
         assert "dropout" in name or equal(sample.of(op.function), want), "outside again"
     assert not any(seen)
 

@@ -22,8 +22,8 @@ def is_plain(tensor: object) -> bool:
 
 
 def flat(tensors: Sequence[Any]) -> list[Tensor]:
-    """The tensors of a plan, out of lists of them and without None."""
+    """The tensors of a plan, out of lists of them and without what is none."""
     found: list[Tensor] = []
     for each in tensors:
-        found += [each] if isinstance(each, Tensor) else flat(each) if each is not None else []
+        found += [each] if isinstance(each, Tensor) else flat(each) if isinstance(each, (list, tuple)) else []
     return found

@@ -58,6 +58,7 @@ def tried(impostor: Impostor, case: Case, profile: Profile, kind: str) -> CaseRe
     made that show the mistake."""
     shown = tuple(name for name in case.variations if name in impostor.applies.variations)
     case = msgspec.structs.replace(case, variations=shown)
+    profile = msgspec.structs.replace(profile, executor="")  # it has none of the profile's
     threads = torch.get_num_threads()
     with impostor.open() as execute:
         result = judge(case, Target(BACKEND, "cpu", kind, profile, execute, "stand-in"))

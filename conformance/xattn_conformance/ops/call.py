@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,16 +64,13 @@ class Call:
 
     def _gradients(self, results: Mapping[str, Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
         """0 where nothing that a gradient comes in for depends on an input, as lse on v."""
-        given = {name: grad for name, grad in self.incoming.items() if results[name].requires_grad}
+        given = {name: grad for name, grad in self.incoming.items() if results[name].requires_grad} or self.incoming
         sources = [results[name] for name in given]
         if self.twice:
             first = [grad / 2 for grad in given.values()]
             torch.autograd.grad(sources, wanted, first, retain_graph=True, allow_unused=True)
-        found: Sequence[Tensor] = [torch.zeros_like(each) for each in wanted]
-        if given:
-            found = torch.autograd.grad(
-                sources, wanted, list(given.values()), allow_unused=True, materialize_grads=True
-            )
+        grads = list(given.values())
+        found = torch.autograd.grad(sources, wanted, grads, allow_unused=True, materialize_grads=True)
         return {f"d{name}": grad for name, grad in zip(self.wanted, found, strict=True)}
 
     def _named(self, returned: Any) -> dict[str, Tensor]:

@@ -214,6 +214,9 @@ def _seeds(call: Call, calls: Calls, found: Findings) -> None:
     found.rule("seed.bits", count, f"after the same torch.manual_seed, {count} elements differ")
     same = bits.differing(calls.results["out"], other["out"]) == 0
     found.rule("seed.ignored", int(same), "another torch.manual_seed gives the same bits")
+    later = calls.run(call, "without another seed", seed=None)
+    stuck = bits.differing(other["out"], later["out"]) == 0
+    found.rule("seed.stuck", int(stuck), "two calls without a torch.manual_seed between them give the same bits")
 
 
 def _settled(

@@ -166,6 +166,7 @@ _FITS: dict[str, tuple[Callable[[torch.dtype], bool], str]] = {
     "float32": (lambda dtype: dtype == torch.float32, "float"),
     "bool": (lambda dtype: dtype == torch.bool, "bool"),
     "int32": (lambda dtype: dtype == torch.int32, "int"),
+    "int64": (lambda dtype: dtype == torch.int64, "long"),
     "int32 or int64": (lambda dtype: dtype in (torch.int32, torch.int64), "int"),
 }
 
@@ -222,6 +223,8 @@ def readable(tensor: Any, *dtypes: torch.dtype, on_device: bool = False) -> bool
     """Whether a tensor has legal values to look at: a plain one, no fake one, none inside vmap, none that torch.compile
     or torch.export traces. On a device it would stop the stream: only where the caller asked for it."""
     if is_compiling() or _is_faked() or not is_plain(tensor) or tensor.dtype not in dtypes or tensor.numel() == 0:
+        return False
+    if tensor.is_meta:
         return False
     return on_device or bool(tensor.device.type == "cpu")
 

@@ -43,23 +43,42 @@ def bound(name: str, given: int | None, cu_seqlens: Tensor) -> int:
     traces, where it could not be had.
     """
     if given is not None:
-        if isinstance(given, torch.SymInt) or (isinstance(given, int) and not isinstance(given, bool) and given >= 0):
-            return given
-        raise InvalidArgumentError(name, checks.short(given), "an int >= 0, or None to read it from the lengths")
+        return given_bound(name, given)
     if holds(cu_seqlens.numel() < 2):
         return 0
-    if (where := _where_none_can_be_read(cu_seqlens)) is not None:
+    return _read(name, cu_seqlens).diff().max().item()  # type: ignore[return-value]
+
+
+def bound_of_lengths(name: str, given: int | None, seqlens: Tensor) -> int:
+    """As `bound`, of (batch,) lengths themselves."""
+    if given is not None:
+        return given_bound(name, given)
+    if holds(seqlens.numel() == 0):
+        return 0
+    return _read(name, seqlens).max().item()  # type: ignore[return-value]
+
+
+def given_bound(name: str, given: Any) -> int:
+    """A bound that the caller gave."""
+    if isinstance(given, torch.SymInt) or (isinstance(given, int) and not isinstance(given, bool) and given >= 0):
+        return given  # type: ignore[return-value]
+    raise InvalidArgumentError(name, checks.short(given), "an int >= 0, or None to read it from the lengths")
+
+
+def _read(name: str, lengths: Tensor) -> Tensor:
+    """The tensor, whose values can be read."""
+    if (where := _where_none_can_be_read(lengths)) is not None:
         raise InvalidArgumentError(name, f"None {where}", "an int", "There the lengths cannot be read.")
-    return cu_seqlens.diff().max().item()  # type: ignore[return-value]
+    return lengths
 
 
-def _where_none_can_be_read(cu_seqlens: Tensor) -> str | None:
+def _where_none_can_be_read(lengths: Tensor) -> str | None:
     if is_compiling():
-        return None if cu_seqlens.device.type == "cpu" else "under torch.compile"
-    if cu_seqlens.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return None if lengths.device.type == "cpu" else "under torch.compile"
+    if lengths.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return "while a CUDA graph is captured"
     # A fake tensor, one of the meta device, one inside vmap.
-    return None if is_plain(cu_seqlens) and not cu_seqlens.is_meta else "for tensors without values"
+    return None if is_plain(lengths) and not lengths.is_meta else "for tensors without values"
 
 
 def check_cu_seqlens(name: str, cu_seqlens: Any, q: Tensor) -> None:
@@ -73,7 +92,11 @@ def check_cu_seqlens(name: str, cu_seqlens: Any, q: Tensor) -> None:
 
 def check_lengths(name: str, cu_seqlens: Tensor, packed: Tensor, bound_name: str, bound: int | None) -> None:
     """The values: from 0, not decreasing, at most the tokens of the packed tensor, and no length above its bound."""
-    values = cu_seqlens.tolist()
+    check_starts(name, cu_seqlens.tolist(), packed, bound_name, bound)
+
+
+def check_starts(name: str, values: list[int], packed: Tensor, bound_name: str, bound: int | None) -> None:
+    """`check_lengths` of values that the host has."""
     if values[0] != 0:
         hint = "Lengths become their sums by F.pad(lengths.cumsum(0), (1, 0)).int()."
         raise InvalidArgumentError(name, f"{values[0]} as its first value", "0", hint)

@@ -14,7 +14,7 @@ import numpy as np
 
 from xattn_conformance.array import Array
 from xattn_conformance.inputs.draw import Draw, Ints
-from xattn_conformance.inputs.formats import FORMATS
+from xattn_conformance.inputs.formats import FORMATS, round_to
 from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.visibility import poisoned_with, visible
 
@@ -125,7 +125,9 @@ def huge(problem: Problem, draw: Draw) -> Problem:
 
 def extreme(problem: Problem, draw: Draw) -> Problem:
     """As `huge`, with logits of 1e3, 1e4 and 1e5 of either sign: q.k is past what float16 holds."""
-    return _one_sided(problem, draw, EXTREME_LOGITS)
+    aimed = _one_sided(problem, draw, EXTREME_LOGITS)
+    # Of 8 bits each, so that float64 has the sums of their products exactly: at 1e5 its last bit is some 1e-11.
+    return replace(aimed, q=round_to(aimed.q, "bfloat16"), k=round_to(aimed.k, "bfloat16"))
 
 
 def shared(problem: Problem, draw: Draw) -> Problem:

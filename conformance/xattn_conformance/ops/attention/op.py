@@ -140,7 +140,7 @@ class AttentionOp(Op[Problem]):
             # The others sum over the batch.
             per_row=("out", "lse", "dq", "dk", "dv"),
             parts=("probe",) if case.family == "probe" else (),
-            by_chance=("dropout.share",) if self.by_chance(case) else (),
+            by_chance=_of_chance(case) if self.by_chance(case) else (),
         )
 
     def vary(self, name: str, case: Case, problem: Problem, call: Call, device: str) -> Variation:
@@ -196,6 +196,11 @@ class AttentionOp(Op[Problem]):
         self, case: Case, expected: Mapping[str, Expected], got: Mapping[str, Array]
     ) -> tuple[dict[str, Array], tuple[Check, ...]]:
         return dropout.undropped(case.options["dropout_p"], expected, got)
+
+
+def _of_chance(case: Case) -> tuple[str, ...]:
+    earlier = case.since in ("1.0", "1.1")
+    return ("dropout.share",) if earlier else ("dropout.share", "dropout.independence")
 
 
 def _tensor(values: NDArray[Any], dtype: torch.dtype, device: str) -> torch.Tensor:

@@ -156,7 +156,9 @@ def double(call: Call) -> Variation:
 
 def some(call: Call) -> Variation:
     """Each gradient asked for alone: the other inputs need none."""
-    calls = tuple(replace(call, wanted=(name,)) for name in call.wanted)
+    # v has no part in lse: where only lse has a gradient, there is no graph without another input.
+    beside = () if "out" in call.incoming else ("k",)
+    calls = tuple(replace(call, wanted=(*beside, name) if name == "v" else (name,)) for name in call.wanted)
 
     def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
         return {name: tensor for each in found[::-1] for name, tensor in each.items()}

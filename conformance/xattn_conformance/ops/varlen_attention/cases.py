@@ -2,164 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from itertools import product
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-import msgspec
+from xattn_conformance.ops.attention_like import band
+from xattn_conformance.ops.sequence_cases import Cases, used
 
-from xattn_conformance.case import DTYPES, SHORT, Case, Level
-from xattn_conformance.ops.attention_like import band, window
-
-# In the order in which a title has them.
-_OPTIONS = (
-    "q",
-    "k",
-    "padding",
-    "bounds",
-    "causal",
-    "window",
-    "align",
-    "scale",
-    "softcap",
-    "sinks",
-    "alibi_slopes",
-    "deterministic",
-    "return_lse",
-)
-_OFF = {"padding": False, "bounds": "exact", "causal": False, "align": "bottom_right", "return_lse": False}
-# The version of the suite that has them first.
-_SINCE = "1.1"
-
-Variation = Literal["repeat", "batch", "order", "strides", "padding", "poison"]
-
-
-class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Many cases that are looked at for one reason. See the head of `cases.toml`."""
-
-    why: str
-    level: Level
-    shapes: tuple[str, ...]
-    families: tuple[str, ...]
-    options: dict[str, Any]
-    variations: tuple[Variation, ...] = ()
-
-
-class KnobRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Two values of one argument."""
-
-    feature: str
-    shape: str
-    on: dict[str, Any]
-    off: dict[str, Any]
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file. lengths: what each recipe means, which `problem.py` makes."""
-
-    lengths: dict[str, str]
-    group: list[Group]
-    knob: list[KnobRow]
-
-
-@dataclass(frozen=True)
-class Knob:
-    """A case, and the fields of its problem that take other values in the call without the option."""
-
-    on: Case
-    off: Mapping[str, Any]
-
-
-@cache
-def table() -> Table:
-    """Raises ValueError for whatever is not in the form above."""
-    return msgspec.toml.decode(files(__package__).joinpath("cases.toml").read_text(encoding="utf-8"), type=Table)
-
-
-@cache
-def load() -> tuple[Case, ...]:
-    """Every case of every level and dtype, in the order of the table. Raises ValueError for a table that is wrong."""
-    found = tuple(case for dtype in DTYPES for group in table().group for case in _cases(group, dtype))
-    if len({case.id for case in found}) < len(found):
-        raise ValueError("cases.toml: a case is there twice")
-    return found
-
-
-@cache
-def knobs() -> tuple[Knob, ...]:
-    return tuple(_knob(row, dtype) for row in table().knob for dtype in DTYPES)
-
-
-def _knob(row: KnobRow, dtype: str) -> Knob:
-    case = _case(row.shape, "normal", dtype, "core", {"return_lse": True, **row.on})
-    off: dict[str, Any] = {name: None if value == "none" else value for name, value in row.off.items()}
-    if isinstance(off.get("window"), str):
-        off["window"] = tuple(window(off["window"]))
-    return Knob(msgspec.structs.replace(case, title=f"knob.{row.feature}"), off)
-
-
-def _cases(group: Group, dtype: str) -> Iterator[Case]:
-    choices = [value if isinstance(value, list) else [value] for value in group.options.values()]
-    for *values, shape, family in product(*choices, group.shapes, group.families):
-        options = {"return_lse": True, **dict(zip(group.options, values, strict=True))}
-        yield _case(shape, family, dtype, group.level, options, group.variations)
-
-
-def _case(
-    shape: str, family: str, dtype: str, level: Level, options: Mapping[str, Any], variations: tuple[str, ...] = ()
-) -> Case:
-    if unknown := sorted(set(options) - set(_OPTIONS)):
-        raise ValueError(f"cases.toml: unknown options {', '.join(unknown)}")
-    sizes = _sizes(shape)
-    kept = {name: options[name] for name in _OPTIONS if name in options and options[name] != _OFF.get(name)}
-    if "window" in kept:
-        kept["window"] = window(kept["window"])
-    if "q" not in kept or ("k" not in kept and sizes["seqlen_q"] != sizes["seqlen_k"]):
-        raise ValueError(f"cases.toml: {shape} with {options}: lengths of queries, and of keys where they are others")
-    return Case(
-        op="varlen_attention",
-        title="+".join(map(_word, kept.items())),
-        level=level,
-        dtype=dtype,
-        family=family,
-        shape=sizes,
-        options=kept,
-        variations=variations,
-        features=_features(kept, sizes),
-        since=_SINCE,
-    )
-
-
-def _sizes(shape: str) -> dict[str, int]:
-    names = {short: name for name, short in SHORT.items()}
-    given = {names[word[0]]: int(word[1:]) for word in shape.split()}
-    given.setdefault("nheads_k", given["nheads"])
-    given.setdefault("headdim_v", given["headdim"])
-    return {name: given[name] for name in SHORT}
-
-
-def _word(option: tuple[str, Any]) -> str:
-    name, value = option
-    if name == "window":
-        return "window=" + ":".join("open" if side is None else str(side) for side in value)
-    if value is True:
-        return {"return_lse": "lse"}.get(name, name)
-    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+_NAMED = ("causal", "window", "softcap", "sinks", "alibi_slopes", "deterministic", "return_lse", "scale", "padding")
 
 
 def _features(options: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Rows of a table of results, apart from those of attention by their prefix."""
-    named = ("causal", "window", "softcap", "sinks", "alibi_slopes", "deterministic", "return_lse", "scale", "padding")
-    used = [name for name in named if name in options]
-    align = options.get("align", "bottom_right" if "k" in options else None)
-    if align is not None and (band(options) != (None, None) or "alibi_slopes" in options):
-        used.append("offset" if isinstance(align, int) else {"each": "offsets"}.get(align, align))
-    used += [name for name, there in (
-        ("gqa", sizes["nheads"] != sizes["nheads_k"]),
-        ("headdim_v", sizes["headdim"] != sizes["headdim_v"]),
-        ("empty", 0 in (sizes["batch"], sizes["seqlen_q"], sizes["seqlen_k"])),
-    ) if there]  # fmt: skip
-    return ("varlen", *(f"varlen.{name}" for name in used))
+    positional = band(options) != (None, None) or "alibi_slopes" in options
+    align = options.get("align", "bottom_right" if "k" in options else None) if positional else None
+    return ("varlen", *(f"varlen.{name}" for name in used(options, sizes, _NAMED, align)))
+
+
+CASES = Cases(
+    op="varlen_attention",
+    package=__package__,
+    options=(
+        "q",
+        "k",
+        "padding",
+        "bounds",
+        "causal",
+        "window",
+        "align",
+        "scale",
+        "softcap",
+        "sinks",
+        "alibi_slopes",
+        "deterministic",
+        "return_lse",
+    ),
+    off={"padding": False, "bounds": "exact", "causal": False, "align": "bottom_right", "return_lse": False},
+    variations=("repeat", "batch", "order", "strides", "padding", "poison"),
+    features=_features,
+)

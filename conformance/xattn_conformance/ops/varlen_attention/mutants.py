@@ -10,7 +10,8 @@ import numpy as np
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import Mutant, Results
 from xattn_conformance.ops.attention_like import NOBODYS, right_answer
-from xattn_conformance.ops.varlen_attention.problem import Varlen, joined, sequences
+from xattn_conformance.ops.sequences import joined
+from xattn_conformance.ops.varlen_attention.problem import Varlen, sequences
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
 Change = Callable[[Varlen], Varlen]
@@ -19,7 +20,10 @@ Edit = Callable[[Varlen, Results], Results]
 
 def right(problem: Varlen, arithmetic: Arithmetic) -> Results:
     parts = [right_answer(each, arithmetic) for each in sequences(problem)]
-    return {name: joined(problem, name, [part[name] for part in parts], NOBODYS[name]) for name in NOBODYS}
+    return {
+        name: joined(problem.rows, problem.shape_of(name), [part[name] for part in parts], NOBODYS[name])
+        for name in NOBODYS
+    }
 
 
 def misread(name: str, wrong: str, change: Change, applies: Callable[[Varlen], bool]) -> Mutant:

@@ -16,8 +16,9 @@ from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.ops.attention_like import AttentionLikeOp, Problem, slow_answer
 from xattn_conformance.ops.base import Layout, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.varlen_attention import cases
+from xattn_conformance.ops.sequences import bits, digest, joined
 from xattn_conformance.ops.varlen_attention import problem as problems
+from xattn_conformance.ops.varlen_attention.cases import CASES
 from xattn_conformance.ops.varlen_attention.mutants import MUTANTS
 from xattn_conformance.ops.varlen_attention.packed import one_call
 from xattn_conformance.ops.varlen_attention.problem import Varlen
@@ -34,22 +35,22 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
     name = "varlen_attention"
 
     def cases(self) -> Sequence[Case]:
-        return cases.load()
+        return CASES.load()
 
     def problem(self, case: Case) -> Varlen:
         return problems.make(case)
 
     def inputs(self, problem: Varlen) -> Mapping[str, NDArray[Any]]:
-        return problems.bits(problem)
+        return bits(problem.tensors)
 
     def digest(self, problem: Varlen) -> str:
-        return problems.digest(problem)
+        return digest(problem.tensors)
 
     def sequences(self, problem: Varlen) -> list[Problem]:
         return problems.sequences(problem)
 
     def joined(self, problem: Varlen, name: str, parts: Sequence[Array], nobodys: float) -> Array:
-        return problems.joined(problem, name, parts, nobodys)
+        return joined(problem.rows, problem.shape_of(name), parts, nobodys)
 
     def returns_lse(self, problem: Varlen) -> bool:
         return problem.return_lse
@@ -102,10 +103,10 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
         return ""
 
     def knob_cases(self) -> Sequence[Case]:
-        return [knob.on for knob in cases.knobs()]
+        return [knob.on for knob in CASES.knobs()]
 
     def switch(self, case: Case, problem: Varlen, arithmetic: Arithmetic, device: str) -> Switch:
-        (knob,) = [each for each in cases.knobs() if each.on.id == case.id]
+        (knob,) = [each for each in CASES.knobs() if each.on.id == case.id]
         without = replace(problem, **knob.off)
         return Switch(
             on=self.call(case, problem, device),

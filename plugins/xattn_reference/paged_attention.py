@@ -1,0 +1,115 @@
+"""`paged_attention`: each sequence's keys through its table, then attention as the contract words it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from xattn import AttentionOutput, PagedBatch, PagedKernel, PagedRequest
+from xattn.plugin import Plan
+from xattn.plugin.symbolic import holds, smaller
+from xattn_reference.block import everything
+from xattn_reference.packed import places
+from xattn_reference.softmax import Scores, attend, wide, within
+
+_everything = everything(PagedRequest, fallback=True)
+
+
+class ReferencePaged(PagedKernel):
+    capabilities = (replace(_everything, features=_everything.features - {"q_scale", "k_scale", "v_scale"}),)
+
+    def plan(self, request: PagedRequest) -> Plan:
+        return functools.partial(paged_attention, request)
+
+    def kernel_name(self, request: PagedRequest) -> str:
+        return "PyTorch matmul and exp over the gathered keys"
+
+
+def paged_attention(
+    request: PagedRequest,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    *,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    tree_mask: Tensor | None = None,
+    align: int | Tensor | None = None,
+) -> Tensor | AttentionOutput:
+    """Shapes as in `xattn.paged_attention`. Computes in float32, or in float64 for float64 tensors. Nothing is read
+    from the device: sizes are the bounds."""
+    token, live = _tokens(batch, q.shape[0])  # (batch, max_seqlen_q)
+    queries = batch.seqlens_q.unsqueeze(1)
+    keys = batch.seqlens_k.long().unsqueeze(1)
+    j = torch.arange(_keys(batch, k_cache), device=q.device)  # (keys,)
+    off = _offsets(request, queries, keys, align)  # (batch, 1)
+    i = torch.arange(batch.max_seqlen_q, device=q.device)
+    distance = (i + off).unsqueeze(2) - j  # (batch, max_seqlen_q, keys)
+    visible = within(distance, request.band) & live.unsqueeze(2) & (j < keys).unsqueeze(1)
+    if tree_mask is not None:
+        visible = visible & _in_tree(tree_mask, token, j - off, queries)
+    k, v = (_gathered(cache, batch.block_table, j, visible.any(1)) for cache in (k_cache, v_cache))
+    added = []
+    if alibi_slopes is not None:
+        slopes = alibi_slopes.to(wide(q)).view(-1, request.nheads, 1, 1)
+        added.append(-slopes * distance.unsqueeze(1).abs())
+    how = Scores(request.softmax_scale, request.softcap, visible.unsqueeze(1), added, sinks)
+    padded = _rows(q, token) if request.out_dtype is None else _rows(q, token).to(request.out_dtype)
+    out, lse = attend(padded, k, v, how)
+    # A token of no sequence takes the row past the last: 0, and -inf without a sink.
+    sequence, place = places(batch.starts_q, q.shape[0])
+    padding = sequence == batch.batch
+    at = torch.where(padding, batch.batch * batch.max_seqlen_q, sequence * batch.max_seqlen_q + place)
+    out = _rows(out.flatten(0, 1), at)
+    if not request.return_lse:
+        return out
+    return AttentionOutput(out, _rows(lse.transpose(1, 2).flatten(0, 1), at, -torch.inf).t())
+
+
+def _tokens(batch: PagedBatch, total_q: int) -> tuple[Tensor, Tensor]:
+    """The row of q of each query of each sequence, one past the last for those that it does not have, and which it
+    has: (batch, max_seqlen_q) both."""
+    i = torch.arange(batch.max_seqlen_q, device=batch.seqlens_k.device)
+    live = i < batch.seqlens_q.unsqueeze(1)
+    return torch.where(live, batch.starts_q[:-1].unsqueeze(1) + i, total_q), live
+
+
+def _rows(x: Tensor, rows: Tensor, beyond: float = 0.0) -> Tensor:
+    """Rows of x, of which there is one more, that holds `beyond`."""
+    return torch.cat((x, x.new_full((1, *x.shape[1:]), beyond)))[rows]
+
+
+def _keys(batch: PagedBatch, k_cache: Tensor) -> int:
+    """How many keys a sequence may have, by its bound and its table."""
+    num_blocks, block_size = k_cache.shape[:2]
+    return 0 if holds(num_blocks == 0) else smaller(batch.max_seqlen_k, batch.block_table.shape[1] * block_size)
+
+
+def _offsets(request: PagedRequest, queries: Tensor, keys: Tensor, align: int | Tensor | None) -> Tensor:
+    """`off` of each sequence: (batch, 1)."""
+    if isinstance(align, Tensor):
+        return align.long().unsqueeze(1)
+    if align is not None or request.align == "top_left":
+        return torch.zeros_like(keys) + (align or 0)
+    return keys - queries
+
+
+def _gathered(cache: Tensor, block_table: Tensor, j: Tensor, seen: Tensor) -> Tensor:
+    """(batch, keys, nheads_k, headdim). seen: (batch, keys). No page is loaded for a key that no query sees: its entry
+    may be any number."""
+    block_size = cache.shape[1]
+    page = block_table.long()[:, j // block_size]
+    return cache[torch.where(seen, page, 0), (j % block_size).expand_as(page)]
+
+
+def _in_tree(tree_mask: Tensor, token: Tensor, place: Tensor, queries: Tensor) -> Tensor:
+    """Which keys a tree shows: (batch, max_seqlen_q, keys). place: (batch, keys), of a key among the new tokens, below
+    0 for those before, which it shows all."""
+    rows = _rows(tree_mask, token)
+    at = place.clamp(0, max(tree_mask.shape[1] - 1, 0)).unsqueeze(1).expand(-1, token.shape[1], -1)
+    new = rows.gather(2, at) & (place < queries).unsqueeze(1)
+    return new | (place < 0).unsqueeze(1)

@@ -1,0 +1,65 @@
+"""Paged caches, as several ops have them: their sizes, and where they lie in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn.errors import InvalidArgumentError
+from xattn.ops.shared import checks
+from xattn.plugin.request import dtype_name
+from xattn.plugin.symbolic import holds
+
+QUANTISED = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8, torch.uint8})
+
+_SHAPE = "4 dimensions (num_blocks, block_size, nheads_k, headdim)"
+
+
+def check_caches(k_cache: Any, v_cache: Any, model: str, like: Tensor) -> None:
+    """Kinds, sizes and layout of a pair of caches, without their dtype. model: the name of `like`, whose device and
+    heads' size are the caches'."""
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        checks.check_tensor(name, cache)
+        if cache.dim() != 4:
+            raise InvalidArgumentError(name, f"shape {tuple(cache.shape)}", _SHAPE)
+        checks.check_heads(name, cache)
+        if holds(cache.shape[1] == 0):
+            raise InvalidArgumentError(name, f"shape {tuple(cache.shape)}", "a block_size of at least 1")
+        checks.check_dense(name, cache)
+        checks.check_device(name, cache, model, like)
+    for dim, what in enumerate(("num_blocks", "block_size", "nheads_k")):
+        checks.check_size("v_cache", what, v_cache.shape[dim], k_cache.shape[dim], "k_cache")
+
+
+def check_storage(name: str, cache: Tensor, scale: Tensor | None, model: str, like: Tensor) -> None:
+    """The dtype of the cache `name`_cache: that of `like`, which the caller knows as `model`, or a quantised one beside
+    its scale."""
+    where, quantised = f"{name}_cache", cache.dtype in QUANTISED
+    if quantised and scale is None:
+        raise InvalidArgumentError(f"{name}_scale", "None", f"the scale of a {dtype_name(cache.dtype)} cache")
+    if not quantised and cache.dtype != like.dtype:
+        want = f"{dtype_name(like.dtype)}, the dtype of {model}, or a quantised one"
+        raise InvalidArgumentError(where, dtype_name(cache.dtype), want)
+    if scale is not None:
+        if not quantised:
+            raise InvalidArgumentError(f"{name}_scale", "a scale", f"None beside a {dtype_name(cache.dtype)} cache")
+        checks.check_device(f"{name}_scale", scale, model, like)
+        checks.check_option(f"{name}_scale", scale, like, "float32", {})
+
+
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether the memory between the first and last elements of one reaches into that of the other."""
+    storage = one.untyped_storage()
+    if storage._cdata != other.untyped_storage()._cdata or one.numel() == 0 or other.numel() == 0:
+        return False
+    (start, end), (first, last) = _extent(one), _extent(other)
+    return start < last and first < end
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """In elements of its storage: from, and up to but without."""
+    start = int(tensor.storage_offset())
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + reach + 1

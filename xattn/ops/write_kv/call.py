@@ -1,0 +1,68 @@
+"""The op that writes to paged caches: `write_kv`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from xattn.dispatch import plans
+from xattn.dispatch.choice import chosen
+from xattn.ops.shared.checks import given_tensors, has_rank
+from xattn.ops.shared.lengths import bucket
+from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.ops.write_kv.arguments import check_values, prepare
+
+_table = plans.PlanTable()
+
+# Of k, v, k_cache, v_cache and slots the dimensions that count tokens, which change from step to step.
+_TOKENS = ((0,), (0,), (), (), (0,))
+
+
+@without_unknown
+def write_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    check: bool = False,
+    backend: str | Sequence[str] = "auto",
+    **unknown: object,
+) -> None:
+    """Write new keys and values into slots of a paged cache, in place, at a cost that follows the new tokens alone.
+
+    k, v: (tokens, nheads_k, headdim) and (tokens, nheads_k, headdim_v): packed. Any strides with a dense last
+        dimension, as the caches. Not part of the caches' memory.
+    k_cache, v_cache: (num_blocks, block_size, nheads_k, headdim) and (num_blocks, block_size, nheads_k, headdim_v), on
+        the device of k. Both may be views of one buffer. dtype of k, or a quantised one beside its scale.
+    slots: (tokens,) int64: block * block_size + place in the block; -1 writes nothing. Each slot once.
+    k_scale, v_scale: of quantised caches. No backend serves them yet.
+    check: read slots on a device, which stops the stream, and check them. On the CPU they always are.
+    backend: as in `attention`.
+
+    Whose slots these are is the caller's matter: what sequences share is written for all of them. There are no
+    gradients. Raises InvalidArgumentError for a call that contradicts the above, a slot outside the caches or twice
+    among them; then nothing was written. Else raises as `attention`.
+    """
+    if unknown:
+        raise unexpected(write_kv, unknown)
+    choice = chosen(backend)
+    tensors = given_tensors(k_scale=k_scale, v_scale=v_scale)
+    if is_dynamo_compiling():
+        plans.traced(prepare(k, v, k_cache, v_cache, slots, check=check, **tensors), choice)
+        return
+    check_values(k, v, k_cache, v_cache, slots, check=check)
+    every = (k, v, k_cache, v_cache, slots, *tensors.values())
+    slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, *tensors, check, choice)
+    planned = _table.find(slot, every, _TOKENS)
+    if planned is None:
+        prepared = prepare(k, v, k_cache, v_cache, slots, check=check, **tensors)
+        _table.first(slot, every, prepared, choice, _TOKENS)
+    else:
+        planned(k, v, k_cache, v_cache, slots, **tensors)
