@@ -131,6 +131,8 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
     except Exception as error:
         add_note(error, f"raised by plan() of xattn's backend {entry.name!r}, which had accepted {request}")
         raise
+    if not callable(run):
+        raise BrokenBackendError(entry.name, f"{type(run).__name__} as its plan", "a callable", request)
     if prepared.autocast is not None:
         device = next(tensor.device.type for tensor in flat(prepared.tensors))
         run = under_autocast(run, prepared.autocast, device, prepared.cast)
