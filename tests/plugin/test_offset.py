@@ -12,7 +12,7 @@ from support import visible_pairs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from xattn import Reason
+from xattn import InvalidArgumentError, Reason
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
 from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
@@ -91,6 +91,14 @@ def test_one_plan_serves_every_offset() -> None:
         out = run(q, cache, cache, align=offset, sinks=torch.ones(()))
         assert (out == 2 * (offset + 2) + 1).all()
     assert made == [3, 5, 8]
+
+
+@pytest.mark.parametrize("offset", [-1, 6, 8])
+def test_a_held_plan_refuses_an_offset_out_of_range(offset: int) -> None:
+    run = plan_at_offset(OffsetRequest(), lambda request: lambda q, k, v: q)
+    q, k = torch.zeros(1, 3, 1, 1), torch.zeros(1, 8, 1, 1)
+    with pytest.raises(InvalidArgumentError, match=f"align: got {offset}, want 0 to 5"):
+        run(q, k, k, align=offset)
 
 
 def test_compiled() -> None:
