@@ -12,7 +12,7 @@ from support import visible_pairs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from xattn import InvalidArgumentError, Reason
+from xattn import Reason
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
 from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
@@ -97,7 +97,7 @@ def test_one_plan_serves_every_offset() -> None:
 def test_a_held_plan_refuses_an_offset_out_of_range(offset: int) -> None:
     run = plan_at_offset(OffsetRequest(), lambda request: lambda q, k, v: q)
     q, k = torch.zeros(1, 3, 1, 1), torch.zeros(1, 8, 1, 1)
-    with pytest.raises(InvalidArgumentError, match=f"align: got {offset}, want 0 to 5"):
+    with pytest.raises(ValueError, match=f"align: got {offset}, want 0 to 5"):
         run(q, k, k, align=offset)
 
 
