@@ -16,7 +16,7 @@ from xattn.dispatch.op import Op, Prepared
 from xattn.dispatch.results import check_results
 from xattn.dispatch.selection import select
 from xattn.dispatch.sharded import Sharding, is_sharded
-from xattn.errors import BrokenBackendError
+from xattn.errors import BrokenBackendError, InvalidArgumentError
 from xattn.plugin.backend import Plan
 from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
@@ -164,7 +164,14 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
 
     def first(*tensors: Any, **given: Any) -> Any:
         nonlocal run
-        result = planned.first(*tensors, **given)
+        try:
+            result = planned.first(*tensors, **given)
+        except BrokenBackendError:
+            # A plan does not look at its tensors. Of others than it was made for it returns others, as it should.
+            other = op.prepare(*tensors, **given, **options).request
+            if other.results(tensors) == planned.request.results(tensors):
+                raise
+            raise InvalidArgumentError("tensors", other, f"those of the plan, {planned.request}") from None
         run = planned.run
         return result
 
