@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from xattn import Backend
 from xattn_sdpa.attention.kernel import SdpaAttention
+from xattn_sdpa.paged_attention.kernel import SdpaPaged
 from xattn_sdpa.write_kv import SdpaWrite
 
 
 class SdpaBackend(Backend):
     name = "sdpa"
     api_version = 1
-    kernels = (SdpaAttention(), SdpaWrite())
+    kernels = (SdpaAttention(), SdpaPaged(), SdpaWrite())

@@ -1,0 +1,1 @@
+"""`paged_attention` by the `sdpa` backend."""
