@@ -1,7 +1,7 @@
 """`paged_attention` by the `sdpa` backend on the CPU: what it declares, and its plan.
 
-Sequences of one query are decoded together: their keys are gathered 512 at a time, or all at once where they are few,
-and joined through the log-sum-exp. Sequences of several queries go by themselves through the engine of `attention`.
+Sequences of one query are decoded together: of their keys as many are gathered at a time as stay in the caches, and
+joined through the log-sum-exp. Sequences of several queries go by themselves through the engine of `attention`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SdpaPaged(PagedKernel):
 
     def kernel_name(self, request: PagedRequest) -> str:
         if _together(request):
-            return "torch's fused CPU kernel over gathered keys, 512 at a time, merged through lse"
+            return "torch's fused CPU kernel over gathered keys, part by part, merged through lse"
         return "torch's fused CPU kernel or blocks of matmuls, sequence by sequence"
 
 
@@ -75,13 +75,14 @@ class _Paged:
         step = self._step(k_cache, v_cache, batch, align)
         whole = len(step.chunks) == 1 and step.chunks[0].rows is None and sinks is None
         if whole:  # one call, with nothing to join: its result is the answer
-            out, lse = self._decode(step.chunks[0], q, k_cache, v_cache)
+            out, lse = self._decode(step.chunks[0], q, k_cache, v_cache, _Room())
         else:
             wide = torch.float64 if q.dtype == torch.float64 else torch.float32
             out = q.new_zeros(q.shape[0], q.shape[1], v_cache.shape[3], dtype=wide)
             lse = q.new_full((q.shape[0], q.shape[1]), -torch.inf, dtype=wide)
+            room = _Room()
             for chunk in step.chunks:
-                _join(out, lse, chunk.rows, *self._decode(chunk, q, k_cache, v_cache))
+                _join(out, lse, chunk.rows, *self._decode(chunk, q, k_cache, v_cache, room))
             for span in step.spans:
                 rows = slice(span.row, span.end)
                 out[rows], lse[rows] = self._attend(span, q, k_cache, v_cache, alibi_slopes, tree_mask)
@@ -104,12 +105,13 @@ class _Paged:
             lambda: step_of(batch, self.left, self.right, list(offsets), block_size, key_bytes, self.together),
         )
 
-    def _decode(self, chunk: Chunk, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode(self, chunk: Chunk, q: Tensor, k_cache: Tensor, v_cache: Tensor, room: _Room) -> tuple[Tensor, Tensor]:
         """out (sequences, nheads, headdim) and lse (sequences, nheads) of one query each."""
         rows = q if chunk.rows is None else q.index_select(0, chunk.rows)
         # The query heads of a group go in as the rows of one head: K and V are read once a group.
         grouped = rows.unflatten(1, (k_cache.shape[2], -1))
-        k, v = (gathered(cache, chunk.slots).transpose(1, 2) for cache in (k_cache, v_cache))
+        k = room.gathered("k", k_cache, chunk.slots).transpose(1, 2)
+        v = room.gathered("v", v_cache, chunk.slots).transpose(1, 2)
         bias = None if chunk.bias is None else chunk.bias.to(q.dtype)
         out, lse = _forward(grouped, k, v, 0.0, False, attn_mask=bias, scale=self.request.softmax_scale)
         return out.reshape(rows.shape[0], rows.shape[1], -1), lse.reshape(rows.shape[0], -1)
@@ -128,13 +130,33 @@ class _Paged:
         return out[0], lse[0].t()
 
 
+class _Room:
+    """Memory that each chunk of a call takes again: fresh memory costs a page fault for every 4 KB."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def gathered(self, name: str, cache: Tensor, slots: Tensor) -> Tensor:
+        """As `gathered`, valid until the next one of the name."""
+        if not cache.is_contiguous():
+            return gathered(cache, slots)
+        flat, count = _by_slot(cache), slots.numel()
+        if name not in self._memory or len(self._memory[name]) < count:
+            self._memory[name] = flat.new_empty(count, flat.shape[1])
+        found = torch.index_select(flat, 0, slots.view(-1), out=self._memory[name][:count])
+        return found.view(*slots.shape, *cache.shape[2:])
+
+
 def gathered(cache: Tensor, slots: Tensor) -> Tensor:
     """(sequences, keys, nheads_k, headdim) of slots (sequences, keys)."""
-    blocks, block_size, nheads_k, headdim = cache.shape
     if cache.is_contiguous():
-        flat = cache.view(blocks * block_size, nheads_k * headdim).index_select(0, slots.view(-1))
-        return flat.view(*slots.shape, nheads_k, headdim)
-    return cache[slots // block_size, slots % block_size]
+        return _by_slot(cache).index_select(0, slots.view(-1)).view(*slots.shape, *cache.shape[2:])
+    return cache[slots // cache.shape[1], slots % cache.shape[1]]
+
+
+def _by_slot(cache: Tensor) -> Tensor:
+    """A contiguous cache as one row a slot: rows of all heads are copied faster than heads."""
+    return cache.detach().view(cache.shape[0] * cache.shape[1], -1)
 
 
 def _join(out: Tensor, lse: Tensor, rows: Tensor | None, part: Tensor, part_lse: Tensor) -> None:
