@@ -22,6 +22,7 @@ import decode
 import features
 import hopper
 import overhead
+import paged
 import torch
 import window
 from common import Row
@@ -39,6 +40,7 @@ SUBJECTS = {
     "window": window,
     "features": features,
     "decode": decode,
+    "paged": paged,
     "hopper": hopper,
 }
 
