@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from ops.paged_attention.samples import paged, samples
-from xattn_sdpa.paged_attention import kernel, steps
 
 import xattn
 
@@ -26,15 +25,11 @@ def test_every_sample_is_what_the_reference_says(name: str) -> None:
     close(SERVED[name])
 
 
-@pytest.mark.parametrize("keys", [1, 3, 512])
 @pytest.mark.parametrize("window", [None, (5, 0)])
 @pytest.mark.parametrize("sinks", [None, torch.linspace(-1, 1, 4)])
-def test_a_decode_in_parts_is_the_whole(keys: int, window: Any, sinks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lengths of all kinds beside each other, none among them; what is gathered at once bounded to a few keys."""
-    monkeypatch.setattr(steps, "_KEYS", keys)
-    monkeypatch.setattr(steps, "_BYTES", 2 * keys * 2 * 16 * 4)
-    tensors = paged(None, (6, 0, 9, 1, 12, 4))
-    close(_Call(tensors), window=window, sinks=sinks, return_lse=True)
+def test_lengths_of_all_kinds_beside_each_other(window: Any, sinks: Any) -> None:
+    """None among them too."""
+    close(_Call(paged(None, (6, 0, 9, 1, 12, 4))), window=window, sinks=sinks, return_lse=True)
 
 
 def test_decodes_and_prompts_in_one_batch() -> None:
@@ -48,23 +43,13 @@ def test_a_pool_in_one_buffer() -> None:
     close(_Call((q, both[:, 0], both[:, 1], *rest)))
 
 
-def test_nothing_is_worked_out_twice_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_changes_is_served_as_it_is_now() -> None:
     q, k, v, table, lengths = paged(None, (6, 9))
     batch = xattn.PagedBatch(table, lengths)
-    made = []
-
-    def step_of(*arguments: Any) -> Any:
-        made.append(arguments)
-        return steps.step_of(*arguments)
-
-    monkeypatch.setattr(kernel, "step_of", step_of)
-    for _ in range(3):
-        xattn.paged_attention(q, k, v, batch, backend="sdpa")
-    assert len(made) == 1
-    batch.update_(table.clone(), [5, 9])
-    short = xattn.paged_attention(q, k, v, batch, backend="sdpa")
-    assert len(made) == 2
-    torch.testing.assert_close(short, xattn.paged_attention(q, k, v, batch, backend="reference"))
+    for keys in ([6, 9], [5, 9], [0, 2]):
+        batch.update_(table.clone(), keys)
+        got, want = (xattn.paged_attention(q, k, v, batch, backend=name) for name in ("sdpa", "reference"))
+        torch.testing.assert_close(got, want)
 
 
 class _Call:

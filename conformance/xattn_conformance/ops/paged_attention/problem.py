@@ -1,0 +1,237 @@
+"""The values of one call of paged_attention, and from a case to them: the same bits on every machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_conformance.array import Array
+from xattn_conformance.case import Case
+from xattn_conformance.ops.attention_like import Problem
+from xattn_conformance.ops.paged_attention.pool import Pool, laid_out, seen_keys
+from xattn_conformance.ops.sequences import Held, Ints, aligned, cumulated, lengths, made, slices, slopes_of
+
+Flags = NDArray[np.bool_]
+
+# Rows of padding after the last sequence, where a case has some, and sequences of padding.
+PADDING, PADDING_SEQUENCES = 5, 2
+# How far a loose bound lies above the longest sequence.
+_LOOSE = 100
+
+
+@dataclass(frozen=True)
+class Paged:
+    """A call in the contract's words. Pure data, in float64, held exactly by `dtype`, sinks and slopes by float32.
+
+    q: (total_q, nheads, headdim). k_cache, v_cache: (num_blocks, block_size, nheads_k, headdim or headdim_v).
+    block_table: (batch, pages). seqlens_k: (batch,). cu_seqlens_q: (batch + 1,); None: one query a sequence. align: a
+    name, an int, or (batch,) of them. tree_mask: (total_q, max_seqlen_q).
+    """
+
+    dtype: str
+    q: Array
+    k_cache: Array
+    v_cache: Array
+    block_table: Ints
+    seqlens_k: Ints
+    cu_seqlens_q: Ints | None = None
+    max_seqlen_q: int | None = None
+    max_seqlen_k: int | None = None
+    causal: bool = False
+    window: tuple[int | None, int | None] | None = None
+    align: str | int | Ints = "bottom_right"
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: Array | None = None
+    alibi_slopes: Array | None = None
+    tree_mask: Flags | None = None
+    out_dtype: str | None = None
+    unseen_finite: bool = False
+    deterministic: bool = False
+    return_lse: bool = False
+
+    @property
+    def starts_q(self) -> Ints:
+        """(batch + 1,)."""
+        return np.arange(len(self.seqlens_k) + 1) if self.cu_seqlens_q is None else self.cu_seqlens_q
+
+    @property
+    def rows(self) -> list[slice]:
+        """The queries of each sequence."""
+        return slices(self.starts_q)
+
+    @property
+    def counts(self) -> list[tuple[int, int]]:
+        """Queries and keys of each sequence."""
+        return [(rows.stop - rows.start, int(n)) for rows, n in zip(self.rows, self.seqlens_k, strict=True)]
+
+    def shape_of(self, name: str) -> tuple[int, int, int]:
+        """(nheads, total_q, columns) of a result."""
+        return self.q.shape[1], self.q.shape[0], self.v_cache.shape[3] if name == "out" else 1
+
+    @property
+    def tensors(self) -> Held:
+        """The arrays that are there by name, each with the format that holds it."""
+        formats = {"q": self.dtype, "k_cache": self.dtype, "v_cache": self.dtype}
+        formats |= dict.fromkeys(("block_table", "seqlens_k", "cu_seqlens_q", "align"), "int32")
+        formats |= {"sinks": "float32", "alibi_slopes": "float32", "tree_mask": "bool"}
+        given = {name: (getattr(self, name), kind) for name, kind in formats.items()}
+        return {name: (values, kind) for name, (values, kind) in given.items() if isinstance(values, np.ndarray)}
+
+
+def make(case: Case) -> Paged:
+    """Raises ValueError for an unknown family or recipe."""
+    size, options = case.shape, dict(case.options)
+    batch = size["batch"]
+    one = options["q"] == "one"
+    queries = np.ones(batch, np.int64) if one else lengths(options["q"], batch, size["seqlen_q"])
+    keys = lengths(options.get("k", options["q"]), batch, size["seqlen_k"])
+    block, pages = options.pop("block"), options.pop("pages", "shuffled")
+    padding = options.pop("padding", False)
+    bounds = {"none": None, "exact": 0, "loose": _LOOSE}[options.pop("bounds", "exact")]
+    tree = options.pop("tree", None)
+    for name in ("q", "k"):
+        options.pop(name, None)
+    own = {name: options.pop(name) for name in ("unseen_finite", "out_dtype") if name in options}
+    trees = None if tree is None else [tree_of(tree, int(n)) for n in queries]
+    masks = None
+    if trees is not None:
+        masks = [with_past(each, int(n))[None, None] for each, n in zip(trees, keys, strict=True)]
+    sequences, options = made(case, options, queries, keys, masks)
+    pool = laid_out(sequences, block, pages, (size["nheads_k"], size["headdim"], size["headdim_v"]))
+    if own.get("unseen_finite"):
+        pool = Pool(np.nan_to_num(pool.k_cache), np.nan_to_num(pool.v_cache), pool.block_table)
+    longest_q = int(queries.max(initial=0)) + (bounds or 0)
+    problem = Paged(
+        dtype=case.dtype,
+        q=np.concatenate([*(each.q[0] for each in sequences), np.zeros((0, size["nheads"], size["headdim"]))]),
+        k_cache=pool.k_cache,
+        v_cache=pool.v_cache,
+        block_table=pool.block_table,
+        seqlens_k=keys,
+        cu_seqlens_q=None if one else cumulated(queries),
+        max_seqlen_q=None if bounds is None else longest_q,
+        max_seqlen_k=None if bounds is None else int(keys.max(initial=0)) + bounds,
+        tree_mask=None if trees is None else _stacked(trees, longest_q),
+        **options,
+        **own,
+    )
+    return padded(problem) if padding else problem
+
+
+def padded(problem: Paged) -> Paged:
+    """With rows of q that are NaN and sequences without queries and keys, after the others."""
+    assert problem.cu_seqlens_q is not None
+
+    def more(values: Any, count: int, fill: float) -> Any:
+        return np.concatenate([values, np.full((count, *values.shape[1:]), fill, values.dtype)])
+
+    def each(values: Any, fill: float, ndim: int = 1) -> Any:
+        """Of what has one number a sequence."""
+        there = isinstance(values, np.ndarray) and values.ndim == ndim
+        return more(values, PADDING_SEQUENCES, fill) if there else values
+
+    return replace(
+        problem,
+        q=more(problem.q, PADDING, np.nan),
+        block_table=more(problem.block_table, PADDING_SEQUENCES, -1),
+        seqlens_k=more(problem.seqlens_k, PADDING_SEQUENCES, 0),
+        cu_seqlens_q=more(problem.cu_seqlens_q, PADDING_SEQUENCES, problem.cu_seqlens_q[-1]),
+        align=each(problem.align, 7),
+        alibi_slopes=each(problem.alibi_slopes, 1.0, ndim=2),
+        tree_mask=None if problem.tree_mask is None else more(problem.tree_mask, PADDING, True),
+    )
+
+
+def tree_of(recipe: str, queries: int) -> Flags:
+    """(queries, queries): which new token sees which. "binary": token i is a child of (i - 1) // 2, and sees itself and
+    those above it. "scattered": no tree, and some tokens see none of the new ones."""
+    i, j = np.arange(queries)[:, None], np.arange(queries)
+    if recipe == "scattered":
+        return np.asarray(((i * 7 + j * 5) % 3 == 0) & (i % 4 != 1))
+    if recipe != "binary":
+        raise ValueError(f"no tree {recipe!r}")
+    seen = np.asarray(i == j)
+    above = np.broadcast_to(i, seen.shape)
+    for _ in range(queries.bit_length()):
+        above = np.maximum((above - 1) // 2, 0)
+        seen = seen | (above == j)
+    return seen
+
+
+def with_past(tree: Flags, keys: int) -> Flags:
+    """(queries, keys): the tree over the last keys, and all before them."""
+    queries = len(tree)
+    past = np.ones((queries, max(keys - queries, 0)), bool)
+    whole: Flags = np.concatenate([past, tree[:, max(queries - keys, 0) :]], axis=1)
+    return whole
+
+
+def _stacked(trees: list[Flags], columns: int) -> Flags:
+    """(total_q, columns): past a sequence's own tokens all True, which means nothing."""
+    rows = [np.pad(each, ((0, 0), (0, columns - len(each))), constant_values=True) for each in trees]
+    whole: Flags = np.concatenate([*rows, np.ones((0, columns), bool)])
+    return whole
+
+
+def sequences(problem: Paged) -> list[Problem]:
+    """One attention problem a sequence, each a batch of 1, its keys gathered through the table."""
+    return [
+        Problem(
+            dtype=problem.dtype,
+            q=problem.q[None, rows],
+            k=gathered(problem.k_cache, problem.block_table[b], int(problem.seqlens_k[b]))[None],
+            v=gathered(problem.v_cache, problem.block_table[b], int(problem.seqlens_k[b]))[None],
+            causal=problem.causal,
+            window=problem.window,
+            align=aligned(problem.align, b),
+            scale=problem.scale,
+            softcap=problem.softcap,
+            sinks=problem.sinks,
+            alibi_slopes=slopes_of(problem.alibi_slopes, b),
+            mask=_mask(problem, b),
+            return_lse=problem.return_lse,
+        )
+        for b, rows in enumerate(problem.rows)
+    ]
+
+
+def _mask(problem: Paged, b: int) -> Flags | None:
+    if problem.tree_mask is None:
+        return None
+    own = problem.tree_mask[problem.rows[b]]
+    return with_past(own[:, : len(own)], int(problem.seqlens_k[b]))[None, None]
+
+
+def gathered(cache: Array, row: Ints, length: int) -> Array:
+    """(length, nheads_k, columns): what the pages of a row of the table hold; NaN of those outside the pool."""
+    blocks, block = cache.shape[:2]
+    pages = row[: -(-length // block)]
+    inside = (pages >= 0) & (pages < blocks)
+    if not blocks:
+        return np.full((length, *cache.shape[2:]), np.nan)
+    found = np.where(inside[:, None, None, None], cache[np.where(inside, pages, 0)], np.nan)
+    return found.reshape(-1, *cache.shape[2:])[:length]
+
+
+def seen_slots(problem: Paged) -> Flags:
+    """(num_blocks, block_size): those that some query of some sequence sees."""
+    blocks, block = problem.k_cache.shape[:2]
+    seen = np.zeros(blocks * block, bool)
+    for row, each in zip(problem.block_table, sequences(problem), strict=True):
+        own = seen_keys(each)
+        place = np.flatnonzero(own)
+        seen[row[place // block] * block + place % block] = True
+    return seen.reshape(blocks, block)
+
+
+def poisoned(problem: Paged, value: float) -> Paged:
+    """With every slot that no query sees, and every row of padding, filled with a value."""
+    q = problem.q.copy()
+    q[problem.starts_q[-1] :] = value
+    seen = seen_slots(problem)[..., None, None]
+    k_cache, v_cache = (np.where(seen, cache, value) for cache in (problem.k_cache, problem.v_cache))
+    return replace(problem, q=q, k_cache=k_cache, v_cache=v_cache)

@@ -1,0 +1,151 @@
+"""Variations of a call of paged_attention: other memory, other pages, other neighbours, more padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from xattn_conformance.ops.base import Tensors, Variation
+from xattn_conformance.ops.call import Call
+from xattn_conformance.ops.memory import inside
+
+# More than a kernel's tile, and odd.
+_EXTRA_ROWS = 65
+# What has one number a sequence, and what an added sequence has there.
+_OF_SEQUENCES = {"block_table": -1, "seqlens_k": 0, "align": 3}
+
+
+def strides(call: Call) -> Variation:
+    """The same values in other memory: both caches in one buffer, keys beside values page by page, q stored head by
+    head, the table cut out of a larger one."""
+    tensors = dict(call.tensors)
+    k_cache, v_cache = tensors["k_cache"], tensors["v_cache"]
+    blocks, block, nheads_k, _ = k_cache.shape
+    widest = max(k_cache.shape[3], v_cache.shape[3]) + 8
+    buffer = torch.full((blocks, 2, nheads_k, block, widest), float("nan"), dtype=k_cache.dtype, device=k_cache.device)
+    for n, name in enumerate(("k_cache", "v_cache")):
+        view = buffer[:, n].transpose(1, 2)[..., : tensors[name].shape[3]]
+        tensors[name] = view.copy_(tensors[name])
+    tensors["q"] = tensors["q"].transpose(0, 1).contiguous().transpose(0, 1)
+    tensors["block_table"] = inside(tensors["block_table"])
+    other = replace(call, tensors=tensors)
+    return Variation("with the same values in another memory layout", (other,), lambda found: dict(found[0]))
+
+
+def pages(call: Call) -> Variation:
+    """The pool turned round: the last page first."""
+    tensors = dict(call.tensors)
+    blocks = tensors["k_cache"].shape[0]
+    for name in ("k_cache", "v_cache"):
+        tensors[name] = tensors[name].flip(0)
+    table = tensors["block_table"]
+    tensors["block_table"] = torch.where((table >= 0) & (table < blocks), blocks - 1 - table, table)
+    return Variation("with the pages elsewhere", (replace(call, tensors=tensors),), lambda found: dict(found[0]))
+
+
+def batch(call: Call) -> Variation:
+    """Every sequence in a call of its own."""
+    count = call.tensors["seqlens_k"].shape[0]
+    parts = [_picked(call, [b]) for b in range(count)]
+
+    def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
+        return _laid_out(call, range(count), found)
+
+    return Variation("with each sequence called alone", tuple(parts), gather)
+
+
+def order(call: Call) -> Variation:
+    """The last sequence first."""
+    starts = _starts(call)
+    turned = list(range(len(starts) - 1))[::-1]
+
+    def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
+        sizes = [starts[b + 1] - starts[b] for b in turned]
+        split = {
+            name: tensor.narrow(_tokens(name), 0, starts[-1]).split(sizes, _tokens(name))
+            for name, tensor in found[0].items()
+        }
+        parts = [{name: pieces[n] for name, pieces in split.items()} for n in range(len(turned))]
+        return _laid_out(call, turned, parts)
+
+    return Variation("with the sequences in another order", (_picked(call, turned),), gather)
+
+
+def padding(call: Call) -> Variation:
+    """More rows after the last sequence, all NaN, and a sequence without queries and keys."""
+    tensors = dict(call.tensors)
+    total_q = tensors["q"].shape[0]
+    tensors["q"] = pad(tensors["q"], (0, 0, 0, 0, 0, _EXTRA_ROWS), value=float("nan"))
+    for name, fill in _OF_SEQUENCES.items():
+        if name in tensors:
+            below = [0, 0] * (tensors[name].ndim - 1)
+            tensors[name] = pad(tensors[name], (*below, 0, 1), value=fill)
+    starts = torch.tensor(_starts(call), dtype=torch.int32, device=tensors["q"].device)
+    tensors["cu_seqlens_q"] = torch.cat([starts, starts[-1:]])
+    if "tree_mask" in tensors:
+        tensors["tree_mask"] = pad(tensors["tree_mask"], (0, 0, 0, _EXTRA_ROWS), value=True)
+    if "alibi_slopes" in tensors and tensors["alibi_slopes"].ndim == 2:
+        tensors["alibi_slopes"] = pad(tensors["alibi_slopes"], (0, 0, 0, 1), value=1.0)
+
+    def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
+        return {name: tensor.narrow(_tokens(name), 0, total_q) for name, tensor in found[0].items()}
+
+    return Variation("with rows and a sequence of padding appended", (replace(call, tensors=tensors),), gather)
+
+
+VARIATIONS: dict[str, Callable[[Call], Variation]] = {
+    "strides": strides,
+    "pages": pages,
+    "batch": batch,
+    "order": order,
+    "padding": padding,
+}
+
+
+def _tokens(name: str) -> int:
+    """The dimension of a result that counts tokens."""
+    return 1 if name == "lse" else 0
+
+
+def _starts(call: Call) -> list[int]:
+    given = call.tensors
+    if "cu_seqlens_q" in given:
+        found: list[int] = given["cu_seqlens_q"].tolist()
+        return found
+    return list(range(given["seqlens_k"].shape[0] + 1))
+
+
+def _picked(call: Call, which: Sequence[int]) -> Call:
+    """The call of some sequences, in an order, without rows of padding."""
+    given, starts = call.tensors, _starts(call)
+    tensors = dict(given)
+    for name in ("q", "tree_mask"):
+        if name in given:
+            tensors[name] = torch.cat([given[name][starts[b] : starts[b + 1]] for b in which] or [given[name][:0]])
+    if "cu_seqlens_q" in given:
+        counts = given["cu_seqlens_q"].diff()[list(which)]
+        tensors["cu_seqlens_q"] = pad(counts.cumsum(0), (1, 0)).to(given["cu_seqlens_q"])
+    for name in _OF_SEQUENCES:
+        if name in given:
+            tensors[name] = given[name][list(which)]
+    if "alibi_slopes" in given and given["alibi_slopes"].ndim == 2:
+        tensors["alibi_slopes"] = given["alibi_slopes"][list(which)]
+    return replace(call, tensors=tensors)
+
+
+def _laid_out(call: Call, which: Sequence[int], parts: Sequence[Tensors]) -> dict[str, Tensor]:
+    """Results of the call from those of its sequences; what belongs to none is as the contract has it."""
+    starts, total_q = _starts(call), call.tensors["q"].shape[0]
+    whole: dict[str, Tensor] = {}
+    for b, part in zip(which, parts, strict=True):
+        for name, tensor in part.items():
+            shape = list(tensor.shape)
+            shape[_tokens(name)] = total_q
+            fill = float("-inf") if name == "lse" else 0.0
+            whole.setdefault(name, torch.full(shape, fill, dtype=tensor.dtype, device=tensor.device))
+            whole[name].narrow(_tokens(name), starts[b], tensor.shape[_tokens(name)]).copy_(tensor)
+    return whole

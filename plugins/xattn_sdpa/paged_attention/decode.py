@@ -1,0 +1,216 @@
+"""One query a sequence over its pages, on the CPU: which of three ways is the cheapest, and what is made once a step.
+
+- small: all keys gathered at once, one call. Its buffers stay in the processor's cache.
+- blocks of 512 keys: gathered block by block into the same buffers, and merged through the lse.
+- pool: every page is a batch row of one call, and nothing is gathered; the pages of a sequence are merged. It computes
+  all pages of the pool, whoever has them, so it is for pools that are nearly full, and one merge a page must be cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xattn.plugin.storage import Lists
+from xattn_sdpa.attention.direct import FEW_KEYS
+
+_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+# Keys of a sequence that are gathered at once: 2 MB for 4 sequences of 8 heads of 128 in bfloat16.
+_BLOCK = 512
+# For the pool: the smallest page, the largest batch, and the share of its pages that must be in use.
+_POOL_PAGE, _POOL_BATCH, _POOL_USED = 64, 8, 0.75
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some sequences over some of their keys: one gather and one call.
+
+    rows: of q, (count,), None for all. pages: (count * n,). keys: of the longest. ends: of each sequence, None where
+    all are `keys`. bias: (count, 1, 1, keys), -inf past the end; None where there is nothing to hide.
+    """
+
+    rows: Tensor | None
+    pages: Tensor
+    keys: int
+    ends: tuple[int, ...] | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Whole pages where they lie, and the tails of sequences as a part.
+
+    owner: (num_blocks,) the row of q that a page is computed for; one that nobody has is computed for row 0.
+    pages: (rows, n), filled up with any page where `hidden` (rows, n, 1, 1) is True. hidden None: nothing to hide.
+    """
+
+    owner: Tensor
+    pages: Tensor
+    hidden: Tensor | None
+    tails: Part | None
+
+
+Way = tuple[Part, ...] | Pool
+
+
+def way(lists: Lists, num_blocks: int, block_size: int) -> Way:
+    """How a step is computed: by the page, the batch and the pool alone. Every sequence has a key."""
+    assert lists.block_table is not None
+    lengths, table = lists.seqlens_k, lists.block_table
+    if block_size >= _POOL_PAGE and len(lengths) <= _POOL_BATCH:
+        whole = [row[: length // block_size] for row, length in zip(table, lengths, strict=True)]
+        used = [page for row in whole for page in row]
+        if len(used) >= _POOL_USED * num_blocks and len(set(used)) == len(used):
+            return _pool(lists, whole, num_blocks, block_size)
+    return _parts(lists, block_size)
+
+
+def _parts(lists: Lists, block_size: int) -> tuple[Part, ...]:
+    """In each block of keys, the sequences that fill it and those that end in it have a part each; where all end in the
+    first one, that is the only one."""
+    assert lists.block_table is not None
+    lengths, table = lists.seqlens_k, lists.block_table
+    pages = max(1, _BLOCK // block_size)
+    step = pages * block_size
+    found = []
+    for start in range(0, max(lengths), step):
+        first = start // block_size
+        filled = [b for b, length in enumerate(lengths) if length >= start + step]
+        ending = [b for b, length in enumerate(lengths) if start < length < start + step]
+        for rows, keys in ((filled, [step] * len(filled)), (ending, [lengths[b] - start for b in ending])):
+            if rows:
+                found.append(_part(rows, [table[b][first:] for b in rows], keys, len(lengths), block_size))
+    return tuple(found)
+
+
+def _part(rows: list[int], table: list[list[int]], lengths: list[int], batch: int, block_size: int) -> Part:
+    longest = max(lengths)
+    count = -(-longest // block_size)
+    # A sequence that has fewer pages repeats its first one: its keys are hidden there.
+    pages = []
+    for row, length in zip(table, lengths, strict=True):
+        own = -(-length // block_size)
+        pages += row[:own] + row[:1] * (count - own)
+    ragged = min(lengths) < longest
+    bias = None
+    if ragged:
+        past = torch.arange(longest) >= torch.tensor(lengths).unsqueeze(1)
+        bias = torch.zeros(past.shape).masked_fill_(past, -torch.inf)[:, None, None]
+    elif longest < FEW_KEYS:
+        bias = torch.zeros(1, 1, 1, longest)
+    return Part(
+        rows=None if len(rows) == batch else torch.tensor(rows),
+        pages=torch.tensor(pages),
+        keys=longest,
+        ends=tuple(lengths) if ragged else None,
+        bias=bias,
+    )
+
+
+def _pool(lists: Lists, whole: Sequence[list[int]], num_blocks: int, block_size: int) -> Pool:
+    assert lists.block_table is not None
+    owner = [0] * num_blocks
+    for b, row in enumerate(whole):
+        for page in row:
+            owner[page] = b
+    longest = max(map(len, whole))
+    tails = [b for b, length in enumerate(lists.seqlens_k) if length % block_size]
+    hidden = None
+    if any(len(row) < longest for row in whole):
+        counts = torch.tensor([len(row) for row in whole])
+        hidden = (torch.arange(longest) >= counts.unsqueeze(1))[..., None, None]
+    return Pool(
+        owner=torch.tensor(owner),
+        pages=torch.tensor([row + [0] * (longest - len(row)) for row in whole]),
+        hidden=hidden,
+        tails=_part(
+            tails,
+            [lists.block_table[b][len(whole[b]) :] for b in tails],
+            [lists.seqlens_k[b] % block_size for b in tails],
+            len(whole),
+            block_size,
+        )
+        if tails
+        else None,
+    )
+
+
+def forward(q: Tensor, k_cache: Tensor, v_cache: Tensor, how: Way, scale: float) -> tuple[Tensor, Tensor]:
+    """q: (batch, nheads, headdim). Returns out (batch, nheads, headdim) and lse (batch, nheads), wide."""
+    batch, nheads, headdim = q.shape
+    # The query heads of a group as the rows of one head: K and V are read once a group.
+    rows = q.reshape(batch, k_cache.shape[2], nheads // k_cache.shape[2], headdim)
+    out, lse = (
+        _by_pool(rows, k_cache, v_cache, how, scale)
+        if isinstance(how, Pool)
+        else _by_parts(rows, k_cache, v_cache, how, scale)
+    )
+    return out.reshape(q.shape), lse.reshape(batch, nheads)
+
+
+def _by_parts(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, parts: tuple[Part, ...], scale: float
+) -> tuple[Tensor, Tensor]:
+    size = max(len(part.pages) for part in parts)
+    buffers = tuple(cache.new_empty(size, *cache.shape[1:]) for cache in (k_cache, v_cache))
+    if len(parts) == 1 and parts[0].rows is None:
+        return _one(q, k_cache, v_cache, parts[0], buffers, scale)
+    outs, lses = [], []
+    for part in parts:
+        out, lse = _one(q, k_cache, v_cache, part, buffers, scale)
+        if part.rows is not None:
+            out = q.new_zeros(q.shape).index_copy_(0, part.rows, out)
+            lse = lse.new_full(q.shape[:3], -torch.inf).index_copy_(0, part.rows, lse)
+        outs.append(out)
+        lses.append(lse)
+    return _merged(torch.stack(outs, 1), torch.stack(lses, 1))
+
+
+def _one(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, part: Part, buffers: tuple[Tensor, ...], scale: float
+) -> tuple[Tensor, Tensor]:
+    """out (count, nheads_k, group, headdim) and lse (count, nheads_k, group) of a part."""
+    rows = q if part.rows is None else q.index_select(0, part.rows)
+    keys, values = (
+        torch.index_select(cache, 0, part.pages, out=buffer[: len(part.pages)]).view(len(rows), -1, *cache.shape[2:])[
+            :, : part.keys
+        ]
+        for cache, buffer in zip((k_cache, v_cache), buffers, strict=True)
+    )
+    if part.ends is not None:
+        # The places past an end may hold NaN, which a weight of 0 does not hide.
+        for b, end in enumerate(part.ends):
+            if end < part.keys:
+                keys[b, end:] = 0
+                values[b, end:] = 0
+    found: tuple[Tensor, Tensor] = _attend(
+        rows, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=part.bias, scale=scale
+    )
+    return found
+
+
+def _by_pool(q: Tensor, k_cache: Tensor, v_cache: Tensor, pool: Pool, scale: float) -> tuple[Tensor, Tensor]:
+    owned = q.index_select(0, pool.owner)
+    out, lse = _attend(owned, k_cache.transpose(1, 2), v_cache.transpose(1, 2), scale=scale)
+    pages = pool.pages.flatten()
+    outs, lses = (x.index_select(0, pages).unflatten(0, pool.pages.shape) for x in (out, lse))
+    if pool.hidden is not None:
+        outs.masked_fill_(pool.hidden.unsqueeze(-1), 0.0)
+        lses.masked_fill_(pool.hidden, -torch.inf)
+    if pool.tails is not None:
+        tail_out, tail_lse = _by_parts(q, k_cache, v_cache, (pool.tails,), scale)
+        outs = torch.cat((outs, tail_out.unsqueeze(1)), 1)
+        lses = torch.cat((lses, tail_lse.unsqueeze(1)), 1)
+    return _merged(outs, lses)
+
+
+def _merged(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """outs: (batch, parts, nheads_k, group, headdim). Every row has a key in some part."""
+    lse = torch.logsumexp(lses, 1)
+    weights = torch.exp(lses - lse.unsqueeze(1)).to(outs.dtype if outs.dtype == torch.float64 else torch.float32)
+    out = (outs * weights.unsqueeze(-1)).sum(1)
+    return out.to(outs.dtype), lse

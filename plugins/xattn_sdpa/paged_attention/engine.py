@@ -1,0 +1,124 @@
+"""Pages on the CPU: a step of one query each by `decode`, others sequence by sequence by the engine of `attention`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from xattn import PagedBatch
+from xattn.plugin.storage import Lists
+from xattn_sdpa.attention import engine as dense
+from xattn_sdpa.attention.engine import Settings
+from xattn_sdpa.paged_attention import decode
+
+
+@dataclass(frozen=True)
+class Options:
+    """The optional tensors of a call. align: one off a sequence."""
+
+    sinks: Tensor | None = None
+    alibi_slopes: Tensor | None = None
+    tree_mask: Tensor | None = None
+    align: Tensor | None = None
+
+
+def forward(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, options: Options, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """out (total_q, nheads, headdim_v), contiguous, and lse (nheads, total_q) in the dtype of the scores. settings: its
+    offset is that of every sequence where there is no align."""
+    lists = batch.lists()
+    assert lists is not None
+    if (way := _way(q, k_cache, v_cache, batch, lists, options, settings)) is not None:
+        out, lse = decode.forward(q, k_cache, v_cache, way, settings.scale)
+        lse = lse.t()
+    else:
+        out, lse = _one_by_one(q, k_cache, v_cache, lists, options, settings)
+    if options.sinks is not None:
+        out, lse = _with_sinks(out, lse, options.sinks, lists.starts_q[-1])
+    return out.contiguous(), lse
+
+
+def _way(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    lists: Lists,
+    options: Options,
+    settings: Settings,
+) -> decode.Way | None:
+    """How `decode` serves the step, None where it does not: every token is a sequence's only query, and sees all of its
+    keys, of which there is one at least."""
+    beyond = (options.alibi_slopes, options.tree_mask, settings.softcap, settings.left)
+    if any(each is not None for each in beyond) or settings.scale <= 0 or q.dtype != k_cache.dtype:
+        return None
+    if k_cache.shape[3] != v_cache.shape[3] or len(q) != len(lists.seqlens_k) or len(q) == 0:
+        return None
+    num_blocks, block_size = k_cache.shape[:2]
+    sees_all = settings.right is None or (settings.right >= 0 and settings.offset is None and options.align is None)
+
+    def make() -> decode.Way | None:
+        if not sees_all or min(lists.seqlens_k) == 0 or lists.starts_q != list(range(len(q) + 1)):
+            return None
+        return decode.way(lists, num_blocks, block_size)
+
+    return batch.derived(("sdpa decode", num_blocks, block_size, sees_all), make)
+
+
+def _one_by_one(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lists: Lists, options: Options, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = q.new_zeros(len(q), q.shape[1], v_cache.shape[3])
+    lse = q.new_full((q.shape[1], len(q)), -torch.inf, dtype=wide)
+    aligns = None if options.align is None else options.align.tolist()
+    for b, length in enumerate(lists.seqlens_k):
+        start, stop = lists.starts_q[b], lists.starts_q[b + 1]
+        own = settings.offset if aligns is None else aligns[b]
+        offset = length - (stop - start) if own is None else own
+        first, end = lists.seen(b, settings.left, settings.right, offset)
+        if first == end:
+            continue
+        k, v = (_gathered(cache, lists, b, first, end).to(q.dtype) for cache in (k_cache, v_cache))
+        slopes = options.alibi_slopes
+        if slopes is not None and slopes.dim() == 2:
+            slopes = slopes[b]
+        mask = None
+        if options.tree_mask is not None:
+            mask = _tree(options.tree_mask[start:stop], first, end, offset)
+        tensors = (q[None, start:stop], k[None], v[None], None, slopes, None, mask)
+        found, found_lse = dense.forward(tensors, None, replace(settings, offset=offset - first))
+        out[start:stop], lse[:, start:stop] = found[0], found_lse[0]
+    return out, lse
+
+
+def _gathered(cache: Tensor, lists: Lists, b: int, first: int, end: int) -> Tensor:
+    """(end - first, nheads_k, columns): keys or values of a sequence."""
+    assert lists.block_table is not None
+    block_size = cache.shape[1]
+    skipped = first // block_size
+    pages = torch.tensor(lists.block_table[b][skipped : -(-end // block_size)])
+    found = cache.index_select(0, pages).flatten(0, 1)
+    return found[first - skipped * block_size : end - skipped * block_size]
+
+
+def _tree(tree_mask: Tensor, first: int, end: int, offset: int) -> Tensor:
+    """(1, 1, queries, end - first): the keys before the new ones, and of those what the tree shows."""
+    queries = len(tree_mask)
+    place = torch.arange(first - offset, end - offset)  # among the new tokens
+    new = tree_mask[:, place.clamp(0, max(queries - 1, 0))] & (place < queries)
+    return (new | (place < 0))[None, None]
+
+
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """The sinks joined to what the keys came to; a token of no sequence has none."""
+    rows = sinks.to(lse.dtype).unsqueeze(1)
+    # Not exp(lse - logaddexp(lse, sink)): beside a large lse both are rounded to more than the weight needs.
+    weight = torch.sigmoid(lse - rows).masked_fill_(lse == -torch.inf, 0.0)
+    out = (out * weight.t().unsqueeze(-1)).to(out.dtype)
+    joined = torch.logaddexp(lse, rows)
+    joined[:, tokens:] = -torch.inf
+    return out, joined

@@ -1,0 +1,48 @@
+"""The engine as a torch operator: opaque to torch.compile and FakeTensor, so that a graph serves every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn import PagedBatch
+from xattn_sdpa.attention.engine import Settings
+from xattn_sdpa.paged_attention import engine
+from xattn_sdpa.paged_attention.engine import Options
+
+_library = torch.library.Library("xattn_sdpa", "FRAGMENT")
+_library.define(
+    "paged(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor seqlens_k, Tensor? cu_seqlens_q, "
+    "Tensor? sinks, Tensor? alibi_slopes, Tensor? tree_mask, Tensor? align, SymInt? left, SymInt? right, "
+    "SymInt? offset, float scale, float? softcap) -> (Tensor, Tensor)"
+)
+_paged = torch.ops.xattn_sdpa.paged.default
+
+
+def _impl(q: Tensor, k_cache: Tensor, v_cache: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    found = engine.forward(q, k_cache, v_cache, PagedBatch(*args[:3]), Options(*args[3:7]), Settings(*args[7:]))
+    out, lse = found
+    return out, lse.contiguous()
+
+
+def _fake(q: Tensor, k_cache: Tensor, v_cache: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    total_q, nheads, _ = q.shape
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(total_q, nheads, v_cache.shape[3]), q.new_empty(nheads, total_q, dtype=wide)
+
+
+_library.impl("paged", _impl, "CPU")
+torch.library.register_fake("xattn_sdpa::paged", _fake, lib=_library)
+
+
+def forward(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, options: Options, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """As the engine's."""
+    tensors = (batch.block_table, batch.seqlens_k, batch.cu_seqlens_q)
+    optional = (options.sinks, options.alibi_slopes, options.tree_mask, options.align)
+    numbers = (settings.left, settings.right, settings.offset, settings.scale, settings.softcap)
+    found: tuple[Tensor, Tensor] = _paged(q, k_cache, v_cache, *tensors, *optional, *numbers)
+    return found
