@@ -24,6 +24,7 @@ import hopper
 import overhead
 import paged
 import torch
+import varlen
 import window
 from common import Row
 from plot import plot
@@ -41,6 +42,7 @@ SUBJECTS = {
     "features": features,
     "decode": decode,
     "paged": paged,
+    "varlen": varlen,
     "hopper": hopper,
 }
 

@@ -20,10 +20,16 @@ from xattn.explain import Explanation, explain
 from xattn.info import backends, info
 from xattn.ops.apply_rotary import RotaryKernel, RotaryRequest, apply_rotary
 from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
+from xattn.ops.attention_backward import AttentionBackwardKernel, AttentionBackwardRequest, attention_backward
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
 from xattn.ops.paged_attention import PagedKernel, PagedRequest, paged_attention
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
+from xattn.ops.varlen_attention_backward import (
+    VarlenBackwardKernel,
+    VarlenBackwardRequest,
+    varlen_attention_backward,
+)
 from xattn.ops.write_kv import WriteKernel, WriteRequest, write_kv
 from xattn.plan import plan
 from xattn.plugin import Backend, Capabilities, Kernel, Reason, Request, TensorSpec, hookimpl
@@ -31,6 +37,8 @@ from xattn.plugin.storage import PagedBatch
 from xattn.version import __version__
 
 __all__ = [
+    "AttentionBackwardKernel",
+    "AttentionBackwardRequest",
     "AttentionKernel",
     "AttentionOutput",
     "AttentionRequest",
@@ -54,6 +62,8 @@ __all__ = [
     "TensorSpec",
     "UnknownBackendError",
     "UnsupportedError",
+    "VarlenBackwardKernel",
+    "VarlenBackwardRequest",
     "VarlenKernel",
     "VarlenRequest",
     "WriteKernel",
@@ -62,6 +72,7 @@ __all__ = [
     "__version__",
     "apply_rotary",
     "attention",
+    "attention_backward",
     "backends",
     "explain",
     "hookimpl",
@@ -71,5 +82,6 @@ __all__ = [
     "plan",
     "use_backend",
     "varlen_attention",
+    "varlen_attention_backward",
     "write_kv",
 ]

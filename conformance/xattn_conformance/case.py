@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import msgspec
 
-Level = Literal["core", "extended", "full"]
-LEVELS: tuple[Level, ...] = ("core", "extended", "full")
+Level = Literal["core", "extended", "full", "large"]
+LEVELS: tuple[Level, ...] = ("core", "extended", "full", "large")
+# The highest that a run takes by itself: the one above is for machines with some 20 GB to spare.
+HIGHEST: Level = "full"
 
 # Versions of the suite, of its cases, goldens and limits. A later one of the same first number adds cases and changes
 # none, so a report of an earlier one is still held to what there was.
-SUITES = ("1.0", "1.1")
+SUITES = ("1.0", "1.1", "1.2")
 
 # The dtypes in which every case is run, by torch's names.
 DTYPES = ("float32", "float16", "bfloat16")
@@ -32,9 +34,10 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     options:    the op's options; a tensor is given by the name of the recipe that makes it ("sinks": "log").
     grads:      the gradients that are asked for: names out of xattn's GRADS. Empty: forward only, under no_grad.
     variations: further calls that must give the same bits or, where the backend does not promise the bits, an answer
-                within the same limits: "repeat", "batch", "strides", "padding", "poison".
+                within the same limits: "repeat", "batch", "strides", "padding", "poison", "thread", ...
     features:   what a table of results is grouped by: "causal", "window", "gqa", ...
     since:      the version of the suite that it came with.
+    draw:       which draw of the inputs: 0 is the published one, any other the seed of a run.
     """
 
     op: str
@@ -48,22 +51,32 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     variations: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     since: str = SUITES[0]
+    draw: int = 0
 
     @property
     def id(self) -> str:
         """ "attention/causal+sinks=log/bfloat16/b2-q17-k129-h4-g2-d64-v64/needle"; gradients in front of the title:
-        "attention/grad.qkv.lse:causal/..."."""
-        return f"{self.op}/{self._what}/{self.dtype}/{self._sizes}/{self.family}"
+        "attention/grad.qkv.lse:causal/..."; another draw at the end: "@7"."""
+        return f"{self.op}/{self._what}/{self.dtype}/{self._sizes}/{self.family}{self._draw}"
+
+    @property
+    def published(self) -> Case:
+        """The case as the suite lists it, on its published inputs."""
+        return msgspec.structs.replace(self, draw=0) if self.draw else self
 
     @property
     def seed(self) -> int:
         """64 bits that key the input generator; the same in every dtype."""
-        text = f"{self.op}/{self._what}/{self._sizes}/{self.family}"
+        text = f"{self.op}/{self._what}/{self._sizes}/{self.family}{self._draw}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
     @property
     def _what(self) -> str:
         return f"grad.{'.'.join(self.grads)}:{self.title}" if self.grads else self.title
+
+    @property
+    def _draw(self) -> str:
+        return f"@{self.draw}" if self.draw else ""
 
     @property
     def _sizes(self) -> str:

@@ -15,7 +15,11 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("xattn-conformance", "conformance of attention backends (--pyargs xattn_conformance)")
     group.addoption("--xattn-backend", action="append", default=[], metavar="NAME", help="Judge it; may be repeated.")
-    group.addoption("--xattn-level", default="core", choices=("core", "extended", "full"), help="Default: core.")
+    group.addoption(
+        "--xattn-level",
+        choices=("core", "extended", "full"),
+        help="Default: the lowest that reaches all that the backend declares.",
+    )
     group.addoption("--xattn-device", metavar="DEVICE", help="torch's name; default: the backend's first one here.")
     group.addoption("--xattn-case", default="*", metavar="GLOB", help="A pattern of case ids.")
     group.addoption("--xattn-profile", metavar="FILE", type=Path, help="In place of the backend's own profile.")

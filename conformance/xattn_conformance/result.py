@@ -72,7 +72,8 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kernel:    what the backend says that it runs.
     message:   one plain sentence for whatever is not PASS.
     detail:    a traceback, where there is one.
-    left_out:  variations of the case that the backend declines: nothing is known about them.
+    left_out:  variations of the case that the backend declines, and the codes of its reasons: nothing is known about
+               them. Before suite 1.2 the codes are in the message alone.
     reasons:   of an UNSUPPORTED case: what the backend declared, as `Reason.as_dict`.
     histogram: counts of |z| of out in bins of `HISTOGRAM_STEP` limits, the last bin open.
     inputs:    sha256 of the bits of the inputs.
@@ -88,7 +89,7 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kernel: str = ""
     message: str = ""
     detail: str = ""
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, tuple[str, ...]] | tuple[str, ...] = {}
     reasons: tuple[dict[str, str], ...] = ()
     worst: Worst | None = None
     heat: Heat | None = None
@@ -122,6 +123,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ops:         the ops that the backend has: the run is of their cases, and says nothing of another op.
     goldens:     sha256 of the golden manifest.
     invalid:     why nothing in this report counts; empty where it does.
+    seed:        of the inputs of its cases; 0 is the published ones.
+    fresh:       the seed of the cases that were run once more on inputs that nobody has seen; 0: none were.
+    soak:        how many times more each case was called.
+    declared:    by op, the features and gradients that the backend declares on the device ("grad_qkv").
+    untested:    by op, those of them that no executed case of the run uses.
     environment: versions, device, commit and whether the tree was dirty, environment variables that matter.
     profile:     the profile's text, verbatim, with its waivers, and where it came from.
     """
@@ -144,6 +150,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     profile_source: str
     canaries: tuple[Canary, ...]
     cases: tuple[CaseResult, ...]
+    seed: int = 0
+    fresh: int = 0
+    soak: int = 0
+    declared: dict[str, tuple[str, ...]] = {}
+    untested: dict[str, tuple[str, ...]] = {}
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.cases)

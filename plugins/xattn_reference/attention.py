@@ -7,10 +7,13 @@ import functools
 import torch
 from torch import Tensor
 
-from xattn import AttentionKernel, AttentionOutput, AttentionRequest
+from xattn import AttentionBackwardRequest, AttentionKernel, AttentionOutput, AttentionRequest
 from xattn.plugin import Plan
 from xattn_reference.block import everything
 from xattn_reference.softmax import Scores, attend, wide, within
+
+# What decides the scores of a call, forward or backward.
+Described = AttentionRequest | AttentionBackwardRequest
 
 
 class ReferenceAttention(AttentionKernel):
@@ -40,17 +43,36 @@ def attention(
 
     align: `off` itself, where the request's align is "offset".
     """
+    how = scores(request, q, sinks, alibi_slopes, bias, mask, seqlens_k, align)
+    out, lse = attend(q, k, v, how, request.dropout_p)
+    return AttentionOutput(out, lse) if request.return_lse else out
+
+
+def scores(
+    request: Described,
+    q: Tensor,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    seqlens_k: Tensor | None,
+    align: int | None,
+) -> Scores:
+    """Optional tensors as in `xattn.attention`."""
     distance = _distance(request, seqlens_k, align, q.device)  # (batch or 1, 1, seqlen_q, seqlen_k)
     visible = _visible(request, distance, mask, bias, seqlens_k)  # broadcastable to the scores
     added = [] if bias is None else [bias]
     if alibi_slopes is not None:
         added.append(-alibi_slopes.to(wide(q)).view(-1, request.nheads, 1, 1) * distance.abs())
-    how = Scores(request.softmax_scale, request.softcap, visible, added, sinks)
-    out, lse = attend(q, k, v, how, request.dropout_p)
-    return AttentionOutput(out, lse) if request.return_lse else out
+    return Scores(request.softmax_scale, request.softcap, visible, added, sinks)
 
 
-def _distance(request: AttentionRequest, seqlens_k: Tensor | None, align: int | None, device: torch.device) -> Tensor:
+def _distance(
+    request: Described,
+    seqlens_k: Tensor | None,
+    align: int | None,
+    device: torch.device,
+) -> Tensor:
     """i + off - j: (batch or 1, 1, seqlen_q, seqlen_k)."""
     i = torch.arange(request.seqlen_q, device=device).view(1, 1, -1, 1)
     j = torch.arange(request.seqlen_k, device=device).view(1, 1, 1, -1)
@@ -62,7 +84,11 @@ def _distance(request: AttentionRequest, seqlens_k: Tensor | None, align: int | 
 
 
 def _visible(
-    request: AttentionRequest, distance: Tensor, mask: Tensor | None, bias: Tensor | None, seqlens_k: Tensor | None
+    request: Described,
+    distance: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    seqlens_k: Tensor | None,
 ) -> Tensor:
     """Which keys each query sees: bool, broadcastable to (batch, nheads, seqlen_q, seqlen_k)."""
     visible = within(distance, request.band)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_reference.apply_rotary import ReferenceRotary
 from xattn_reference.attention import ReferenceAttention
+from xattn_reference.attention_backward import ReferenceBackward
 from xattn_reference.merge_attention import ReferenceMerge
 from xattn_reference.paged_attention import ReferencePaged
 from xattn_reference.varlen_attention import ReferenceVarlen
+from xattn_reference.varlen_attention_backward import ReferenceVarlenBackward
 from xattn_reference.write_kv import ReferenceWrite
 
 
@@ -21,4 +23,6 @@ class ReferenceBackend(Backend):
         ReferencePaged(),
         ReferenceMerge(),
         ReferenceWrite(),
+        ReferenceBackward(),
+        ReferenceVarlenBackward(),
     )

@@ -32,14 +32,33 @@ def wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None = None) -> tuple[Tensor, Tensor]:
-    """q: (batch, seqlen_q, nheads, headdim), k, v: (batch, seqlen_k, nheads_k, headdim or headdim_v).
+@dataclass(frozen=True)
+class _Scored:
+    """queries, keys, values: wide, 0 where nobody may look; queries as `_fold` has them. scores: (batch, nheads,
+    seqlen_q, seqlen_k), -inf where hidden. slope: what softcap makes of a step of a score, or 1. dead: queries that see
+    no key, (batch or 1, nheads or 1, seqlen_q or 1, 1)."""
 
-    Returns out (batch, seqlen_q, nheads, headdim_v), contiguous, in the dtype of q, and lse (batch, nheads, seqlen_q)
-    float32.
-    """
-    batch, seqlen_q, nheads, headdim = q.shape
-    seqlen_k, nheads_k, headdim_v = v.shape[1:]
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scores: Tensor
+    slope: Tensor | float
+    dead: Tensor
+
+    def folded(self, weights: Tensor) -> Tensor:
+        """Weights of scores, as the queries are: (batch, nheads_k, group * seqlen_q, seqlen_k)."""
+        return weights.view(*self.queries.shape[:3], self.keys.shape[1])
+
+
+def _fold(x: Tensor, nheads_k: int) -> Tensor:
+    """The query heads of one key-value head, one below the other: (batch, nheads_k, group * seqlen_q, headdim)."""
+    batch, seqlen_q, nheads, headdim = x.shape
+    return x.transpose(1, 2).reshape(batch, nheads_k, nheads // nheads_k * seqlen_q, headdim)
+
+
+def _scored(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> _Scored:
+    batch, seqlen_q, nheads, _ = q.shape
+    seqlen_k, nheads_k = v.shape[1:3]
     group, visible = nheads // nheads_k, how.visible
     if not static(group):
         # torch.compile takes three times as long over sizes that are quotients. A graph of any number of heads has a
@@ -55,17 +74,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     seen = seen.transpose(1, 2).unsqueeze(3)  # (batch or 1, seqlen_k, nheads_k or 1, 1)
     keys = k.to(wide(q)).masked_fill(~seen, 0.0)
     values = v.to(wide(q)).masked_fill(~seen, 0.0)
-    dead = ~visible.any(-1, keepdim=True)  # (batch or 1, nheads or 1, seqlen_q or 1, 1)
-    queries = q.to(wide(q)).masked_fill(dead.transpose(1, 2), 0.0)
+    dead = ~visible.any(-1, keepdim=True)
+    queries = _fold(q.to(wide(q)).masked_fill(dead.transpose(1, 2), 0.0), nheads_k)
 
-    # The query heads of one key-value head stand one below the other: (batch, nheads_k, group * seqlen_q, ...).
-    queries = queries.transpose(1, 2).reshape(batch, nheads_k, group * seqlen_q, headdim)
     scores = (queries @ keys.permute(0, 2, 3, 1)).view(batch, nheads, seqlen_q, seqlen_k) * how.scale
+    slope: Tensor | float = 1.0
     if how.softcap is not None:
-        scores = how.softcap * torch.tanh(scores / how.softcap)
+        tanh = torch.tanh(scores / how.softcap)
+        scores, slope = how.softcap * tanh, 1.0 - tanh * tanh
     for term in how.added:
         scores = scores + term.to(wide(q))
-    scores = scores.masked_fill(~visible, -torch.inf)
+    return _Scored(queries, keys, values, scores.masked_fill(~visible, -torch.inf), slope, dead)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None = None) -> tuple[Tensor, Tensor]:
+    """q: (batch, seqlen_q, nheads, headdim), k, v: (batch, seqlen_k, nheads_k, headdim or headdim_v).
+
+    Returns out (batch, seqlen_q, nheads, headdim_v), contiguous, in the dtype of q, and lse (batch, nheads, seqlen_q)
+    float32.
+    """
+    batch, seqlen_q, nheads, _ = q.shape
+    seqlen_k, headdim_v = v.shape[1], v.shape[3]
+    scored = _scored(q, k, v, how)
+    scores, dead = scored.scores, scored.dead
 
     # Softmax by hand: the sink is a term without a value, and a row without keys is 0 by its masks, not by its logits.
     top = scores.detach()
@@ -86,10 +117,38 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     probabilities = weights / total
     if dropout_p is not None:
         probabilities = F.dropout(probabilities, dropout_p)
-    out = probabilities.view(batch, nheads_k, group * seqlen_q, seqlen_k) @ values.transpose(1, 2)
+    out = scored.folded(probabilities) @ scored.values.transpose(1, 2)
     out = out.view(batch, nheads, seqlen_q, headdim_v).transpose(1, 2).to(q.dtype).contiguous()
     lse = (torch.log(total) + top).masked_fill(empty, -torch.inf)
     return out, lse.squeeze(-1).float()
+
+
+def share(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, how: Scores
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv in the dtypes of q, k, v: what the given keys add to them. Shapes as of `attend`; out and lse may be
+    of more keys. Queries that see none of these, or of which lse is -inf, are not read."""
+    scored = _scored(q, k, v, how)
+    none = lse.unsqueeze(-1) == -torch.inf  # (batch, nheads, seqlen_q, 1)
+    unread = (scored.dead | none).transpose(1, 2)
+    given = [x.to(wide(q)).masked_fill(unread, 0.0) for x in (dout, out)]
+    delta = (given[0] * given[1]).sum(-1).transpose(1, 2).unsqueeze(-1)
+    grad = _fold(given[0], scored.queries.shape[1])
+    # A query without a key in there has scores of -inf, and -inf - -inf is NaN.
+    log = lse.to(wide(q)).unsqueeze(-1).masked_fill(scored.dead | none, torch.inf)
+    p = torch.exp(scored.scores - log)
+    values = (grad @ scored.values.permute(0, 2, 3, 1)).view(p.shape)
+    scores = scored.folded(p * (values - delta) * scored.slope * how.scale)
+    dq = (scores @ scored.keys.transpose(1, 2)).view(*p.shape[:3], q.shape[3]).transpose(1, 2)
+    dk = (scores.mT @ scored.queries).transpose(1, 2)
+    dv = (scored.folded(p).mT @ grad).transpose(1, 2)
+    return dq.to(q.dtype).contiguous(), _of_heads(dk, k), _of_heads(dv, v)
+
+
+def _of_heads(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of the key-value heads that there are: `_scored` may have made one for each query head."""
+    grouped: Tensor = grad.unflatten(2, (x.shape[2], -1))
+    return grouped.sum(3).to(x.dtype)
 
 
 def within(distance: Tensor, band: tuple[int | None, int | None]) -> Tensor:

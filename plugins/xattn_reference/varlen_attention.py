@@ -7,11 +7,14 @@ import functools
 import torch
 from torch import Tensor
 
-from xattn import AttentionOutput, VarlenKernel, VarlenRequest
+from xattn import AttentionOutput, VarlenBackwardRequest, VarlenKernel, VarlenRequest
 from xattn.plugin import Plan
 from xattn_reference.block import everything
 from xattn_reference.packed import places
 from xattn_reference.softmax import Scores, attend, wide, within
+
+# What decides the scores of a call, forward or backward.
+Described = VarlenRequest | VarlenBackwardRequest
 
 
 class ReferenceVarlen(VarlenKernel):
@@ -40,6 +43,25 @@ def varlen_attention(
 ) -> Tensor | AttentionOutput:
     """Shapes as in `xattn.varlen_attention`; the bounds are not needed. Computes in float32, or in float64 for float64
     tensors."""
+    how, padding = scores(request, q, k, cu_seqlens_q, cu_seqlens_k, sinks, alibi_slopes, align)
+    out, lse = (each.squeeze(0) for each in attend(q[None], k[None], v[None], how))
+    if not request.return_lse:
+        return out
+    # A token of no sequence has no sink.
+    return AttentionOutput(out, lse.masked_fill(padding, -torch.inf))
+
+
+def scores(
+    request: Described,
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
+    align: int | Tensor | None,
+) -> tuple[Scores, Tensor]:
+    """Of all tokens with all tokens, a batch of 1; and which queries are of no sequence, (total_q,)."""
     sequence_q, i = places(cu_seqlens_q, q.shape[0])
     sequence_k, j = places(cu_seqlens_k, k.shape[0])
     off = _of_each(_offsets(request, cu_seqlens_q, cu_seqlens_k, align), sequence_q)
@@ -53,15 +75,15 @@ def varlen_attention(
             slopes = _of_each(slopes, sequence_q).t().unsqueeze(-1)  # (nheads, total_q, 1)
         added.append(-slopes.view(1, request.nheads, -1, 1) * distance.abs())
     visible = (within(distance, request.band) & own)[None, None]
-    how = Scores(request.softmax_scale, request.softcap, visible, added, sinks)
-    out, lse = (each.squeeze(0) for each in attend(q[None], k[None], v[None], how))
-    if not request.return_lse:
-        return out
-    # A token of no sequence has no sink.
-    return AttentionOutput(out, lse.masked_fill(padding, -torch.inf))
+    return Scores(request.softmax_scale, request.softcap, visible, added, sinks), padding
 
 
-def _offsets(request: VarlenRequest, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, align: int | Tensor | None) -> Tensor:
+def _offsets(
+    request: Described,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    align: int | Tensor | None,
+) -> Tensor:
     """`off` of each sequence: (batch,)."""
     if align is not None:
         return torch.zeros_like(cu_seqlens_q[1:], dtype=torch.int64) + align

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from xattn import Backend
 from xattn_sdpa.attention.kernel import SdpaAttention
+from xattn_sdpa.attention_backward import SdpaBackward
 from xattn_sdpa.paged_attention.kernel import SdpaPaged
+from xattn_sdpa.varlen_attention.kernel import SdpaVarlen
+from xattn_sdpa.varlen_attention_backward import SdpaVarlenBackward
 from xattn_sdpa.write_kv import SdpaWrite
 
 
 class SdpaBackend(Backend):
     name = "sdpa"
     api_version = 1
-    kernels = (SdpaAttention(), SdpaPaged(), SdpaWrite())
+    kernels = (SdpaAttention(), SdpaVarlen(), SdpaPaged(), SdpaWrite(), SdpaBackward(), SdpaVarlenBackward())

@@ -150,7 +150,7 @@ def test_windows() -> None:
     assert inside >= {(n, side) for n in (0, 1) for side in SIDES}
     assert {(None, None), (0, None), (None, 0), (0, 0)} <= windows
     decode = [case for case in FORWARD if case.shape["seqlen_q"] == 1 and "window" in case.options]
-    assert {case.family for case in decode} == {"needle", "poison"}
+    assert {case.family for case in decode} >= {"needle", "poison"}
     for grads in (False, True):
         fitting = [case for case in CASES if bool(case.grads) == grads]
         assert any("window" in case.options and "gqa" in case.features for case in fitting)
@@ -264,7 +264,7 @@ OPTIONS = "options = { causal = true }\n"
     ("text", "message"),
     [
         (GROUP + "rtol = 1.0", "unknown field `rtol`"),
-        (GROUP + "variations = ['twice']", "Invalid enum value 'twice'"),
+        (GROUP + "variations = ['thrice']", "Invalid enum value 'thrice'"),
         (GROUP[:-20], "cases.toml"),
         (changed('level = "core"', 'level = "easy"'), "Invalid enum value 'easy'"),
         (changed(OPTIONS, "options = { is_causal = true }"), "unknown options is_causal"),

@@ -8,9 +8,11 @@ import pytest
 from conformance.reporting import PROFILE, TITLES, make_report, small_report
 from msgspec.structs import replace
 from xattn_conformance.ops.registry import OPS
-from xattn_conformance.reports.claims import claims
+from xattn_conformance.reports.claims import advice, claims
 from xattn_conformance.reports.tally import ALL, matrix, share, tally
 from xattn_conformance.result import CaseResult, Provenance, Report
+
+ELSEWHERE: Provenance = "vendor code elsewhere"
 
 
 def clean(**changes: Any) -> Report:
@@ -25,21 +27,22 @@ def clean(**changes: Any) -> Report:
 
 def test_all_passed() -> None:
     assert claims(clean()) == [
-        "attention Core 1.1: 36/36, 0 waivers",
-        "attention Extended 1.1: 12/12 of 24 cases, 0 waivers (12 declined as declared)",
+        "attention Core 1.2: 36/36, 0 waivers; published inputs alone",
+        "attention Extended 1.2: 12/12 of 24 cases, 0 waivers (12 declined as declared); published inputs alone",
     ]
 
 
 def test_a_claim_stops_at_the_level_of_the_run() -> None:
     core = [result for result in clean().cases if result.case.level == "core"]
-    assert claims(make_report(core, level="core")) == ["attention Core 1.1: 36/36, 0 waivers"]
-    assert claims(clean(level="full"))[2:] == ["attention Full 1.1: no claim, nothing was executed"]
+    assert claims(make_report(core, level="core")) == [claims(clean())[0]]
+    assert claims(clean(level="full"))[2:] == ["attention Full 1.2: no claim, nothing was executed"]
 
 
 def test_failures_and_waivers_are_not_passes() -> None:
     assert claims(small_report()) == [
-        "attention Core 1.1: 34/36, 1 waiver on 1 case, 1 failed",
-        "attention Extended 1.1: 10/12 of 24 cases, 0 waivers, 2 failed (12 declined as declared)",
+        "attention Core 1.2: 34/36, 1 waiver on 1 case, 1 failed; published inputs alone",
+        "attention Extended 1.2: 10/12 of 24 cases, 0 waivers, 2 failed (12 declined as declared); "
+        "published inputs alone",
     ]
 
 
@@ -61,7 +64,7 @@ def test_one_waiver_on_two_cases_and_two_waivers_on_two() -> None:
 )
 def test_what_did_not_run_on_the_hardware_says_so(provenance: Provenance, words: str) -> None:
     for claim in claims(clean(provenance=provenance)):
-        assert claim.endswith(words)
+        assert f"{words};" in claim
         assert "of them" not in claim
 
 
@@ -70,7 +73,8 @@ def test_a_few_cases_on_a_stand_in_are_said_in_the_claim_of_their_level() -> Non
     first = next(index for index, result in enumerate(cases) if result.case.level == "core")
     cases[first] = replace(cases[first], provenance="stand-in")
     core, extended = claims(make_report(cases))
-    assert core == "attention Core 1.1: 36/36, 0 waivers, 1 of them on a stand-in: no statement about the hardware"
+    counts = "attention Core 1.2: 36/36, 0 waivers"
+    assert core.startswith(f"{counts}, 1 of them on a stand-in: no statement about the hardware;")
     assert "stand-in" not in extended
 
 
@@ -95,18 +99,18 @@ def test_a_run_of_one_dtype_is_a_claim_about_that_dtype() -> None:
     cases = tuple(result for result in report.cases if result.case.dtype == "float32")
     assert (
         claims(replace(report, dtypes=("float32",), cases=cases))[0]
-        == "attention Core 1.1 (float32 only): 12/12, 0 waivers"
+        == "attention Core 1.2 (float32 only): 12/12, 0 waivers; published inputs alone"
     )
 
 
 def test_a_claim_names_the_executor() -> None:
     profile = PROFILE.replace('hardware = ["cuda"]', 'hardware = ["cuda"]\nexecutor = "acme.graph:run"')
     assert claims(clean(profile=profile)) == [
-        f"{claim}, run by the executor acme.graph:run" for claim in claims(clean())
+        claim.replace(";", ", run by the executor acme.graph:run;") for claim in claims(clean())
     ]
     provenance: Provenance = "stand-in"
     for claim in claims(clean(profile=profile, provenance=provenance)):
-        assert claim.endswith("no statement about the hardware, run by the executor acme.graph:run")
+        assert "no statement about the hardware, run by the executor acme.graph:run;" in claim
 
 
 def test_a_profile_that_is_refused_claims_nothing() -> None:
@@ -139,3 +143,41 @@ def test_a_share_of_little_shows_of_how_much() -> None:
 
 def test_the_fixture_has_every_title() -> None:
     assert {result.case.title for result in small_report().cases} == {title for title, *_ in TITLES}
+
+
+def test_a_claim_says_of_which_inputs_it_is() -> None:
+    report = clean()
+    again = [replace(result, case=replace(result.case, draw=99), id=f"{result.id}@99") for result in report.cases[:3]]
+    twins = replace(report, cases=(*report.cases, *again), fresh=99)
+    core, extended = claims(twins)
+    assert core == "attention Core 1.2: 36/36, 0 waivers; 3/3 on fresh inputs of seed 99"
+    assert extended.endswith("; 3/3 on fresh inputs of seed 99")
+    wrong = replace(twins, cases=(*report.cases, *again[1:], replace(again[0], status="FAIL")))
+    assert claims(wrong)[0].endswith("; 2/3 on fresh inputs of seed 99")
+    drawn = [replace(result, case=replace(result.case, draw=7)) for result in report.cases]
+    assert claims(replace(report, cases=tuple(drawn), seed=7))[0] == (
+        "attention Core 1.2 on inputs of seed 7: 36/36, 0 waivers"
+    )
+
+
+def test_a_claim_names_what_is_declared_and_not_tested() -> None:
+    declared = {"attention": ("causal", "grad_qkv", "sinks", "softcap", "window")}
+    core, extended = claims(clean(declared=declared))
+    # The small report declines softcap everywhere, and has windows at its second level.
+    assert core.endswith("; declared and not tested at this level: gradients of qkv, softcap, window")
+    assert extended.endswith("; declared and not tested at this level: gradients of qkv, softcap")
+    assert "not tested" not in claims(clean(declared={"attention": ("causal",)}))[0]
+
+
+def test_a_backend_that_does_not_say_what_its_hardware_is_is_told_what_to_write() -> None:
+    text = 'schema = 1\nbackend = "acme"\nhardware = []\n'
+    without = clean(profile=text, profile_source="none: acme ships no acme.profile.toml", provenance=ELSEWHERE)
+    assert advice(without) == (
+        "Is cuda the hardware that acme is made for? Then say so in acme.profile.toml beside the module of its class: "
+        'schema = 1, backend = "acme", hardware = ["cuda"].'
+    )
+    given = clean(profile=text, profile_source="xattn_acme: acme.profile.toml", provenance=ELSEWHERE)
+    assert advice(given).endswith('Then say so in its profile: "cuda" in hardware.')
+    assert advice(clean()) == ""
+    emulated = text + 'executor = "acme.emulation:run"\n'
+    assert advice(clean(profile=emulated, provenance=ELSEWHERE)) == ""

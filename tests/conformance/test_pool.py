@@ -165,7 +165,8 @@ def test_another_choice_of_backend_redirects_nothing(plugin: Any, monkeypatch: p
     ],
 )
 def test_an_executor_that_is_none_is_an_error(executor: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[0]) + os.pathsep + str(Path(__file__).parents[1]))
+    here = Path(__file__)
+    monkeypatch.setenv("PYTHONPATH", f"{here.parents[0]}{os.pathsep}{here.parents[1]}", prepend=os.pathsep)
     profile = PROFILE.replace("[arithmetic]", f'executor = "{executor}"\n[arithmetic]')
     with pytest.raises(TargetError, match=said):
         Judging(start("reference", profile), timeout=20).ready()
@@ -180,7 +181,7 @@ def test_an_executor_runs_the_case_and_its_provenance_stands(monkeypatch: pytest
         "        raise KeyError(f'{backend} runs {op} here')\n"
         "executor = Executor()\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     profile = PROFILE.replace("[arithmetic]", 'executor = "elsewhere:executor"\n[arithmetic]')
     judging = Judging(start("reference", profile), timeout=20)
     try:

@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from conformance.handmade import case
 from xattn_conformance.profiles.schema import Bitwise, Override, Profile, ProfileError, Waiver, parse
 from xattn_conformance.profiles.waivers import settle, status_of
 from xattn_conformance.result import Check
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 
 TODAY = datetime.date(2026, 6, 1)
-CASE = "attention/plain/float32/b1-q2-k2-h1-g1-d8-v8/normal"
+OF = case(dtype="float32", shape=(1, 2, 2, 1, 1, 8, 8))
+CASE = OF.id
 
 HEAD = 'schema = 1\nbackend = "acme"\nhardware = ["cuda"]\n'
 
@@ -194,21 +196,21 @@ CHECKS = (
 
 
 def test_a_waived_case_is_waived_and_says_by_what() -> None:
-    settled = settle(CASE, "cuda", CHECKS, [waiver()], TODAY)
+    settled = settle(OF, "cuda", CHECKS, [waiver()], TODAY)
     assert (settled.status, settled.problems) == ("WAIVED", ())
     assert settled.checks == (CHECKS[0], msgspec.structs.replace(CHECKS[1], limit=10.0, waiver="XW-1"))
 
 
 def test_without_a_waiver_the_checks_decide() -> None:
-    assert settle(CASE, "cuda", CHECKS, [], TODAY).status == "FAIL"
-    assert settle(CASE, "cuda", CHECKS[:1], [], TODAY).status == "PASS"
-    assert settle(CASE, "cuda", (), [], TODAY).status == "FAIL"
+    assert settle(OF, "cuda", CHECKS, [], TODAY).status == "FAIL"
+    assert settle(OF, "cuda", CHECKS[:1], [], TODAY).status == "PASS"
+    assert settle(OF, "cuda", (), [], TODAY).status == "FAIL"
     assert status_of(CHECKS[:1], ("a problem",)) == "FAIL"
 
 
 @pytest.mark.parametrize("place", [{"cases": '["attention/other"]'}, {"device": '"cpu"'}])
 def test_a_waiver_reaches_no_other_case_and_no_other_device(place: dict[str, Any]) -> None:
-    settled = settle(CASE, "cuda", CHECKS, [waiver(**place)], TODAY)
+    settled = settle(OF, "cuda", CHECKS, [waiver(**place)], TODAY)
     assert (settled.status, settled.checks, settled.problems) == ("FAIL", CHECKS, ())
 
 
@@ -228,7 +230,7 @@ def with_zrow(value: float | None) -> tuple[Check, ...]:
     ],
 )
 def test_what_makes_a_waived_case_fail(checks: tuple[Check, ...], changes: dict[str, Any], words: str) -> None:
-    settled = settle(CASE, "cuda", checks, [waiver(**changes)], TODAY)
+    settled = settle(OF, "cuda", checks, [waiver(**changes)], TODAY)
     assert settled.status == "FAIL"
     (problem,) = settled.problems
     assert words in problem
@@ -236,13 +238,20 @@ def test_what_makes_a_waived_case_fail(checks: tuple[Check, ...], changes: dict[
     assert not any(check.ok and check.waiver for check in settled.checks)
 
 
+def test_on_other_inputs_a_waiver_need_not_be_needed() -> None:
+    other = msgspec.structs.replace(OF, draw=7)
+    assert settle(other, "cuda", with_zrow(5.9), [waiver()], TODAY).status == "PASS"
+    assert settle(other, "cuda", with_zrow(9.9), [waiver()], TODAY).status == "WAIVED"
+    assert settle(other, "cuda", with_zrow(10.1), [waiver()], TODAY).status == "FAIL"
+
+
 def test_a_waiver_holds_on_the_day_it_expires() -> None:
-    assert settle(CASE, "cuda", CHECKS, [waiver(expires="2026-06-01")], TODAY).status == "WAIVED"
+    assert settle(OF, "cuda", CHECKS, [waiver(expires="2026-06-01")], TODAY).status == "WAIVED"
 
 
 def test_a_waiver_excuses_one_check_only() -> None:
     checks = (*CHECKS, Check(name="lse.zmax", value=9.0, limit=8.0))
-    settled = settle(CASE, "cuda", checks, [waiver()], TODAY)
+    settled = settle(OF, "cuda", checks, [waiver()], TODAY)
     assert settled.status == "FAIL"
     assert [check.ok for check in settled.checks] == [True, True, False]
 

@@ -74,7 +74,7 @@ def test_values_without_a_finite_nearness_have_no_ratio() -> None:
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"suite": "0.9"}, "A is of suite 1.1, B of 0.9"),
+        ({"suite": "0.9"}, "A is of suite 1.2, B of 0.9"),
         ({"goldens": "other"}, "against different goldens"),
         ({"invalid": "the goldens do not verify"}, "B is invalid, nothing in it counts: the goldens do not verify"),
         ({"provenance": "stand-in"}, "A was obtained on hardware, B on stand-in"),

@@ -76,7 +76,7 @@ def fragment(page: Chrome) -> str:
 
 def test_the_first_screen_says_what_matters(page: Chrome) -> None:
     header = page.find_element(By.TAG_NAME, "header").text
-    assert "attention Core 1.1: 34/36, 1 waiver on 1 case, 1 failed" in header
+    assert "attention Core 1.2: 34/36, 1 waiver on 1 case, 1 failed" in header
     assert "Obtained on the vendor's hardware" in header
     canaries = page.find_element(By.ID, "canaries")
     assert "zero out.zmax 311.5 8" in canaries.text

@@ -24,6 +24,7 @@ from xattn_conformance.result import CaseResult, Check, Report, decode, encode
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 SMALL = small_report()
+SECOND = int(datetime.datetime.fromisoformat(SMALL.started).timestamp())
 CASES = {result.id: result.case for result in SMALL.cases}
 INPUTS = {result.id: result.inputs for result in SMALL.cases}
 
@@ -37,13 +38,15 @@ def chosen(level: Level, dtypes: Collection[str], pattern: str) -> list[Case]:
 
 # Profiles are tried on wrong kernels in a test of its own.
 SUITE_1 = Suite(
-    versions=("1.0", "1.1"),
+    versions=("1.0", "1.1", "1.2"),
     goldens=GOLDENS,
     select=chosen,
+    fresh=lambda passed, seed: [replace(case, draw=seed) for case in list(passed)[:2]],
     limit=limit,
     inputs=lambda case: INPUTS.get(case.id),
     refusals=lambda *_: [],
     judged=lambda *_: True,
+    counts=lambda *_: (2048.0,),
     mutants=frozenset({"zero", "window + 1", "scale 2"}),
     knobs=frozenset(),
 )
@@ -57,8 +60,27 @@ def test_an_honest_report_verifies_as_written_and_as_read() -> None:
 def test_a_report_of_an_earlier_suite_is_held_to_the_cases_of_then() -> None:
     later = replace(PASSED.case, title="later", since="1.1")
     suite = dataclasses.replace(SUITE_1, select=lambda *asked: [*chosen(*asked), later])
-    assert verify(replace(SMALL, suite="1.0"), suite) == []
-    assert verify(replace(SMALL, suite="1.1"), suite) == [f"1 cases of the run are missing: {later.id}"]
+    then = {version: replace(SMALL, suite=version, environment=here(suite=version)) for version in ("1.0", "1.1")}
+    assert verify(then["1.0"], suite) == []
+    assert verify(then["1.1"], suite) == [f"1 cases of the run are missing: {later.id}"]
+
+
+def test_the_fresh_cases_of_a_report_are_those_that_follow_from_what_passed() -> None:
+    suite = dataclasses.replace(SUITE_1, inputs=lambda case: INPUTS.get(case.published.id))
+    passed = [result for result in SMALL.cases if result.status == "PASS"][:2]
+    again = [replace(r, case=replace(r.case, draw=SECOND), id=f"{r.id}@{SECOND}") for r in passed]
+    report = replace(SMALL, fresh=SECOND, cases=(*SMALL.cases, *again))
+    assert verify(report, suite) == []
+    assert "1 cases of the run are missing" in verify(replace(report, cases=report.cases[:-1]), suite)[0]
+    assert "2 cases of the run are missing" in verify(replace(report, fresh=SECOND - 1), suite)[0]
+    assert "2 cases are not of the run" in verify(replace(report, fresh=0), suite)[0]
+
+
+def test_a_report_of_another_seed_is_held_to_its_inputs() -> None:
+    suite = dataclasses.replace(SUITE_1, inputs=lambda case: INPUTS.get(case.published.id))
+    drawn = tuple(replace(r, case=replace(r.case, draw=7), id=f"{r.id}@7") for r in SMALL.cases)
+    assert verify(replace(SMALL, seed=7, cases=drawn), suite) == []
+    assert "60 cases of the run are missing" in verify(replace(SMALL, seed=7), suite)[0]
 
 
 def test_an_honest_report_of_a_part_verifies() -> None:
@@ -92,6 +114,11 @@ def without(*names: str, of: CaseResult = PASSED) -> Report:
 def measured(name: str, **changes: Any) -> Report:
     """The small report with a check of a case changed."""
     return changed(SMALL, PASSED.id, checks=with_check(PASSED, name, **changes))
+
+
+def here(**changes: Any) -> dict[str, Any]:
+    """The environment of the small report, changed."""
+    return {**SMALL.environment, **changes}
 
 
 # A change of the small report, and what verification must say of it.
@@ -223,7 +250,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     ),
     "a case that the suite has not": (
         lambda: changed(SMALL, PASSED.id, id="attention/easy/float32/q1/normal"),
-        "1 cases are not of the run: suite 1.1 has no such case there: attention/easy/float32/q1/normal",
+        "1 cases are not of the run: suite 1.2 has no such case there: attention/easy/float32/q1/normal",
     ),
     "another case under the id": (
         lambda: changed(SMALL, PASSED.id, case=replace(PASSED.case, family="ones")),
@@ -280,13 +307,13 @@ def test_a_variation_must_have_been_looked_at_or_declined() -> None:
     suite = dataclasses.replace(SUITE_1, select=lambda *_: [case])
     assert verify(report, suite) == [f"{case.id}: the variation {name} was not looked at" for name in case.variations]
     bits = Check(name="repeat.bits", value=0.0, limit=0.0)
-    looked = replace(result, checks=(*result.checks, bits), left_out=("padding",))
+    looked = replace(result, checks=(*result.checks, bits), left_out={"padding": ("seqlens_k",)})
     assert verify(replace(report, cases=(looked,)), suite) == []
 
 
 def test_a_variation_of_the_same_request_is_never_left_out() -> None:
     case = replace(PASSED.case, variations=("repeat",))
-    result = replace(PASSED, case=case, left_out=("repeat",))
+    result = replace(PASSED, case=case, left_out={"repeat": ("x",)})
     suite = dataclasses.replace(SUITE_1, select=lambda *_: [case])
     (problem,) = verify(replace(SMALL, cases=(result,), selection=result.id), suite)
     assert "the variation repeat is the request of the case itself" in problem

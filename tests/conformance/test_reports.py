@@ -61,7 +61,7 @@ def test_junit_counts_are_those_of_the_report() -> None:
     assert ids == {result.id for result in report.cases}
     claim = suite.find("properties/property[@name='claim']")
     assert claim is not None
-    assert claim.attrib["value"].startswith("attention Core 1.1: 34/36")
+    assert claim.attrib["value"].startswith("attention Core 1.2: 34/36")
 
 
 def test_junit_failure_holds_what_one_needs() -> None:

@@ -122,5 +122,5 @@ def test_knobs_are_turned() -> None:
 
 def test_a_run_of_a_backend_without_the_op_has_no_case_of_it() -> None:
     call = OP.call(CASES[0], OP.problem(CASES[0]), "cpu")
-    (reason,) = OP.explain(call, "sdpa").reasons
+    (reason,) = OP.explain(call, "nki").reasons
     assert (reason.code, reason.got) == ("op", "varlen_attention")

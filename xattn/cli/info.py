@@ -112,13 +112,19 @@ def _backends(blocks: list[Numbered]) -> Table:
         shown = of
         table.add_row(
             Text(name, style="yellow" if backend["disabled_by"] else ""),
-            Text(op),
+            Text(_in_lines(op)),
             str(number),
             Text("\n".join(capabilities.place(block))),
             Text(" ".join(capabilities.dtypes(block))),
             Text("\n".join(capabilities.sizes(block)) or "any"),
         )
     return table
+
+
+def _in_lines(op: str) -> str:
+    """The name, with its last word on a line of its own where it would take the room of the other columns."""
+    head, _, last = op.rpartition("_")
+    return op if len(op) <= 18 else f"{head}_\n{last}"
 
 
 def _checked(blocks: list[Numbered]) -> Table:

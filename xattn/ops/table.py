@@ -8,18 +8,29 @@ from typing import Any
 from xattn.dispatch.op import Op
 from xattn.dispatch.registry import declare
 from xattn.errors import InvalidArgumentError
-from xattn.ops import apply_rotary, attention, merge_attention, paged_attention, varlen_attention, write_kv
+from xattn.ops import (
+    apply_rotary,
+    attention,
+    attention_backward,
+    merge_attention,
+    paged_attention,
+    varlen_attention,
+    varlen_attention_backward,
+    write_kv,
+)
 
 # By the name of its function.
 OPS: dict[str, Op] = {
-    op.name: op
-    for op in (
-        attention.OP,
-        apply_rotary.OP,
-        varlen_attention.OP,
-        paged_attention.OP,
-        merge_attention.OP,
-        write_kv.OP,
+    room.OP.name: room.OP
+    for room in (
+        attention,
+        apply_rotary,
+        varlen_attention,
+        paged_attention,
+        merge_attention,
+        attention_backward,
+        varlen_attention_backward,
+        write_kv,
     )
 }
 

@@ -33,7 +33,13 @@ def run(
     device: Annotated[
         str | None, typer.Option(help="torch's name: cpu, cuda, cuda:1, ... By default the backend's first one here.")
     ] = None,
-    level: Annotated[str, typer.Option(help=f"{', '.join(LEVELS)}: each with all before it.")] = "core",
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(LEVELS)}: each with all before it. By default the lowest that reaches all that "
+            "the backend declares."
+        ),
+    ] = None,
     case: Annotated[str, typer.Option(help="A pattern of case ids, as a shell's.")] = "*",
     dtype: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(DTYPES)}; may be repeated.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at once.")] = None,
@@ -48,6 +54,15 @@ def run(
     dump: Annotated[
         Path | None, typer.Option(help="With one case: its inputs, outputs, golden and sigma, as safetensors.")
     ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.5, help="GiB of the host that each process may hold. On a CPU a share of it.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Draw other inputs than the published ones, which are 0.")
+    ] = 0,
+    soak: Annotated[
+        int, typer.Option(min=0, help="Call each case so many times more, for rare races; raise --timeout with it.")
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="The report on stdout; of several backends, a list.")] = False,
 ) -> None:
     """Judge backends: every case a backend says it serves must run and agree, every other must be declined as it says.
@@ -57,14 +72,28 @@ def run(
     dtypes = tuple(name for name in DTYPES if name in (dtype or DTYPES))
     if unknown := set(dtype or ()) - set(DTYPES):
         stop(f"no dtype {min(unknown)!r} in the suite: {', '.join(DTYPES)}")
-    known_level = a_level(level)
+    known_level = None if level is None else a_level(level)
     if out_folder is not None:
         _make(out_folder)
     reports = []
     for name in _present(device) if backend == ["all"] else backend:
         with _Live(name) as live:
             try:
-                report = session.run(name, device, known_level, case, dtypes, jobs, profile, timeout, live.show, dump)
+                report = session.run(
+                    name,
+                    device,
+                    known_level,
+                    case,
+                    dtypes,
+                    jobs,
+                    profile,
+                    timeout,
+                    progress=live.show,
+                    dump=dump,
+                    memory=None if memory is None else int(memory * 2**30),
+                    seed=seed,
+                    soak=soak,
+                )
             except TargetError as error:
                 stop(str(error))
         reports.append(report)

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from xattn_conformance.reports.claims import claims
+from xattn_conformance.reports.claims import advice, claims
 from xattn_conformance.reports.tally import STATUSES, Counts, matrix, required, share, tally
 from xattn_conformance.result import CaseResult, Report
 
@@ -38,13 +38,20 @@ def summary(report: Report, written: Sequence[Path]) -> RenderableType:
     elif not report.executed:
         parts.append(Text("Nothing was executed: that is a failure.", style="bold red"))
     parts += [Text(claim, style="bold") for claim in claims(report)]
+    if said := advice(report):
+        parts.append(Text(said))
     parts += [Text(f"Written to {path}") for path in written]
     return Group(*parts)
 
 
 def _head(report: Report) -> Text:
     device = report.environment.get("device", {})
-    return Text.assemble((report.backend, "bold"), f" on {report.device} ({device.get('name', 'unknown')})")
+    inputs = f", inputs of seed {report.seed}" if report.seed else f", fresh inputs of seed {report.fresh}"
+    return Text.assemble(
+        (report.backend, "bold"),
+        f" on {report.device} ({device.get('name', 'unknown')}), level {report.level}",
+        inputs if report.seed or report.fresh else "",
+    )
 
 
 def _counts(report: Report) -> Text:

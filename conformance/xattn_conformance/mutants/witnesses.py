@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, Case, scores
+from xattn_conformance.case import DTYPES, LEVELS, Case, scores
+from xattn_conformance.mutants.impostor import UNDECLARED, Impostor, outcome
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.table import mutants_on
 from xattn_conformance.ops.base import Op
@@ -126,8 +127,20 @@ def write(op: Op[Any]) -> list[str]:
         waiting = sum(not enough(some) for some in kills.values())
         print(f"{op.name}, {(number + 1) * _WAVE} cases: {waiting} of {len(kills)} mutants need more", file=sys.stderr)
     found = {name: choose(some) for name, some in kills.items()}
+    found |= {impostor.name: shown(impostor, small) for impostor in op.impostors()}
     (op.room / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     return [name for name, cases in found.items() if not cases]
+
+
+def shown(impostor: Impostor, cases: Sequence[Case]) -> tuple[str, ...]:
+    """The cheapest case that shows an impostor in every dtype, of the lowest level that has one."""
+    rows: dict[str, list[Case]] = {}
+    for case in sorted(filter(impostor.applies, cases), key=lambda case: (LEVELS.index(case.level), scores(case))):
+        rows.setdefault(_any_dtype(case), []).append(case)
+    for name, row in rows.items():
+        if all(outcome(impostor, case, UNDECLARED).failed for case in row):
+            return (name,)
+    return ()
 
 
 def main() -> int:

@@ -13,27 +13,38 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.mutants.mutant import Mutant, Results, Right
-from xattn_conformance.ops.attention import rowwise
+from xattn_conformance.ops.attention import oracle as oracle
+from xattn_conformance.ops.attention import rowwise as rowwise
 from xattn_conformance.ops.attention.families import FAMILIES
 from xattn_conformance.ops.attention.families import STREAMS as STREAMS
-from xattn_conformance.ops.attention.inputs import rounded
+from xattn_conformance.ops.attention.inputs import bits as bits
+from xattn_conformance.ops.attention.inputs import make, rounded
+from xattn_conformance.ops.attention.mutants.backward import Backward as Backward
+from xattn_conformance.ops.attention.mutants.backwards import BACKWARDS as BACKWARDS
+from xattn_conformance.ops.attention.mutants.kernel import attend as attend
 from xattn_conformance.ops.attention.mutants.masks import MASKS
 from xattn_conformance.ops.attention.mutants.options import ALIBI, LAYOUT, SCALE, SOFTCAP_AND_SINKS
 from xattn_conformance.ops.attention.mutants.returns import RETURNS
-from xattn_conformance.ops.attention.mutants.right import RIGHT
+from xattn_conformance.ops.attention.mutants.right import RIGHT as RIGHT
 from xattn_conformance.ops.attention.mutants.steps import STEPS
 from xattn_conformance.ops.attention.mutants.ways import answer
 from xattn_conformance.ops.attention.noise import forward
+from xattn_conformance.ops.attention.noise import gradient as gradient
 from xattn_conformance.ops.attention.options import band as band
+from xattn_conformance.ops.attention.options import features as features
+from xattn_conformance.ops.attention.options import normal as normal
+from xattn_conformance.ops.attention.options import title as title
 from xattn_conformance.ops.attention.options import window as window
 from xattn_conformance.ops.attention.problem import Problem as Problem
 from xattn_conformance.ops.attention.recipes import Sizes, alibi_slopes, sinks
+from xattn_conformance.ops.attention.table import sizes as sizes
 from xattn_conformance.ops.attention.visibility import poisoned_with as poisoned_with
 from xattn_conformance.ops.base import Op
 from xattn_conformance.tolerance.arithmetic import Arithmetic
@@ -99,6 +110,11 @@ class AttentionLikeOp(Op[P]):
 
     def right_kernels(self) -> Sequence[Right]:
         return [_right(self, kernel) for kernel in RIGHT]
+
+
+def whole_problem(case: Case) -> Problem:
+    """The problem of attention that a case's shape, family and options are of, with gradients of q, k and v."""
+    return make(msgspec.structs.replace(case, grads=("qkv",)))
 
 
 def right_answer(problem: Problem, arithmetic: Arithmetic) -> Results:

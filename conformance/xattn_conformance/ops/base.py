@@ -28,6 +28,15 @@ P = TypeVar("P")  # the op's own description of a problem, in NumPy
 
 Tensors = Mapping[str, Tensor]
 
+# Runs a call on the backend that is judged, copies of its results; `around` wraps what executes it.
+Run = Callable[..., dict[str, Tensor]]
+# How a call is made: plainly, from another thread, replayed.
+Way = Callable[[Call, Run], dict[str, Tensor]]
+
+
+def plainly(call: Call, run: Run) -> dict[str, Tensor]:
+    return run(call)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -73,11 +82,13 @@ class Variation:
 
     said:   what sets them apart, for a sentence: "with each batch row called alone".
     gather: from the results of the calls to those of the case, without the ones that do not follow from them.
+    way:    how each of them is made.
     """
 
     said: str
     calls: tuple[Call, ...]
     gather: Callable[[Sequence[Tensors]], dict[str, Tensor]]
+    way: Way = plainly
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,11 @@ class Op(ABC, Generic[P]):
         """What a report of the case must have."""
         raise NotImplementedError
 
+    def words(self, case: Case) -> frozenset[str]:
+        """What of the op's vocabulary a case uses: features as a capability block has them, and "grad_qkv"."""
+        features = {feature.rpartition(".")[2] for feature in case.features}
+        return frozenset(features | {f"grad_{name}" for name in case.grads})
+
     def served_by(self, backend: Backend) -> bool:
         """Whether the backend has the op at all. The cases of one that it does not have are no part of its run."""
         return any(kernel.op == self.name for kernel in backend.kernels)
@@ -161,6 +177,11 @@ class Op(ABC, Generic[P]):
 
     def right_kernels(self) -> Sequence[Right]:
         """Kernels of the op that the comparison must never fail."""
+        return ()
+
+    def impostors(self) -> Sequence[Any]:
+        """Backends of the op that are wrong in how they are called: `mutants.impostor.Impostor`, which judges cases and
+        so knows ops."""
         return ()
 
     def proved(self) -> Sequence[Case]:

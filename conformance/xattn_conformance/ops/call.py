@@ -20,6 +20,7 @@ class Call:
     """op: the name of a function of xattn. tensors: its tensor arguments by name. options: all others but backend.
     lists: arguments that are lists, of the tensors named.
     wanted: names of the tensors whose gradients are asked for. incoming: gradients of the results, by name.
+    twice: whether the backward pass runs through one graph twice, the first time on other gradients that come in.
     returns: names of what comes back in a tuple; None for a place that holds None. Empty: a tensor or AttentionOutput.
     """
 
@@ -29,6 +30,7 @@ class Call:
     wanted: tuple[str, ...] = ()
     incoming: Mapping[str, Tensor] = field(default_factory=dict)
     returns: tuple[str | None, ...] = ()
+    twice: bool = False
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -57,11 +59,19 @@ class Call:
         with torch.set_grad_enabled(bool(self.wanted)):
             results = self._named(execute(self.op, self._with(leaves), backend))
             if self.wanted:
-                wanted = [leaves[name] for name in self.wanted]
-                sources = [results[name] for name in self.incoming]
-                found = torch.autograd.grad(sources, wanted, list(self.incoming.values()))
-                results |= {f"d{name}": grad for name, grad in zip(self.wanted, found, strict=True)}
+                results |= self._gradients(results, [leaves[name] for name in self.wanted])
         return {name: tensor.detach() for name, tensor in results.items()}
+
+    def _gradients(self, results: Mapping[str, Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
+        """0 where nothing that a gradient comes in for depends on an input, as lse on v."""
+        given = {name: grad for name, grad in self.incoming.items() if results[name].requires_grad} or self.incoming
+        sources = [results[name] for name in given]
+        if self.twice:
+            first = [grad / 2 for grad in given.values()]
+            torch.autograd.grad(sources, wanted, first, retain_graph=True, allow_unused=True)
+        grads = list(given.values())
+        found = torch.autograd.grad(sources, wanted, grads, allow_unused=True, materialize_grads=True)
+        return {f"d{name}": grad for name, grad in zip(self.wanted, found, strict=True)}
 
     def _named(self, returned: Any) -> dict[str, Tensor]:
         """Raises TypeError for what is not of the kind that the op returns."""

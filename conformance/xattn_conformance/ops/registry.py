@@ -6,6 +6,7 @@ from typing import Any
 
 from xattn_conformance.ops.apply_rotary.op import RotaryOp
 from xattn_conformance.ops.attention.op import AttentionOp
+from xattn_conformance.ops.attention_backward.op import AttentionBackwardOp
 from xattn_conformance.ops.base import Op
 from xattn_conformance.ops.merge_attention.op import MergeOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
@@ -13,5 +14,13 @@ from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
 
 # By the name that its function has in xattn.
 OPS: dict[str, Op[Any]] = {
-    op.name: op for op in (AttentionOp(), RotaryOp(), VarlenAttentionOp(), PagedAttentionOp(), MergeOp())
+    op.name: op
+    for op in (
+        AttentionOp(),
+        RotaryOp(),
+        VarlenAttentionOp(),
+        PagedAttentionOp(),
+        MergeOp(),
+        AttentionBackwardOp(),
+    )
 }

@@ -124,3 +124,20 @@ def _without(arithmetic: Arithmetic, field: str) -> Arithmetic:
 
 def _said(arithmetic: Arithmetic, fields: Sequence[str]) -> str:
     return ", ".join(f"{field} = {msgspec.json.encode(getattr(arithmetic, field)).decode()}" for field in fields)
+
+
+def believes(profile: Profile, device: str, dtypes: Sequence[str], ops: Iterable[str]) -> list[str]:
+    """Why a profile is refused: the first impostor of each op that would pass under it on a device. In one dtype: what
+    is wrong in a call is wrong in all of them."""
+    # They go through the judgement of a run, which reads profiles.
+    from xattn_conformance.mutants.impostor import tried
+
+    found = []
+    for op in ops:
+        for impostor in OPS[op].impostors():
+            (case,) = witnesses_in(impostor.name, dtypes[0])
+            if tried(impostor, known.cases()[case], profile, device).status in ("PASS", "WAIVED"):
+                wrong = f'a backend that is wrong, "{impostor.name}" ({impostor.wrong}), would pass {case}'
+                found.append(f"on {device} in {dtypes[0]} {wrong}")
+                break
+    return found

@@ -11,8 +11,9 @@ from pathlib import Path
 from xattn import Backend, UnknownBackendError
 from xattn.dispatch.registry import registry
 from xattn_conformance.case import DTYPES
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import known
-from xattn_conformance.profiles.admission import admit
+from xattn_conformance.profiles.admission import admit, believes
 from xattn_conformance.profiles.schema import Profile, ProfileError, parse
 
 # Profiles of runs elsewhere, by name: an emulation's or a stand-in's executor, and the arithmetic of that place.
@@ -45,9 +46,8 @@ def load(
         devices = _devices(registered)
         found = problems(profile, backend, devices, today or datetime.datetime.now(datetime.timezone.utc).date())
         if admitted:
-            found = found or admit(
-                profile, devices | _named(profile), DTYPES, {kernel.op for kernel in registered.kernels}
-            )
+            served, ops = devices | _named(profile), {kernel.op for kernel in registered.kernels}
+            found = found or admit(profile, served, DTYPES, ops) or believes(profile, min(served), DTYPES, ops & {*OPS})
         if found:
             raise ProfileError("\n".join(found))
     except ProfileError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from xattn_conformance.case import Case
 from xattn_conformance.profiles.schema import Waiver
 from xattn_conformance.result import Check, Status
 
@@ -31,16 +32,19 @@ def status_of(checks: Sequence[Check], problems: Sequence[str] = ()) -> Status:
     return "WAIVED" if any(check.waiver for check in checks) else "PASS"
 
 
-def settle(case: str, device: str, checks: Sequence[Check], waivers: Iterable[Waiver], today: datetime.date) -> Settled:
+def settle(
+    case: Case, device: str, checks: Sequence[Check], waivers: Iterable[Waiver], today: datetime.date
+) -> Settled:
     """Apply a profile's waivers to the checks of one case, given with the suite's own limits.
 
-    case: its id. device: the kind of device it ran on. A waiver that has expired, that is not needed, or whose check
-    was not made is a problem: waivers are kept only where something is still wrong.
+    device: the kind of device it ran on. A waiver that has expired, that is not needed, or whose check was not made is
+    a problem: waivers are kept only where something is still wrong. It is none that a waiver is not needed on other
+    inputs than the published ones, which it was filed for.
     """
     settled = list(checks)
     problems = []
     for waiver in waivers:
-        if case not in waiver.cases or device != waiver.device:
+        if case.published.id not in waiver.cases or device != waiver.device:
             continue
         places = [place for place, check in enumerate(settled) if check.name == waiver.check]
         if waiver.expires < today:
@@ -51,9 +55,9 @@ def settle(case: str, device: str, checks: Sequence[Check], waivers: Iterable[Wa
         for place in places:
             check = settled[place]
             settled[place] = raise_limit(check, waiver)
-            if check.ok:
+            if check.ok and not case.draw:
                 problems.append(f"waiver {waiver.id} is stale: {check.name} passes without it")
-            elif not settled[place].ok:
+            elif not check.ok and not settled[place].ok:
                 problems.append(f"waiver {waiver.id} lets {check.name} reach {waiver.limit:g}, not {_value(check)}")
     return Settled(tuple(settled), tuple(problems))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xattn_conformance.case import DTYPES, LEVELS
+from xattn_conformance.case import DTYPES, LEVELS, Level
 from xattn_conformance.profiles.schema import ProfileError, parse
 from xattn_conformance.reports.tally import required, share, tally
 from xattn_conformance.result import EVERY, CaseResult, Provenance, Report
+from xattn_conformance.running.reach import untested
 
 # What each provenance means, in words.
 PROVENANCE: dict[Provenance, str] = {
@@ -24,7 +25,8 @@ def claims(report: Report) -> list[str]:
     there is none.
 
     Each counts the cases of that level alone: passed out of those that the backend had to execute, and of how many
-    there are where it declined some: "38/38 of 537 cases". Waived cases are not passed.
+    there are where it declined some: "38/38 of 537 cases". Waived cases are not passed. Each says on which inputs, and
+    what the backend declares that no case of the run uses.
     """
     if report.invalid:
         return [f"No claim: the run is invalid: {report.invalid.splitlines()[0]}"]
@@ -40,20 +42,61 @@ def claims(report: Report) -> list[str]:
     return [_claim(report, op, level, executor) for op in report.ops for level in levels]
 
 
-def _claim(report: Report, op: str, level: str, executor: str) -> str:
-    results = [result for result in report.cases if result.case.level == level and result.case.op == op]
+def _claim(report: Report, op: str, level: Level, executor: str) -> str:
+    own = [result for result in report.cases if result.case.op == op]
+    results = [result for result in own if result.case.level == level and result.case.draw == report.seed]
     counts = tally(results)
     declined = f" ({counts['UNSUPPORTED']} declined as declared)" if counts["UNSUPPORTED"] else ""
     missing = [dtype for dtype in DTYPES if dtype not in report.dtypes]
     only = f" ({', '.join(report.dtypes)} only)" if missing else ""
     name = f"{op} {level.capitalize()} {report.suite}{only}"
+    if report.seed:
+        name += f" on inputs of seed {report.seed}"
     if not required(counts):
         return f"{name}: no claim, nothing was executed{declined}"
     failed = counts["FAIL"] + counts["ERROR"] + counts["INVALID"]
     parts = [f"{name}: {share(counts)}{' cases' if declined else ''}", _waivers(results)]
     parts += [f"{failed} failed"] if failed else []
     by = f", run by the executor {executor}" if executor else ""
-    return ", ".join(parts) + declined + _provenance(report, results) + by
+    told = _provenance(report, results) + by + _inputs(report, own) + _soaked(report) + _untested(report, op, level)
+    return ", ".join(parts) + declined + told
+
+
+def _inputs(report: Report, results: Sequence[CaseResult]) -> str:
+    """What it passed on inputs that are not published. results: of one op."""
+    if report.seed:
+        return ""
+    some = [result for result in results if result.case.draw]
+    return f"; {share(tally(some))} on fresh inputs of seed {report.fresh}" if some else "; published inputs alone"
+
+
+def _soaked(report: Report) -> str:
+    return f"; each call made {report.soak} times more" if report.soak else ""
+
+
+def _untested(report: Report, op: str, level: Level) -> str:
+    """What the backend declares and no case up to a level uses."""
+    levels = LEVELS[: LEVELS.index(level) + 1]
+    left = untested(report.declared, (result for result in report.cases if result.case.level in levels)).get(op, ())
+    words = [word.replace("grad_", "gradients of ") for word in left]
+    return f"; declared and not tested at this level: {', '.join(words)}" if words else ""
+
+
+def advice(report: Report) -> str:
+    """What to write where a backend's author did not say that this is its hardware; empty where nothing is to say."""
+    kind = report.environment.get("device", {}).get("kind")
+    if report.provenance != "vendor code elsewhere" or report.invalid or kind is None:
+        return ""
+    try:
+        profile = parse(report.profile)
+    except ProfileError:
+        return ""
+    if profile.executor or kind in profile.hardware:
+        return ""
+    ships = report.profile_source.startswith("none:")
+    where = f"{report.backend}.profile.toml beside the module of its class" if ships else "its profile"
+    fields = f'schema = 1, backend = "{report.backend}", hardware = ["{kind}"]' if ships else f'"{kind}" in hardware'
+    return f"Is {kind} the hardware that {report.backend} is made for? Then say so in {where}: {fields}."
 
 
 def _waivers(results: Sequence[CaseResult]) -> str:

@@ -12,7 +12,7 @@ import msgspec
 from markupsafe import Markup
 
 from xattn_conformance.reports import histogram
-from xattn_conformance.reports.claims import PROVENANCE, claims
+from xattn_conformance.reports.claims import PROVENANCE, advice, claims
 from xattn_conformance.reports.junit import reason_text
 from xattn_conformance.reports.tally import ALL, STATUSES, matrix, nearest, nearness, required, share, tally
 from xattn_conformance.result import CaseResult, Check, Heat, Report
@@ -24,6 +24,7 @@ def html(report: Report) -> str:
     return _template().render(
         report=report,
         claims=claims(report),
+        advice=advice(report),
         provenance=PROVENANCE[report.provenance],
         counts={status: count for status, count in counts.items() if count},
         statuses=STATUSES,

@@ -5,9 +5,8 @@ measured are taken as they stand."""
 from __future__ import annotations
 
 import datetime
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -15,20 +14,24 @@ from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import Profile, ProfileError, parse
 from xattn_conformance.profiles.waivers import settle
+from xattn_conformance.reports.circumstances import contradictions
 from xattn_conformance.reports.claims import STRENGTH
+from xattn_conformance.reports.measured import impossible
+from xattn_conformance.reports.reasons import left_out, unfounded
 from xattn_conformance.reports.suite import Suite, installed
 from xattn_conformance.reports.wanted import incomplete
 from xattn_conformance.result import SCHEMA, CaseResult, Check, Report
 from xattn_conformance.running.canaries import NULL
+from xattn_conformance.running.reach import untested
 
 # How many cases a problem names before it counts the rest.
 _NAMED = 3
 
 
-def verify(report: Report, suite: Suite | None = None) -> list[str]:
+def verify(report: Report, suite: Suite | None = None, now: datetime.datetime | None = None) -> list[str]:
     """What is wrong with the report, a sentence each; empty where every status follows. A report may verify and be of
-    a backend that fails."""
-    suite = suite or installed()
+    a backend that fails. now: by the clock of whoever verifies."""
+    suite, now = suite or installed(), now or datetime.datetime.now(datetime.timezone.utc)
     if report.schema != SCHEMA:
         return [f"a report of schema {report.schema}; this suite reads schema {SCHEMA}"]
     if report.suite not in suite.versions:
@@ -44,9 +47,18 @@ def verify(report: Report, suite: Suite | None = None) -> list[str]:
         return [f"its ops are {report.ops}; a run is of one or more, each once"]
     every = suite.select(report.level, report.dtypes, report.selection)
     then = suite.versions[: suite.versions.index(report.suite) + 1]
-    wanted = {case.id: case for case in every if case.op in report.ops and case.since in then}
+    own = [case for case in every if case.op in report.ops and case.since in then]
+    own = [msgspec.structs.replace(case, draw=report.seed) for case in own]
+    wanted = {case.id: case for case in (*own, *_fresh(report, own, suite))}
     selected = _selected(report, wanted, suite)
-    return [*_run(report, suite), *_canaries(report, suite), *selected, *_cases(report, wanted, suite)]
+    return [*_run(report, suite), *_canaries(report, suite), *selected, *_cases(report, wanted, suite, now)]
+
+
+def _fresh(report: Report, own: Iterable[Case], suite: Suite) -> list[Case]:
+    """The cases that a run takes once more, on inputs of its own seed: they follow from what passed."""
+    known = {case.id: case for case in own}
+    passed = [known[r.id] for r in report.cases if r.status == "PASS" and r.id in known]
+    return suite.fresh(passed, report.fresh) if report.fresh and not report.seed else []
 
 
 def _run(report: Report, suite: Suite) -> Iterator[str]:
@@ -54,6 +66,8 @@ def _run(report: Report, suite: Suite) -> Iterator[str]:
         yield f"its goldens are {report.goldens or 'not named'}, those installed are {suite.goldens}"
     if not report.executed:
         yield "nothing was executed"
+    if (left := untested(report.declared, report.cases)) != report.untested:
+        yield f"it says that it left {report.untested or 'nothing'} untested, and that is {left or 'nothing'}"
     stronger = [r for r in report.cases if STRENGTH.index(r.provenance) < STRENGTH.index(report.provenance)]
     if stronger:
         yield f"{stronger[0].id} was obtained on {stronger[0].provenance}, the run on {report.provenance}"
@@ -93,7 +107,7 @@ def _same(a: Case, b: Case) -> bool:
     return texts[0] == texts[1]
 
 
-def _cases(report: Report, wanted: Mapping[str, Case], suite: Suite) -> Iterator[str]:
+def _cases(report: Report, wanted: Mapping[str, Case], suite: Suite, now: datetime.datetime) -> Iterator[str]:
     try:
         profile = parse(report.profile)
         today = datetime.datetime.fromisoformat(report.started).date()
@@ -110,15 +124,20 @@ def _cases(report: Report, wanted: Mapping[str, Case], suite: Suite) -> Iterator
         yield f"its profile is refused: {refusal}"
     if report.provenance == "hardware" and kind not in profile.hardware:
         yield f"it says that it ran on the vendor's hardware, but its profile does not name {kind!r}"
+    yield from contradictions(report, profile, now)
     for result in report.cases:
         # What is no case of the suite's is said above, and nothing follows from it.
         if result.id not in wanted or not _same(result.case, wanted[result.id]):
             continue
-        for problem in _case(result, profile, kind, today, suite):
+        for problem in _case(result, profile, kind, today, report.soak > 0, suite):
+            yield f"{result.id}: {problem}"
+        for problem in left_out(result, report.device, profile.executor):
             yield f"{result.id}: {problem}"
 
 
-def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date, suite: Suite) -> Iterator[str]:
+def _case(
+    result: CaseResult, profile: Profile, kind: str, today: datetime.date, soaked: bool, suite: Suite
+) -> Iterator[str]:
     wanted = suite.inputs(result.case)
     # An ERROR may come before the inputs are made, and INVALID says that they are others.
     if wanted is not None and result.inputs != wanted and result.status not in ("ERROR", "INVALID"):
@@ -126,9 +145,10 @@ def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date,
     if not result.checks:
         yield from _unchecked(result)
         return
-    yield from _impossible(result)
+    arithmetic = profile.arithmetic_for(kind, result.case.dtype)
+    yield from impossible(result, suite.limit, lambda tensor: suite.counts(result.case, arithmetic, tensor))
     own = [_unwaived(check, suite) for check in result.checks]
-    settled = settle(result.id, kind, own, profile.waiver, today)
+    settled = settle(result.case, kind, own, profile.waiver, today)
     for said, check in zip(result.checks, settled.checks, strict=True):
         if (said.limit, said.waiver) != (check.limit, check.waiver):
             yield f"{said.name} was held to {_held(said)}, it is held to {_held(check)}"
@@ -136,9 +156,8 @@ def _case(result: CaseResult, profile: Profile, kind: str, today: datetime.date,
         because = settled.problems or [f"{c.name} is {c.value}, limit {c.limit:g}" for c in settled.checks if not c.ok]
         yield f"{result.status}, but its checks say {settled.status}" + (f": {'; '.join(because)}" if because else "")
     if result.status in ("PASS", "WAIVED"):
-        arithmetic = profile.arithmetic_for(kind, result.case.dtype)
-        knob = result.id in suite.knobs
-        yield from incomplete(result, knob, lambda tensor: suite.judged(result.case, arithmetic, tensor))
+        knob = result.case.published.id in suite.knobs
+        yield from incomplete(result, knob, soaked, lambda tensor: suite.judged(result.case, arithmetic, tensor))
 
 
 def _unwaived(check: Check, suite: Suite) -> Check:
@@ -151,26 +170,11 @@ def _held(check: Check) -> str:
     return f"{check.limit:g}" + (f" by the waiver {check.waiver}" if check.waiver else "")
 
 
-def _impossible(result: CaseResult) -> Iterator[str]:
-    """Numbers that no measurement leaves behind."""
-    for check in result.checks:
-        if not 1 <= check.count < math.inf:
-            yield f"{check.name} was taken over {check.count:g} samples"
-        if check.value is not None and not 0 <= check.value < math.inf:
-            yield f"{check.name} is {check.value:g}"
-    if result.status == "PASS" and result.histogram and result.histogram[-1]:
-        yield f"PASS, but in its histogram {result.histogram[-1]} elements are over the limit"
-
-
 def _unchecked(result: CaseResult) -> Iterator[str]:
     """A case without a check has failed in another way, or was declined."""
     if result.status in ("PASS", "WAIVED"):
         yield f"{result.status} without a single check"
     elif result.status == "UNSUPPORTED":
-        if not result.reasons:
-            yield "UNSUPPORTED without a reason"
-        for reason in result.reasons:
-            if blank := [part for part in ("code", "got", "want") if not reason.get(part, "").strip()]:
-                yield f"UNSUPPORTED for a reason without {', '.join(blank)}"
+        yield from unfounded(result)
     elif not result.message:
         yield f"{result.status} without a word why"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
-from xattn_conformance.case import Case
+from xattn_conformance.case import SUITES, Case
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import CaseResult
+from xattn_conformance.running.soak import SOAK
 
 # Measured wherever a tensor has an element with a tolerance; over one column there is neither a row nor a gain.
 _METRICS = ("zmax", "zhead", "bias")
@@ -15,11 +16,12 @@ _OF_ROWS = ("zrow", "gain")
 _SAME_REQUEST = ("repeat", "poison")
 
 
-def incomplete(result: CaseResult, knob: bool, judged: Callable[[str], bool]) -> Iterator[str]:
+def incomplete(result: CaseResult, knob: bool, soaked: bool, judged: Callable[[str], bool]) -> Iterator[str]:
     """What was asked for and not looked at, a sentence each.
 
-    knob: whether the case asks if an option does anything. judged: whether the golden of a tensor has an element
-    with a tolerance; asked only where nothing of the tensor was measured.
+    knob: whether the case asks if an option does anything. soaked: whether the run made each call many times.
+    judged: whether the golden of a tensor has an element with a tolerance; asked only where nothing of the tensor was
+    measured.
     """
     case = result.case
     names = {check.name for check in result.checks}
@@ -31,6 +33,9 @@ def incomplete(result: CaseResult, knob: bool, judged: Callable[[str], bool]) ->
         yield from _compared(tensor, names, case, judged)
     for variation in case.variations:
         yield from _varied(variation, result, names, judged)
+    if soaked and not knob and f"{SOAK}.bits" not in names:
+        for tensor in (*_results(case), *_parts(case)):
+            yield from _compared(f"{SOAK}:{tensor}", names, case, judged)
 
 
 def _results(case: Case) -> tuple[str, ...]:
@@ -47,11 +52,15 @@ def _rules(case: Case, knob: bool) -> Iterator[str]:
         yield from (f"{name}.{rule}" for rule in ("missing", "shape", "dtype", "device"))
     yield from (f"{name}.contiguous" for name in OPS[case.op].wanted(case).contiguous)
     yield from ("inputs.written", "results.kept")
+    # A report of an earlier suite is not asked for what that did not look at.
+    earlier = SUITES.index(case.since) < SUITES.index("1.2")
+    if not earlier:
+        yield "state.kept"
     if knob:
         yield "knob.ignored"
     if OPS[case.op].by_chance(case):
         yield from OPS[case.op].wanted(case).by_chance
-        yield from () if knob else ("seed.bits", "seed.ignored")
+        yield from () if knob else ("seed.bits", "seed.ignored", *(() if earlier else ("seed.stuck",)))
 
 
 def _compared(tensor: str, names: Collection[str], case: Case, judged: Callable[[str], bool]) -> Iterator[str]:

@@ -19,6 +19,14 @@ def differing(one: Tensor, other: Tensor) -> int:
     return int((_as_integers(one) != _as_integers(other)).sum())
 
 
+def first(one: Tensor, other: Tensor) -> str:
+    """The first element in which two tensors differ, in words: "[0, 3, 1, 7]: 0.5 became 0.25"."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return f"{tuple(one.shape)} {one.dtype} became {tuple(other.shape)} {other.dtype}"
+    index = (_as_integers(one) != _as_integers(other)).nonzero()[0].tolist()
+    return f"{index}: {one[tuple(index)].item():.9g} became {other[tuple(index)].item():.9g}"
+
+
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 import xattn
 from xattn.dispatch.registry import registry
+from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.golden.inputs import digest_of
 from xattn_conformance.ops.base import Answer, Op
@@ -17,17 +19,24 @@ from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import waivers
 from xattn_conformance.result import CaseResult, Check, Worst
-from xattn_conformance.running import bits, rules, varied
+from xattn_conformance.running import bits, explained, rules, soak, varied
 from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.dump import Dump
+from xattn_conformance.running.explained import Expect
 from xattn_conformance.running.failures import is_plugins, raised, trace
 from xattn_conformance.running.reproduce import command
 from xattn_conformance.running.rules import Findings
+from xattn_conformance.running.selection import size
 from xattn_conformance.running.target import Target
+from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.compare import Comparison, compare
+from xattn_conformance.tolerance.expected import Expected
 
 # What is found out about a case, as fields of `CaseResult`.
 Fields = dict[str, Any]
+
+# The largest case whose failure is tried under other arithmetics: some twenty goldens.
+_EXPLAINED_MAX = 2**23
 
 
 def judge(case: Case, target: Target, dump: Dump | None = None) -> CaseResult:
@@ -40,7 +49,7 @@ def judge(case: Case, target: Target, dump: Dump | None = None) -> CaseResult:
             raise
         fields = {"status": "ERROR", "message": raised(error), "detail": trace(error)}
     known: Fields = {"id": case.id, "case": case, "provenance": target.provenance}
-    reproduce = command(case, target.backend, target.device, target.profile_file)
+    reproduce = command(case, target.backend, target.device, target.profile_file, target.soak)
     known |= {"seconds": time.perf_counter() - started, "reproduce": reproduce}
     return CaseResult(**known, **fields)
 
@@ -49,19 +58,19 @@ def _judge(case: Case, target: Target, dump: Dump | None) -> Fields:
     op = OPS[case.op]
     problem = op.problem(case)
     fields: Fields = {"inputs": op.digest(problem)}
-    if op.anchored and (wrong := _other_inputs(case, fields["inputs"])):
+    if op.anchored and not case.draw and (wrong := _other_inputs(case, fields["inputs"])):
         return {**fields, "status": "INVALID", "message": wrong}
-    if case.id in {each.id for each in op.knob_cases()}:
+    if case.published.id in {each.id for each in op.knob_cases()}:
         return {**fields, **_knob(op, case, problem, target)}
     call = op.call(case, problem, target.device)
     accepted, known = _accepted(op, call, target)
-    return {**fields, **known, **(_served(op, case, problem, call, target, dump) if accepted else {})}
+    return {**fields, **known, **(served(op, case, problem, call, target, dump) if accepted else {})}
 
 
 def _knob(op: Op[Any], case: Case, problem: Any, target: Target) -> Fields:
     """An option that the backend takes must do something, and the right thing: the answer with it is right, and wrong
     for the call without it."""
-    switch = op.switch(case, problem, target.arithmetic(case), target.device)
+    switch = op.switch(case.published, problem, target.arithmetic(case), target.device)
     for call in (switch.off, switch.on):
         accepted, fields = _accepted(op, call, target)
         if not accepted:
@@ -80,8 +89,12 @@ def _knob(op: Op[Any], case: Case, problem: Any, target: Target) -> Fields:
         got, extra = op.without_chance(case, switch.expected_on, got)
         found.checks += extra
     comparison = compare(switch.expected_on, got)
-    found.checks += comparison.checks
-    return {**fields, **_seen(comparison), **_settled(case, target, found, comparison.worst)}
+    found.compared(comparison)
+
+    def expect(arithmetic: Arithmetic) -> Mapping[str, Expected]:
+        return op.switch(case.published, problem, arithmetic, target.device).expected_on
+
+    return {**fields, **_seen(comparison), **_settled(case, target, found, expect, got)}
 
 
 def _accepted(op: Op[Any], call: Call, target: Target) -> tuple[bool, Fields]:
@@ -146,7 +159,8 @@ def _declined(call: Call, answer: Answer, target: Target) -> Fields:
     return {**fields, "message": f"states reasons ({codes}), and serves the call all the same"}
 
 
-def _served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, dump: Dump | None) -> Fields:
+def served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, dump: Dump | None) -> Fields:
+    """A case that the target takes: run, looked at and compared."""
     calls = Calls(target)
     try:
         results = calls.run(call)
@@ -172,12 +186,20 @@ def _served(op: Op[Any], case: Case, problem: Any, call: Call, target: Target, d
         found.checks += extra
         _seeds(call, calls, found)
     comparison = compare(expected, got)
-    found.checks += comparison.checks
+    found.compared(comparison)
     left_out = varied.look(op, case, problem, call, calls, expected, found)
+    if target.soak:
+        soak.look(op, case, call, calls, expected, found)
     calls.look(found)
-    fields["left_out"] = tuple(left_out)
-    told = "; ".join(f"the variation {name} is left out: declined for {codes}" for name, codes in left_out.items())
-    return {**fields, **_seen(comparison), **_settled(case, target, found, comparison.worst, told)}
+    fields["left_out"] = left_out
+    told = "; ".join(
+        f"the variation {name} is left out: declined for {', '.join(codes)}" for name, codes in left_out.items()
+    )
+
+    def expect(arithmetic: Arithmetic) -> Mapping[str, Expected]:
+        return op.expected(case, problem, arithmetic)
+
+    return {**fields, **_seen(comparison), **_settled(case, target, found, expect, got, told)}
 
 
 def _seen(comparison: Comparison) -> Fields:
@@ -192,24 +214,40 @@ def _seeds(call: Call, calls: Calls, found: Findings) -> None:
     found.rule("seed.bits", count, f"after the same torch.manual_seed, {count} elements differ")
     same = bits.differing(calls.results["out"], other["out"]) == 0
     found.rule("seed.ignored", int(same), "another torch.manual_seed gives the same bits")
+    later = calls.run(call, "without another seed", seed=None)
+    stuck = bits.differing(other["out"], later["out"]) == 0
+    found.rule("seed.stuck", int(stuck), "two calls without a torch.manual_seed between them give the same bits")
 
 
-def _settled(case: Case, target: Target, found: Findings, worst: Worst | None = None, left_out: str = "") -> Fields:
-    """Status and message, waivers applied."""
+def _settled(
+    case: Case,
+    target: Target,
+    found: Findings,
+    expect: Expect | None = None,
+    got: Mapping[str, Array] | None = None,
+    left_out: str = "",
+) -> Fields:
+    """Status, message and worst element, waivers applied. expect, got: what was compared, if anything was."""
     today = datetime.datetime.now(datetime.timezone.utc).date()
-    settled = waivers.settle(case.id, target.kind, found.checks, target.profile.waiver, today)
+    settled = waivers.settle(case, target.kind, found.checks, target.profile.waiver, today)
     said = [*found.sentences, *settled.problems]
+    fields: Fields = {}
     if not said:
-        said = [_measured(check, worst) for check in settled.checks if not check.ok][:1]
+        for check in [check for check in settled.checks if not check.ok][:1]:
+            place = found.places.get(check.name)
+            said = [_measured(check, place)]
+            fields |= {"worst": place} if place is not None else {}
+        if said and expect is not None and got is not None and size(case) <= _EXPLAINED_MAX:
+            said += explained.by_one_key(expect, got, target.arithmetic(case), found.checks)
     if settled.status == "WAIVED":
         said = sorted({f"waived by {check.waiver}: {check.name}" for check in settled.checks if check.waiver})
     message = "; ".join([*said, *([left_out] if left_out else [])])
-    return {"checks": settled.checks, "status": settled.status, "message": message}
+    return {**fields, "checks": settled.checks, "status": settled.status, "message": message}
 
 
-def _measured(check: Check, worst: Worst | None) -> str:
+def _measured(check: Check, place: Worst | None) -> str:
     value = "not a finite number" if check.value is None else f"{check.value:.4g}"
     said = f"{check.name} is {value}, limit {check.limit:.4g}"
-    if worst is None or ":" in check.name:
+    if place is None:
         return said
-    return f"{said}; worst: {worst.tensor}{list(worst.index)} is {worst.got}, want {worst.want}"
+    return f"{said}; there {place.tensor}{list(place.index)} is {place.got}, want {place.want}"

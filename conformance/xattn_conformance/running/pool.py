@@ -1,4 +1,4 @@
-"""Worker processes, seen from the runner: asked one thing at a time, replaced when they crash or hang."""
+"""Worker processes, seen from the runner: asked one thing at a time, replaced when they crash, hang or rave."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
+import msgspec
+
 from xattn_conformance.case import Case
 from xattn_conformance.result import Canary, CaseResult, Provenance
 from xattn_conformance.running.protocol import (
@@ -21,6 +23,7 @@ from xattn_conformance.running.protocol import (
     Caught,
     Judge,
     Judged,
+    Numbered,
     Ready,
     Refused,
     Reply,
@@ -36,19 +39,36 @@ TIMEOUT = 120.0
 # A worker's start imports torch and the plugins, and its first case the vendor's package.
 _FIRST = 3
 
+# A backend that does nothing but hang, or crash, ends its run after so many cases in a row in one worker's place: each
+# hang takes as long as a case may, and a suite of them days.
+HUNG_IN_A_ROW = 3
+LOST_IN_A_ROW = 10
+
 # Seconds for reading what a worker wrote before it died, should something hold its pipe open for good.
 _LAST_WORDS = 1.0
 
 # So much of what a worker printed stands beside a case that killed it.
 _TAIL = 4000
+# And so much of a line that is no answer.
+_SHOWN = 80
 
 
 class DeadWorkerError(RuntimeError):
-    """A worker ended, or was ended, before it answered. printed: the end of what it had printed."""
+    """A worker ended, or was ended, before it answered as it should. printed: the end of what it had printed. hung:
+    whether it was still at work when its time was up."""
 
-    def __init__(self, message: str, printed: str) -> None:
+    def __init__(self, message: str, printed: str, hung: bool) -> None:
         super().__init__(message)
         self.printed = printed
+        self.hung = hung
+
+
+class GivenUpError(RuntimeError):
+    """One worker after the other was lost: there is no sense in starting more. lost: what became of the last case."""
+
+    def __init__(self, message: str, lost: CaseResult) -> None:
+        super().__init__(message)
+        self.lost = lost
 
 
 class Process:
@@ -71,6 +91,7 @@ class Process:
         self._reader.start()
         self._watcher.start()
         self._timed_out = False
+        self._number = 0
         self.first = True
         reply = self.ask(start, max(_FIRST * timeout, TIMEOUT))
         if isinstance(reply, Refused):
@@ -80,32 +101,48 @@ class Process:
         self.ready = reply
 
     def ask(self, request: Request, timeout: float) -> Reply:
-        """Raises DeadWorkerError where no answer comes."""
+        """Raises DeadWorkerError where no answer comes, or another than to this request."""
         assert self._process.stdin is not None
+        self._number += 1
         timer = threading.Timer(timeout, self._give_up)
         timer.start()
         try:
             with contextlib.suppress(BrokenPipeError):  # its death is told below
-                self._process.stdin.write(encode(request) + b"\n")
+                self._process.stdin.write(encode(Numbered(self._number, request)) + b"\n")
                 self._process.stdin.flush()
             line = self._answers.get()
         finally:
             timer.cancel()
         if line is not None:
-            reply: Reply = decode_reply(line)
-            return reply
-        message = f"gave no answer within {timeout:g} s" if self._timed_out else _epitaph(self._process.wait())
+            if (reply := self._reply(line)) is not None:
+                return reply
+            message = f"answered with something else: {line[:_SHOWN].decode(errors='replace').strip()!r}"
+        else:
+            message = f"gave no answer within {timeout:g} s" if self._timed_out else _epitaph(self._process.wait())
+        self.end(kept=True)
         printed = self._tail()
-        self.end()
-        raise DeadWorkerError(message, printed)
+        self._printed.close()
+        raise DeadWorkerError(message, printed, line is None and self._timed_out)
 
-    def end(self) -> None:
+    def _reply(self, line: bytes) -> Reply | None:
+        """What the line says in answer to the last request; None where it is no such answer: the vendor's code may have
+        written on a descriptor that is not its own."""
+        try:
+            found = decode_reply(line)
+        except msgspec.DecodeError:
+            return None
+        reply: Reply = found.message
+        return reply if found.number == self._number else None
+
+    def end(self, *, kept: bool = False) -> None:
+        """kept: what it printed can still be read."""
         self._process.kill()
         self._watcher.join()
-        for stream in (self._process.stdin, self._printed):
-            assert stream is not None
-            with contextlib.suppress(BrokenPipeError):  # what was left to write went to a dead process
-                stream.close()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # what was left to write went to a dead process
+            self._process.stdin.close()
+        if not kept:
+            self._printed.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -139,6 +176,8 @@ class Judging:
         self._start, self._timeout = start, timeout
         self._process: Process | None = None
         self._provenance: Provenance = "vendor code elsewhere"
+        # The cases since the last that was answered: True for a worker that hung, False for one lost in another way.
+        self._hung: list[bool] = []
 
     def ready(self) -> Ready:
         """Start a process, if there is none."""
@@ -148,7 +187,7 @@ class Judging:
         return self._process.ready
 
     def judge(self, case: Case, dump: Path | None = None) -> CaseResult:
-        """Whatever becomes of the process is the case's result."""
+        """Whatever becomes of the process is the case's result. Raises GivenUpError after too many in a row."""
         try:
             self.ready()
             assert self._process is not None
@@ -157,8 +196,9 @@ class Judging:
         except DeadWorkerError as death:
             self._process = None
             return self._lost(case, death)
-        self._process.first = False
         assert isinstance(reply, Judged)
+        self._process.first = False
+        self._hung.clear()
         if reply.ended:
             self.close()
         return reply.result
@@ -176,6 +216,17 @@ class Judging:
             self._process = None
 
     def _lost(self, case: Case, death: DeadWorkerError) -> CaseResult:
+        lost = self._result(case, death)
+        self._hung.append(death.hung)
+        if all(self._hung[-HUNG_IN_A_ROW:]) and len(self._hung) >= HUNG_IN_A_ROW:
+            row = f"{HUNG_IN_A_ROW} processes in a row gave no answer in time"
+        elif len(self._hung) >= LOST_IN_A_ROW:
+            row = f"{LOST_IN_A_ROW} processes in a row gave no answer"
+        else:
+            return lost
+        raise GivenUpError(f"stopped: {row}; the last, which ran {case.id}, {death}", lost)
+
+    def _result(self, case: Case, death: DeadWorkerError) -> CaseResult:
         return CaseResult(
             id=case.id,
             case=case,

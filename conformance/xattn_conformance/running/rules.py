@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 import torch
 from torch import Tensor
 
 from xattn.plugin import dtype_name
 from xattn_conformance.ops.base import Layout
 from xattn_conformance.ops.call import Call
-from xattn_conformance.result import Check
+from xattn_conformance.result import Check, Worst
+from xattn_conformance.tolerance.compare import Comparison
 
 
 @dataclass
 class Findings:
-    """Checks, and a sentence for each rule that is broken."""
+    """Checks, a sentence for each rule that is broken, and by the name of another check that failed, its element."""
 
     checks: list[Check] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
+    places: dict[str, Worst] = field(default_factory=dict)
 
     def rule(self, name: str, violations: int, sentence: str) -> bool:
         """Record a rule without tolerance. Returns whether it was kept."""
@@ -27,6 +30,12 @@ class Findings:
         if violations:
             self.sentences.append(sentence)
         return not violations
+
+    def compared(self, comparison: Comparison, variation: str = "") -> None:
+        """Record a comparison with the golden; of a variation, under its name."""
+        front = f"{variation}:" if variation else ""
+        self.checks += [msgspec.structs.replace(check, name=front + check.name) for check in comparison.checks]
+        self.places |= {front + name: place for name, place in comparison.places.items()}
 
 
 def look(results: Mapping[str, Tensor], wanted: Mapping[str, Layout], device: str, found: Findings) -> bool:

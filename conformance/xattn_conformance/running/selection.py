@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from math import prod
+
+import msgspec
 
 from xattn.dispatch.registry import registry
 from xattn_conformance.case import LEVELS, Case, Level
 from xattn_conformance.ops.registry import OPS
+
+# Cases on fresh inputs in a run, of each op and dtype, and the size of the largest: seconds in all.
+FRESH = 4
+_FRESH_MAX = 2**24
 
 
 def served(backend: str) -> tuple[str, ...]:
@@ -17,15 +24,35 @@ def served(backend: str) -> tuple[str, ...]:
     return tuple(name for name, op in OPS.items() if op.served_by(found))
 
 
-def select(level: Level, dtypes: Collection[str], pattern: str = "*", ops: Collection[str] | None = None) -> list[Case]:
+def select(
+    level: Level, dtypes: Collection[str], pattern: str = "*", ops: Collection[str] | None = None, seed: int = 0
+) -> list[Case]:
     """The cases of a level and those below it whose ids match the pattern, in the order of their tables.
 
-    ops: by name; None is all that the suite knows.
+    ops: by name; None is all that the suite knows. seed: of their inputs; 0 is the published ones.
     """
     levels = LEVELS[: LEVELS.index(level) + 1]
     chosen = [op for name, op in OPS.items() if ops is None or name in ops]
     every = [case for op in chosen for case in (*op.cases(), *op.knob_cases())]
-    return [case for case in every if case.level in levels and case.dtype in dtypes and fnmatchcase(case.id, pattern)]
+    found = [case for case in every if case.level in levels and case.dtype in dtypes and fnmatchcase(case.id, pattern)]
+    return [msgspec.structs.replace(case, draw=seed) for case in found] if seed else found
+
+
+def fresh(passed: Iterable[Case], seed: int) -> list[Case]:
+    """A few of the cases that passed, of each op and dtype, on inputs that the seed draws: an answer that was kept from
+    the published inputs is no answer to them."""
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in sorted(passed, key=lambda case: hashlib.sha256(f"{seed} {case.id}".encode()).digest()):
+        group = groups.setdefault((case.op, case.dtype), [])
+        if len(group) < FRESH and size(case) <= _FRESH_MAX and (other := _drawn(case, seed)):
+            group.append(other)
+    return [case for group in groups.values() for case in group]
+
+
+def _drawn(case: Case, seed: int) -> Case | None:
+    """The case with other inputs; None where all draws of them are the same."""
+    op, other = OPS[case.op], msgspec.structs.replace(case, draw=seed)
+    return other if op.digest(op.problem(other)) != op.digest(op.problem(case)) else None
 
 
 def size(case: Case) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -31,6 +32,7 @@ class Target:
 
     execute: runs a call; by default the public call, eagerly.
     profile_file: the file that took the place of the backend's own profile; empty where none did.
+    soak: how many times more each case is called; 0 for no more than the case asks for.
     """
 
     backend: str
@@ -40,17 +42,22 @@ class Target:
     execute: Execute
     provenance: Provenance
     profile_file: str = ""
+    soak: int = 0
 
     def arithmetic(self, case: Case) -> Arithmetic:
         return self.profile.arithmetic_for(self.kind, case.dtype)
 
-    def run(self, call: Call, seed: int = 0) -> dict[str, Tensor]:
-        """The results of the call, after torch.manual_seed(seed): the same random numbers at every call."""
-        torch.manual_seed(seed)
-        return call.run(self.backend, self.execute)
+    def run(
+        self, call: Call, seed: int | None = 0, around: Callable[[Execute], Execute] | None = None
+    ) -> dict[str, Tensor]:
+        """The results of the call, after torch.manual_seed(seed): the same random numbers at every call. None leaves
+        the generator where it stands. around: wraps what executes it."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        return call.run(self.backend, self.execute if around is None else around(self.execute))
 
 
-def make(backend: str, device: str, profile: Profile, profile_file: str = "") -> Target:
+def make(backend: str, device: str, profile: Profile, profile_file: str = "", soak: int = 0) -> Target:
     """Raises TargetError for a backend that is unknown or disabled, a device that is not there, and an executor that
     cannot be loaded."""
     check_backend(backend)
@@ -63,7 +70,7 @@ def make(backend: str, device: str, profile: Profile, profile_file: str = "") ->
         raise TargetError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
     provenance: Provenance = "hardware" if kind in profile.hardware else "vendor code elsewhere"
     provenance = max(provenance, said, key=_PROVENANCES.index)
-    return Target(backend, device, kind, profile, run, provenance, profile_file)
+    return Target(backend, device, kind, profile, run, provenance, profile_file, soak)
 
 
 def check_backend(backend: str) -> None:

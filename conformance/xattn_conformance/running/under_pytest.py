@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from xattn_conformance.case import DTYPES
+from xattn_conformance.case import DTYPES, Level
 from xattn_conformance.cli.run import write
 from xattn_conformance.reports.claims import claims
 from xattn_conformance.reports.junit import check_text, worst_text
 from xattn_conformance.reports.tally import failing
 from xattn_conformance.result import CaseResult, Report
 from xattn_conformance.running import session as sessions
-from xattn_conformance.running.pool import TIMEOUT, Judging
+from xattn_conformance.running.pool import TIMEOUT, GivenUpError, Judging
 from xattn_conformance.running.protocol import Start
 from xattn_conformance.running.selection import select
 from xattn_conformance.running.session import Session
@@ -31,6 +31,7 @@ class _Opened(msgspec.Struct, frozen=True, kw_only=True):
     """What the processes of a distributed session are told, in which the backend need not be registered."""
 
     start: Start
+    level: Level
     ops: tuple[str, ...]
 
 
@@ -69,8 +70,8 @@ class Conformance:
 
     def _join(self, backend: str, opened: _Opened) -> None:
         """What the controlling process has opened and prepared, in another one."""
-        level, pattern = self.config.getoption("--xattn-level"), self.config.getoption("--xattn-case")
-        ops, start = opened.ops, opened.start
+        pattern = self.config.getoption("--xattn-case")
+        level, ops, start = opened.level, opened.ops, opened.start
         cases = select(level, DTYPES, pattern, ops)
         self.sessions[backend] = Session(
             backend, start.device, level, pattern, DTYPES, ops, cases, 1, TIMEOUT, start=start
@@ -81,7 +82,7 @@ class Conformance:
         """Tell a process of a distributed session what was found to be in order."""
         for backend, each in self.sessions.items():
             assert each.start is not None
-            opened = _Opened(start=each.start, ops=each.ops)
+            opened = _Opened(start=each.start, level=each.level, ops=each.ops)
             node.workerinput[f"xattn {backend}"] = msgspec.json.encode(opened).decode()
         # The processes have workers of their own.
         for worker in self.workers.values():
@@ -99,7 +100,11 @@ class Conformance:
         if backend not in self.workers:
             assert each.start is not None
             self.workers[backend] = Judging(each.start, each.timeout)
-        return self.workers[backend].judge(next(known for known in each.cases if known.id == case))
+        try:
+            return self.workers[backend].judge(next(known for known in each.cases if known.id == case))
+        except GivenUpError as error:
+            each.invalid = str(error)
+            pytest.exit(f"INVALID: {error}", returncode=3)
 
     def told(self, result: CaseResult) -> str:
         """A failure in words."""
@@ -124,19 +129,32 @@ class Conformance:
             self.results[backend].append(msgspec.json.decode(result, type=CaseResult))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not hasattr(self.config, "workerinput"):
+            for backend, each in self.sessions.items():
+                self._once_more(backend, each)
         for worker in self.workers.values():
             worker.close()
         if hasattr(self.config, "workerinput"):
             return
         self._write()
-        if session.exitstatus == 0 and not all(report.executed for report in self._reports()):
+        if session.exitstatus == 0 and not all(report.passed for report in self._reports()):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _once_more(self, backend: str, each: Session) -> None:
+        """What passed, in part on fresh inputs, after a session of every case: which cases is known only then."""
+        if each.invalid or len(self.results[backend]) < len(each.cases):
+            return
+        for case in each.once_more(self.results[backend]):
+            self.results[backend].append(self.judge(backend, case.id))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("xattn conformance")
         for report in self._reports():
             for claim in claims(report):
                 terminalreporter.line(f"{report.backend} on {report.device}: {claim}")
+            for result in report.cases:
+                if result.case.draw and result.status != "PASS":
+                    terminalreporter.line(f"{result.id}: {self.told(result)}")
 
     def _write(self) -> None:
         folder = self.config.getoption("--xattn-report")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
 from xattn_conformance.case import Case
+from xattn_conformance.ops import manners
 from xattn_conformance.ops.base import Op, Variation
 from xattn_conformance.ops.call import Call
 from xattn_conformance.running import bits
 from xattn_conformance.running.calls import Calls
 from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.target import Target
-from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.compare import Comparison, compare
 from xattn_conformance.tolerance.expected import Expected
 
 
@@ -28,17 +29,20 @@ def look(
     calls: Calls,
     expected: Mapping[str, Expected],
     found: Findings,
-) -> dict[str, str]:
+) -> dict[str, tuple[str, ...]]:
     """Make every variation of the case and compare it with the results of `calls`, or, where the profile promises no
     equal bits, with the golden. Returns what was left out, and the codes of the reasons; a variation that the backend
     declines is no case of its own, unless it is the request that was served before."""
-    left_out = {}
+    left_out: dict[str, tuple[str, ...]] = {}
     target, results = calls.target, calls.results
     for name in case.variations:
-        varied = _repeat(call) if name == "repeat" else op.vary(name, case, problem, call, target.device)
-        codes = ", ".join(sorted({code for each in varied.calls for code in _declined(op, each, target)}))
+        if absent := manners.missing(name, target.device, target.profile.executor):
+            left_out[name] = (absent,)
+            continue
+        varied = _made(name, op, case, problem, call, target)
+        codes = tuple(sorted({code for each in varied.calls for code in _declined(op, each, target)}))
         if codes and name in _SAME_REQUEST:
-            said = f"{varied.said}, the backend declines for {codes}: its reasons changed between calls"
+            said = f"{varied.said}, the backend declines for {', '.join(codes)}: its reasons changed between calls"
             found.rule(f"{name}.declined", 1, said)
             continue
         if codes:
@@ -46,10 +50,15 @@ def look(
             continue
         # Without dropout no result depends on torch's generator, so a repetition has it stand elsewhere.
         seed = 1 if name == "repeat" and not op.by_chance(case) else 0
-        others = varied.gather([calls.run(each, varied.said, seed) for each in varied.calls])
+        run = functools.partial(calls.run, doing=varied.said, seed=seed)
+        others = varied.gather([varied.way(each, run) for each in varied.calls])
         if promised(name, case, target):
             counts = {result: bits.differing(results[result], tensor) for result, tensor in others.items()}
-            differ = ", ".join(f"{count} of {result}" for result, count in counts.items() if count)
+            differ = ", ".join(
+                f"{count} of {result}, first {bits.first(results[result], others[result])}"
+                for result, count in counts.items()
+                if count
+            )
             found.rule(f"{name}.bits", sum(counts.values()), f"{varied.said}, elements differ: {differ}")
         else:
             _compare(name, varied.said, op, case, results, others, expected, found)
@@ -60,16 +69,20 @@ def look(
 _SAME_REQUEST = ("repeat", "poison")
 
 
+def _made(name: str, op: Op[Any], case: Case, problem: Any, call: Call, target: Target) -> Variation:
+    if name == "repeat":
+        return Variation("in the same call again", (call,), lambda found: dict(found[0]))
+    if name in manners.MANNERS:
+        return manners.variation(name, call)
+    return op.vary(name, case, problem, call, target.device)
+
+
 def promised(name: str, case: Case, target: Target) -> bool:
     """Whether the variation must give the same bits: as the profile says, and nothing can where a mere repetition need
     not. A case that asks for determinism asks for the latter whatever the profile says."""
     bitwise = target.profile.bitwise_for(target.kind)
     repeat = bitwise.repeat or bool(case.options.get("deterministic"))
     return repeat and (name == "repeat" or getattr(bitwise, name, False))
-
-
-def _repeat(call: Call) -> Variation:
-    return Variation("in the same call again", (call,), lambda found: dict(found[0]))
 
 
 def _declined(op: Op[Any], call: Call, target: Target) -> list[str]:
@@ -92,9 +105,13 @@ def _compare(
         said = f"{changed}, {result} has the shape {tuple(tensor.shape)}, want {tuple(results[result].shape)}"
         if not found.rule(f"{name}:{result}.shape", int(tensor.shape != results[result].shape), said):
             return
+    found.compared(against(op, case, expected, others), name)
+
+
+def against(op: Op[Any], case: Case, expected: Mapping[str, Expected], others: Mapping[str, Tensor]) -> Comparison:
+    """The results of a further call, as many as there are, compared with the golden."""
     got = {result: op.layout(result, tensor) for result, tensor in others.items()}
     if op.by_chance(case):
         got, _ = op.without_chance(case, expected, got)
     there = {name: one for name, one in expected.items() if (name if one.part is None else one.part[0]) in got}
-    comparison = compare(there, got)
-    found.checks += [msgspec.structs.replace(check, name=f"{name}:{check.name}") for check in comparison.checks]
+    return compare(there, got)

@@ -16,12 +16,18 @@ from xattn_conformance.tolerance.limits import limit
 # The heat map is at most so many cells high and wide.
 _CELLS = 32
 
+# Metrics of heads whose limit depends on how many samples a head is.
+BY_COUNT = ("zhead", "bias")
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """checks: every metric of every tensor against its limit. worst, heat, histogram: as in `CaseResult`."""
+    """checks: every metric of every tensor against its limit. places: by the name of a failed check, the element that
+    failed it, or the worst of the row or head that did. worst: the first of those, else the largest error. heat,
+    histogram: as in `CaseResult`."""
 
     checks: tuple[Check, ...]
+    places: Mapping[str, Worst]
     worst: Worst | None
     heat: Heat | None
     histogram: tuple[int, ...]
@@ -57,14 +63,20 @@ def compare(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> Compa
         if expected[name].rows is not None:
             astray = expected[name].astray(name, got)
             checks.append(Check(name=f"{name}.astray", value=float(astray), limit=0.0))
-    worst = _worst(expected, got, errors)
+    places = {}
+    for check in checks:
+        name, _, metric = check.name.rpartition(".")
+        if not check.ok and metric != "astray":
+            at = _place(metric, expected[name], errors[name])
+            places[check.name] = _element(name, expected[name], got, at)
+    worst = next(iter(places.values()), None) or _largest(expected, got, errors)
     heat, histogram = None, (0,) * HISTOGRAM_BINS
     if "out" in errors and errors["out"].z.size > 0:
         heat = _heat(expected["out"], errors["out"])
         scaled = np.abs(errors["out"].z[errors["out"].judged]) / limit("zmax", 1)
         bins = np.minimum(scaled / HISTOGRAM_STEP, HISTOGRAM_BINS - 1).astype(int)
         histogram = tuple(int(n) for n in np.bincount(bins, minlength=HISTOGRAM_BINS))
-    return Comparison(tuple(checks), worst, heat, histogram)
+    return Comparison(tuple(checks), places, worst, heat, histogram)
 
 
 def _errors(expected: Expected, got: Array) -> _Errors:
@@ -89,24 +101,38 @@ def _checks(name: str, expected: Expected, error: _Errors) -> list[Check]:
     ]
     if not error.judged.any():
         return found
-    columns = error.judged.sum(axis=3)
-    rows = np.sqrt((error.z**2).sum(axis=3) / np.maximum(columns, 1))
-    elements = np.maximum(columns.sum(axis=2), 1)
-    heads = np.sqrt((error.z**2).sum(axis=(2, 3)) / elements)
-    means = np.abs(error.z.sum(axis=(2, 3)) / elements)
-    found.append(Check(name=f"{name}.zmax", value=_short(np.abs(error.z).max()), limit=limit("zmax", 1)))
-    counts = _samples(expected, error)
-    if error.z.shape[3] > 1:
-        found.append(Check(name=f"{name}.zrow", value=_short(rows.max()), limit=limit("zrow", 1)))
-        gains = _gains(expected, error, counts)
-        found.append(Check(name=f"{name}.gain", value=_short(gains.max()), limit=limit("gain", 1)))
-    # Every head is held to the limit for as many different rows as it has; the one that comes closest is reported.
-    for metric, values in (("zhead", heads), ("bias", means)):
-        limits = np.vectorize(lambda count, metric=metric: limit(metric, round(count, 2)), otypes=[float])(counts)
-        at = np.unravel_index(np.argmax(values / limits), values.shape)
-        count = round(float(counts[at]), 2)
+    counts = samples(expected, error.judged)
+    metrics = ("zmax", "zrow", "gain", "zhead", "bias") if error.z.shape[3] > 1 else ("zmax", "zhead", "bias")
+    for metric in metrics:
+        values = _values(metric, expected, error, counts)
+        at = _closest(metric, values, counts)
+        count = round(float(counts[at]), 2) if metric in BY_COUNT else 1.0
         found.append(Check(name=f"{name}.{metric}", value=_short(values[at]), limit=limit(metric, count), count=count))
     return found
+
+
+def _values(metric: str, expected: Expected, error: _Errors, counts: Array) -> Array:
+    """A metric of every element, row or head that it is taken of."""
+    if metric == "zmax":
+        return np.abs(error.z)
+    columns = error.judged.sum(axis=3)
+    if metric == "zrow":
+        rows: Array = np.sqrt((error.z**2).sum(axis=3) / np.maximum(columns, 1))
+        return rows
+    if metric == "gain":
+        return _gains(expected, error, counts)
+    elements = np.maximum(columns.sum(axis=2), 1)
+    total = error.z.sum(axis=(2, 3)) if metric == "bias" else (error.z**2).sum(axis=(2, 3))
+    heads: Array = np.abs(total / elements) if metric == "bias" else np.sqrt(total / elements)
+    return heads
+
+
+def _closest(metric: str, values: Array, counts: Array) -> tuple[int, ...]:
+    """Where a metric comes closest to its limit. Every head is held to the limit for as many different rows as it
+    has."""
+    if metric in BY_COUNT:
+        values = values / np.vectorize(lambda count: limit(metric, round(count, 2)), otypes=[float])(counts)
+    return tuple(int(i) for i in np.unravel_index(np.argmax(values), values.shape))
 
 
 def _short(x: float) -> float:
@@ -128,7 +154,7 @@ def _gains(expected: Expected, error: _Errors, samples: Array) -> Array:
     return gains
 
 
-def _samples(expected: Expected, error: _Errors) -> Array:
+def samples(expected: Expected, judged: NDArray[np.bool_]) -> Array:
     """How many independent samples a head's rows are, (batch, heads).
 
     Equal rows have equal errors, and of what rows have in common there is one sample, not many: a mean of n rows with a
@@ -137,35 +163,44 @@ def _samples(expected: Expected, error: _Errors) -> Array:
     batch, heads = expected.value.shape[:2]
     counts = np.ones((batch, heads))
     for index in np.ndindex(batch, heads):
-        judged = error.judged[index]
-        rows = expected.value[index][judged.any(axis=1)]
+        own = judged[index]
+        rows = expected.value[index][own.any(axis=1)]
         # To nine digits: the golden's own last bits are no difference.
         size = np.abs(rows).max(initial=0.0)
         keys = np.round(rows / size * 1e9) if size > 0 else rows
         different = max(1, len(np.unique(keys, axis=0)))
-        shared = 0.0 if expected.common is None or not judged.any() else float(expected.common[index][judged].mean())
+        shared = 0.0 if expected.common is None or not own.any() else float(expected.common[index][own].mean())
         counts[index] = 1 / (shared + (1 - shared) / different)
     return counts
 
 
-def _worst(expected: Mapping[str, Expected], got: Mapping[str, Array], errors: Mapping[str, _Errors]) -> Worst | None:
-    """The element to look at first: one that breaks a hard rule, else the one with the largest error."""
-    candidates = []
-    for name, error in errors.items():
-        if error.z.size == 0:
-            continue
-        badness = np.where(error.finite | error.exact, np.inf, np.abs(error.z))
-        at = np.unravel_index(int(np.argmax(badness)), badness.shape)
-        candidates.append((float(badness[at]), name, at))
-    if not candidates:
+def _place(metric: str, expected: Expected, error: _Errors) -> tuple[int, ...]:
+    """Where to look for what failed a metric: the first element that breaks a rule without tolerance, or the largest
+    error of the element, row or head that came closest to the limit."""
+    if metric in ("finite", "exact"):
+        broken = error.finite if metric == "finite" else error.exact
+        return tuple(int(i) for i in np.unravel_index(int(np.argmax(broken)), broken.shape))
+    counts = samples(expected, error.judged)
+    at = _closest(metric, _values(metric, expected, error, counts), counts)
+    part = np.abs(error.z[at])
+    return (*at, *(int(i) for i in np.unravel_index(int(np.argmax(part)), part.shape))) if part.ndim else at
+
+
+def _largest(expected: Mapping[str, Expected], got: Mapping[str, Array], errors: Mapping[str, _Errors]) -> Worst | None:
+    """The element with the largest error of all, where nothing failed."""
+    sizes = {name: np.abs(error.z) for name, error in errors.items() if error.z.size}
+    if not sizes:
         return None
-    _, name, at = max(candidates, key=lambda candidate: candidate[0])
-    one = expected[name]
-    b, h, r, c = (int(i) for i in at)
-    row = r if one.rows is None else int(one.rows[r])
+    name = max(sizes, key=lambda name: float(sizes[name].max()))
+    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(sizes[name])), sizes[name].shape))
+    return _element(name, expected[name], got, at)
+
+
+def _element(name: str, one: Expected, got: Mapping[str, Array], at: tuple[int, ...]) -> Worst:
+    b, h, r, c = at
     return Worst(
         tensor=name,
-        index=(b, h, row, c),
+        index=(b, h, r if one.rows is None else int(one.rows[r]), c),
         got=_number(one.of(name, got)[at]),
         want=_number(one.value[at]),
         sigma=_number(one.sigma[at]),

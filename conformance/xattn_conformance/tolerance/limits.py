@@ -11,7 +11,7 @@ from math import sqrt
 ZMAX = 8.0
 ZROW = 6.0
 GAIN = 6.0
-# Of a binomial's standard deviation: the share of probabilities that dropout takes.
+# Of a binomial's standard deviation: the share of probabilities that dropout takes, and of neighbours that agree.
 SHARE = 6.0
 
 
@@ -30,6 +30,6 @@ def limit(metric: str, count: float) -> float:
         return round(0.4 + 5.0 / sqrt(count), 4)
     if metric == "gain":
         return GAIN
-    if metric == "share":
+    if metric in ("share", "independence"):
         return SHARE
     return 0.0

@@ -76,11 +76,16 @@ def forward(tensors: tuple[Tensor | None, ...], seqlens_k: Tensor | None, settin
         out, lse = flash.forward_ragged(whole, seqlens_k)
     sinks = whole.sink_rows()
     if sinks is not None:
-        # Not exp(lse - logaddexp(lse, sink)): beside a large lse both are rounded to more than the weight needs.
-        weight = torch.sigmoid(lse - sinks).masked_fill_(lse == -torch.inf, 0.0)
-        out.mul_(weight.transpose(1, 2).unsqueeze(-1))
-        lse = torch.logaddexp(lse, sinks)
+        lse = join_sinks(out, lse, sinks)
     return out, lse.contiguous()
+
+
+def join_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """The lse with the sinks (batch or 1, nheads, 1) in it, and out scaled in place. Shapes as of `forward`."""
+    # Not exp(lse - logaddexp(lse, sink)): beside a large lse both are rounded to more than the weight needs.
+    weight = torch.sigmoid(lse - sinks).masked_fill_(lse == -torch.inf, 0.0)
+    out.mul_(weight.transpose(1, 2).unsqueeze(-1))
+    return torch.logaddexp(lse, sinks)
 
 
 def backward(
@@ -108,15 +113,9 @@ def backward(
             kernels.backward(problem, args[0], *args[2:])
     dsinks = None
     sinks = whole.sink_rows()
-    if sinks is not None:
-        # The sink's weight is exp(sink - lse), and it has no value: d sink = weight * (dlse - dout . out).
-        delta = (dout.to(whole.wide) * out.to(whole.wide)).sum(-1).transpose(1, 2)
-        # A sink of -inf in a row without keys has no weight either.
-        grad = torch.exp(sinks - lse.masked_fill(lse == -torch.inf, torch.inf)) * (
-            -delta if dlse is None else dlse - delta
-        )
-        assert whole.sinks is not None
-        dsinks = grad.sum(-1).sum_to_size(whole.sinks.shape).to(whole.sinks.dtype)
+    if sinks is not None and whole.sinks is not None:
+        grad = sink_gradients(dout, dlse, out, lse, sinks)
+        dsinks = grad.sum_to_size(whole.sinks.shape).to(whole.sinks.dtype)
     if settings.scale <= 0:
         dq.mul_(_sign(settings.scale))
     dtype = whole.q.dtype
@@ -127,6 +126,15 @@ def backward(
         dsinks,
         None if dbias is None or bias is None else dbias.to(bias.dtype),
     )
+
+
+def sink_gradients(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """(batch, nheads), summed over the queries. Shapes as of `backward`; sinks (batch or 1, nheads, 1)."""
+    # The sink's weight is exp(sink - lse), and it has no value: d sink = weight * (dlse - dout . out).
+    delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1).transpose(1, 2)
+    # A sink of -inf in a row without keys has no weight either.
+    weight = torch.exp(sinks - lse.masked_fill(lse == -torch.inf, torch.inf))
+    return (weight * (-delta if dlse is None else dlse - delta)).sum(-1)
 
 
 def _empty(problem: Problem) -> bool:

@@ -188,6 +188,26 @@ class _AttendBackward(Function):
         raise NotImplementedError('sdpa has no second derivative; use backend="reference"')
 
 
+def share(
+    dout: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    inputs: Inputs,
+    left: int | None,
+    right: int | None,
+    offset: int | None,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of the given keys, whatever others out and lse belong to."""
+    # The engines work in the dtype of the scores, which lse has but for float64.
+    wide = lse.double() if out.dtype == torch.float64 else lse
+    dq, dk, dv, *_ = _AttendBackward.apply(  # type: ignore[no-untyped-call]
+        dout, None, out, wide, *inputs, left, right, offset, scale, softcap, False
+    )
+    return dq, dk, dv
+
+
 def attend(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor]:
     """out and lse (batch, nheads, seqlen_q) in the dtype of the scores."""
     # The function even without gradients: a bare operator gives zeros under torch.func.jvp, this raises.

@@ -10,8 +10,9 @@ from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch import plans
 from xattn.dispatch.choice import Choice, chosen, scoped
-from xattn.ops.attention.arguments import check_values, kind_of_align, prepare
+from xattn.ops.attention.arguments import prepare
 from xattn.ops.shared.checks import given_tensors
+from xattn.ops.shared.dense import check_values, kind_of_align
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Align, Window
 from xattn.ops.shared.spelling import unexpected, without_unknown

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from xattn.ops.shared.dense import DenseRequest
 from xattn.ops.shared.output import output
-from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of, wants_grad
+from xattn.ops.shared.softmax import PHASES, phase_of, wants_grad
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
-from xattn.plugin.request import Phase, TensorSpec, dtype_name
-from xattn.plugin.symbolic import holds, known
+from xattn.plugin.request import Phase, TensorSpec
 
 AttentionFeature = Literal[
     "causal",
@@ -37,12 +37,8 @@ AttentionFeature = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionRequest(SoftmaxRequest):
-    """What a call of `attention` asks for, validated. `None` means off.
-
-    offset_inside: with align "offset": 0 <= off <= seqlen_k - seqlen_q, and no seqlens_k.
-    bias carries a flag of its own for its gradient, as sinks do.
-    """
+class AttentionRequest(DenseRequest):
+    """What a call of `attention` asks for, validated. `None` means off."""
 
     op: ClassVar[str] = "attention"
     vocabulary: ClassVar[Vocabulary] = Vocabulary(
@@ -83,29 +79,7 @@ class AttentionRequest(SoftmaxRequest):
         "lse": "batch nheads seqlen_q",
     }
 
-    batch: int
-    seqlen_q: int
-    seqlen_k: int
-    offset_inside: bool = False
-    bias: TensorSpec | None = None
-    mask: TensorSpec | None = None
-    seqlens_k: TensorSpec | None = None
     dropout_p: float | None = None
-
-    @property
-    def offset(self) -> int | None:
-        """`off` of the contract, the key that query 0 is aligned with, where seqlens_k is None; None where the call
-        brings it."""
-        if self.align == "offset":
-            return None
-        return 0 if self.align == "top_left" else self.seqlen_k - self.seqlen_q
-
-    @property
-    def alignment_matters(self) -> bool:
-        """Whether another `align` is another answer."""
-        if not self.positional:
-            return False
-        return self.align == "offset" or self.seqlens_k is not None or not known(self.seqlen_q == self.seqlen_k)
 
     @property
     def any_grad(self) -> bool:
@@ -121,16 +95,8 @@ class AttentionRequest(SoftmaxRequest):
         return output(out, (self.batch, self.nheads, self.seqlen_q), self.return_lse)
 
     @property
-    def empty(self) -> bool:
-        return any(holds(size == 0) for size in (self.batch, self.seqlen_q, self.seqlen_k))
-
-    @property
     def phase(self) -> Phase:
         return phase_of(self.any_grad, self.seqlen_q)
-
-    @property
-    def scores(self) -> int:
-        return self.batch * self.nheads * self.seqlen_q * self.seqlen_k
 
     def notes(self) -> list[str]:
         found = []
@@ -165,15 +131,7 @@ class AttentionRequest(SoftmaxRequest):
         return []
 
     def __str__(self) -> str:
-        parts = [
-            f"q=({self.batch}, {self.seqlen_q}, {self.nheads}, {self.headdim})",
-            f"k=({self.batch}, {self.seqlen_k}, {self.nheads_k}, {self.headdim})",
-            f"v=({self.batch}, {self.seqlen_k}, {self.nheads_k}, {self.headdim_v})",
-            dtype_name(self.dtype),
-            self.place,
-            *self._options(),
-        ]
-        return f"{self.op}: " + ", ".join(parts)
+        return f"{self.op}: " + ", ".join([*self._shapes(), *self._options()])
 
 
 class AttentionKernel(Kernel[AttentionRequest]):

@@ -1,9 +1,9 @@
 """Attention over packed sequences."""
 
 from xattn.dispatch.op import Op
-from xattn.ops.varlen_attention.arguments import check_values, prepare
+from xattn.ops.varlen_attention.arguments import prepare
 from xattn.ops.varlen_attention.call import varlen_attention as varlen_attention
 from xattn.ops.varlen_attention.request import VarlenKernel as VarlenKernel
 from xattn.ops.varlen_attention.request import VarlenRequest as VarlenRequest
 
-OP = Op(varlen_attention, VarlenRequest, prepare, check_values)
+OP = Op(varlen_attention, VarlenRequest, prepare)

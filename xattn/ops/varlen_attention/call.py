@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
@@ -9,13 +10,15 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch import plans
-from xattn.dispatch.choice import Choice, chosen
+from xattn.dispatch.choice import Choice, chosen, scoped
+from xattn.dispatch.guard import Check, guard
 from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.lengths import are_cu_seqlens, bound, bucket_of
 from xattn.ops.shared.output import AttentionOutput, Output
+from xattn.ops.shared.packed import by_sequence, check_values, kind_of_align
 from xattn.ops.shared.softmax import Align, Window
 from xattn.ops.shared.spelling import unexpected, without_unknown
-from xattn.ops.varlen_attention.arguments import check_values, kind_of_align, prepare
+from xattn.ops.varlen_attention.arguments import prepare
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,6 +42,8 @@ class Arguments(TypedDict, total=False):
 
 
 _table = plans.PlanTable()
+_scope = scoped
+_recent = _table.recent
 
 
 @overload
@@ -105,8 +110,26 @@ def varlen_attention(
     """
     if unknown:
         raise unexpected(varlen_attention, unknown)
-    choice = chosen(backend)
     keys = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+    if not is_dynamo_compiling():
+        choice = _scope.get() if backend == "auto" else backend
+        # As in `attention`: one look-up, and one question whether this is the last call again. A model's layers all end
+        # here, but for the first one of a step, whose lengths are others.
+        try:
+            nested = q.is_nested or k.is_nested or v.is_nested or cu_seqlens_q.is_nested or keys.is_nested
+            same, run, known = _recent[
+                causal, window, align, scale, softcap, sinks, alibi_slopes, deterministic, return_lse, check, choice
+            ]
+            hit = not nested and same(q, k, v, cu_seqlens_q, keys, max_seqlen_q, max_seqlen_k)
+        except (KeyError, TypeError, AttributeError):
+            hit = False
+        if hit:
+            try:
+                return run(q, k, v, cu_seqlens_q, keys)  # type: ignore[no-any-return]
+            except Exception as error:
+                known.annotate(error)
+                raise
+    choice = chosen(backend)
     tensors = given_tensors(sinks=sinks, alibi_slopes=alibi_slopes)
     options: dict[str, Any] = {
         "causal": causal,
@@ -128,19 +151,43 @@ def varlen_attention(
     slot = _slot(cu_seqlens_q, keys is cu_seqlens_q, named, choice, **options)
     every = (q, k, v, cu_seqlens_q, keys, *tensors.values(), *((align,) if isinstance(align, Tensor) else ()))
     # The sizes of packed tensors and of what has one number a sequence change from step to step.
-    free = (*((0,),) * 5, *(_by_sequence(tensor) for tensor in every[5:]))
+    free = (*((0,),) * 5, *(by_sequence(tensor) for tensor in every[5:]))
     planned = _table.find(slot, every, free)
     if planned is None:
         prepared = prepare(q, k, v, cu_seqlens_q, cu_seqlens_k, **named, **options)
         return _table.first(slot, every, prepared, choice, free)  # type: ignore[no-any-return]
     given = {name: named[name] for name in planned.given}
+    if not tensors and isinstance(align, str):
+        window = options["window"]
+        _recent[causal, window, align, scale, softcap, None, None, deterministic, return_lse, check, choice] = (
+            _same(every[:5], max_seqlen_q, max_seqlen_k, read=cu_seqlens_q.is_cpu or check),
+            functools.partial(planned.run, **given),
+            planned,
+        )
     return planned(q, k, v, cu_seqlens_q, keys, **given)  # type: ignore[no-any-return]
 
 
-def _by_sequence(tensor: Tensor) -> tuple[int, ...]:
-    """The dimension of an optional tensor that has one number a sequence: of slopes (batch, nheads) and of align."""
-    per_sequence = tensor.dim() == 2 or not tensor.is_floating_point()
-    return (0,) if per_sequence else ()
+def _same(tensors: tuple[Tensor, ...], max_seqlen_q: int | None, max_seqlen_k: int | None, read: bool) -> Check:
+    """Whether a call is the same again: tensors of one kind, the bounds as given, and, where cu_seqlens are read, their
+    values, which were checked."""
+    cu_seqlens_q, cu_seqlens_k = tensors[3:]
+    ends_q, ends_k = [x.tolist() if read else None for x in (cu_seqlens_q, cu_seqlens_k)]
+    shared = cu_seqlens_k is cu_seqlens_q
+    fixed = guard(*(tensors[:4] if shared else tensors))
+
+    def same(q: Tensor, k: Tensor, v: Tensor, at_q: Tensor, at_k: Tensor, bound_q: Any, bound_k: Any) -> bool:
+        # Not bound_q == max_seqlen_q alone, which 3.0 and a tensor of 3 are as well.
+        if bound_q is not max_seqlen_q and (type(bound_q) is not int or bound_q != max_seqlen_q):
+            return False
+        if bound_k is not max_seqlen_k and (type(bound_k) is not int or bound_k != max_seqlen_k):
+            return False
+        if (at_k is at_q) is not shared:
+            return False
+        if not (fixed(q, k, v, at_q) if shared else fixed(q, k, v, at_q, at_k)):
+            return False
+        return not read or (at_q.tolist() == ends_q and (shared or at_k.tolist() == ends_k))
+
+    return same
 
 
 def _slot(

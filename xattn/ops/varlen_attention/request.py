@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from xattn.ops.shared.output import output
-from xattn.ops.shared.softmax import PHASES, SoftmaxRequest, phase_of
+from xattn.ops.shared.packed import PackedRequest
+from xattn.ops.shared.softmax import PHASES, phase_of
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
-from xattn.plugin.request import Phase, TensorSpec, dtype_name
-from xattn.plugin.symbolic import holds
+from xattn.plugin.request import Phase, TensorSpec
 
 VarlenFeature = Literal[
     "causal",
@@ -34,13 +34,8 @@ VarlenFeature = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class VarlenRequest(SoftmaxRequest):
-    """What a call of `varlen_attention` asks for, validated. `None` means off.
-
-    batch, max_seqlen_q, max_seqlen_k: rounded up to the next power of two; a plan gets the bounds with each call. No
-        size that changes from step to step is a part of the request: a plan serves every number of tokens.
-    shared_lengths: queries and keys have the same cu_seqlens: the caller gave one.
-    """
+class VarlenRequest(PackedRequest):
+    """What a call of `varlen_attention` asks for, validated. `None` means off."""
 
     op: ClassVar[str] = "varlen_attention"
     vocabulary: ClassVar[Vocabulary] = Vocabulary(
@@ -78,48 +73,17 @@ class VarlenRequest(SoftmaxRequest):
         "lse": "nheads total_q",
     }
 
-    batch: int
-    max_seqlen_q: int
-    max_seqlen_k: int
-    shared_lengths: bool = False
-
-    @property
-    def alignment_matters(self) -> bool:
-        """Whether another `align` is another answer."""
-        if not self.positional:
-            return False
-        return self.align in ("offset", "offsets") or not self.shared_lengths
-
     def results(self, tensors: Sequence[Any]) -> Any:
         total_q = tensors[0].shape[0]
         out = TensorSpec((total_q, self.nheads, self.headdim_v), self.dtype)
         return output(out, (self.nheads, total_q), self.return_lse)
 
     @property
-    def empty(self) -> bool:
-        return any(holds(size == 0) for size in (self.batch, self.max_seqlen_q, self.max_seqlen_k))
-
-    @property
     def phase(self) -> Phase:
         return phase_of(self.any_grad, self.max_seqlen_q)
 
-    @property
-    def scores(self) -> int:
-        """As many as there are at most."""
-        return self.nheads * self.batch * self.max_seqlen_q * self.max_seqlen_k
-
     def __str__(self) -> str:
-        keys = "as q" if self.shared_lengths else f"up to {self.max_seqlen_k}"
-        parts = [
-            f"q=(total_q, {self.nheads}, {self.headdim})",
-            f"k=(total_k, {self.nheads_k}, {self.headdim})",
-            f"v=(total_k, {self.nheads_k}, {self.headdim_v})",
-            f"up to {self.batch} sequences of up to {self.max_seqlen_q} queries, keys {keys}",
-            dtype_name(self.dtype),
-            self.place,
-            *self._options(),
-        ]
-        return f"{self.op}: " + ", ".join(parts)
+        return f"{self.op}: " + ", ".join([*self._shapes(), *self._options()])
 
 
 class VarlenKernel(Kernel[VarlenRequest]):

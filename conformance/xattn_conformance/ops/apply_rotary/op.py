@@ -79,6 +79,10 @@ class RotaryOp(Op[Rotary]):
         names = (*returned, *(f"d{name}" for name in case.grads))
         return Wanted(columns=dict.fromkeys(names, case.shape["headdim"]), contiguous=returned, per_row=names)
 
+    def words(self, case: Case) -> frozenset[str]:
+        named = {"rotary_dim": "partial", "grad_q": "grad_qk", "grad_k": "grad_qk"}
+        return frozenset(named.get(word, word) for word in super().words(case))
+
     def vary(self, name: str, case: Case, problem: Rotary, call: Call, device: str) -> Variation:
         return VARIATIONS[name](call)
 

@@ -67,14 +67,20 @@ def _paired(table: Table, pairs: Pairs) -> Iterator[Group]:
         both = [table.feature[name] for name in names]
         shape, family, grads = _in_turn(turn, [pairs.shapes, pairs.families, pairs.grads])
         changed = {word[0]: word for text in (shape, *(each.shape for each in both)) for word in text.split()}
-        options = {name: value for each in both for name, value in each.options.items()}
+        options = pairs.options | {name: value for each in both for name, value in each.options.items()}
         shape = " ".join(changed.values())
         if family == "poison" and not opts.hides(opts.normal(options), sizes(shape)):
             family = pairs.families[0]
         if grads:
             grads = " ".join([grads, *(each.grads for each in both)])
         yield Group(
-            why=pairs.why, level=pairs.level, options=options, shapes=(shape,), families=(family,), grads=(grads,)
+            why=pairs.why,
+            level=pairs.level,
+            options=options,
+            shapes=(shape,),
+            families=(family,),
+            grads=(grads,),
+            since=pairs.since,
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from xattn_conformance.array import Array
 from xattn_conformance.inputs.draw import Draw, Ints
-from xattn_conformance.inputs.formats import FORMATS
+from xattn_conformance.inputs.formats import FORMATS, round_to
 from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.attention.visibility import poisoned_with, visible
 
@@ -45,6 +45,7 @@ STREAMS = {
 # The tile over keys of most kernels.
 TILE = 64
 HUGE_LOGIT = 135.0
+EXTREME_LOGITS = (1e3, -1e3, 1e4, -1e4, 1e5, -1e5)
 POISONS = (np.nan, np.inf, -np.inf, 1e30)
 # Digits of `coded`: few enough for every dtype, float8 included.
 BASE = 16
@@ -119,15 +120,25 @@ def probe(problem: Problem, draw: Draw) -> Problem:
 def huge(problem: Problem, draw: Draw) -> Problem:
     """Logits of one sign in each row, near 120 and once 135, by turns positive and negative: without the row's maximum
     taken off, exp overflows in one row and leaves nothing in the next."""
-    batch, nheads, seqlen_q, _ = problem.scores_shape
-    # Of different sizes: equal products, added up one by one, would all be rounded to the same side.
-    shape = (batch, 1, *problem.k.shape[2:])
-    common = draw.signs("direction", shape) * (0.5 + draw.uniform("size.k", shape))
-    flips = np.where(draw.integers("flips", problem.k.shape) % 32 == 0, -1.0, 1.0)
-    problem = replace(problem, k=common * flips)
-    turn = np.arange(seqlen_q) + np.arange(nheads)[:, None] + nheads * np.arange(batch)[:, None, None]
-    logit = np.where(turn % 2 == 0, HUGE_LOGIT, -HUGE_LOGIT)
-    return replace(problem, q=_aimed(problem, boundary_keys(problem, draw), logit))
+    return _one_sided(problem, draw, (HUGE_LOGIT, -HUGE_LOGIT))
+
+
+def extreme(problem: Problem, draw: Draw) -> Problem:
+    """As `huge`, with logits of 1e3, 1e4 and 1e5 of either sign: q.k is past what float16 holds."""
+    aimed = _one_sided(problem, draw, EXTREME_LOGITS)
+    # Of 8 bits each, so that float64 has the sums of their products exactly: at 1e5 its last bit is some 1e-11.
+    return replace(aimed, q=round_to(aimed.q, "bfloat16"), k=round_to(aimed.k, "bfloat16"))
+
+
+def shared(problem: Problem, draw: Draw) -> Problem:
+    """Keys and values of the first kv head of the first batch row for all, which strides of 0 can store."""
+    k, v = (np.broadcast_to(each[:1, :, :1], each.shape).copy() for each in (problem.k, problem.v))
+    return replace(problem, k=k, v=v)
+
+
+def through_lse(problem: Problem, draw: Draw) -> Problem:
+    """Normal; of the results only lse has a gradient that comes in."""
+    return problem
 
 
 def equal(problem: Problem, draw: Draw) -> Problem:
@@ -192,6 +203,9 @@ FAMILIES: dict[str, Family] = {
         onehot,
         probe,
         huge,
+        extreme,
+        shared,
+        through_lse,
         equal,
         ascending,
         descending,
@@ -233,6 +247,18 @@ def _aimed(problem: Problem, targets: Ints, logit: Array) -> Array:
     factor = np.divide(logit, length, out=np.zeros_like(length), where=length != 0)
     aimed: Array = (factor[..., None] * keys).transpose(0, 2, 1, 3)
     return aimed
+
+
+def _one_sided(problem: Problem, draw: Draw, logits: tuple[float, ...]) -> Problem:
+    batch, nheads, seqlen_q, _ = problem.scores_shape
+    # Of different sizes: equal products, added up one by one, would all be rounded to the same side.
+    shape = (batch, 1, *problem.k.shape[2:])
+    common = draw.signs("direction", shape) * (0.5 + draw.uniform("size.k", shape))
+    flips = np.where(draw.integers("flips", problem.k.shape) % 32 == 0, -1.0, 1.0)
+    problem = replace(problem, k=common * flips)
+    turn = np.arange(seqlen_q) + np.arange(nheads)[:, None] + nheads * np.arange(batch)[:, None, None]
+    logit = np.array(logits)[turn % len(logits)]
+    return replace(problem, q=_aimed(problem, boundary_keys(problem, draw), logit))
 
 
 def _ramp(problem: Problem, draw: Draw, sign: float) -> Problem:

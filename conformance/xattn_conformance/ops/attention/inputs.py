@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.inputs.draw import Draw
-from xattn_conformance.inputs.formats import encode, round_to
+from xattn_conformance.inputs.formats import FORMATS, encode, round_to
 from xattn_conformance.ops.attention import recipes
 from xattn_conformance.ops.attention.families import FAMILIES, STREAMS
 from xattn_conformance.ops.attention.problem import Problem
@@ -40,7 +41,8 @@ def make(case: Case) -> Problem:
     batch, seqlen_q, seqlen_k = size["batch"], size["seqlen_q"], size["seqlen_k"]
     nheads, nheads_k = size["nheads"], size["nheads_k"]
     options = dict(case.options)
-    options |= recipes.tensors(options, recipes.Sizes(batch, nheads, seqlen_q, seqlen_k), draw)
+    sizes = recipes.Sizes(batch, nheads, seqlen_q, seqlen_k, -FORMATS[case.dtype].largest)
+    options |= recipes.tensors(options, sizes, draw)
     if options.get("window") is not None:
         left, right = options["window"]
         options["window"] = (left, right)
@@ -55,11 +57,17 @@ def make(case: Case) -> Problem:
     if case.grads:
         problem = replace(
             problem,
-            dout=draw.normal("dout", (batch, seqlen_q, nheads, size["headdim_v"])),
+            dout=_dout(case, draw, (batch, seqlen_q, nheads, size["headdim_v"])),
             dlse=draw.normal("dlse", (batch, nheads, seqlen_q)) if "lse" in case.grads else None,
             grads=tuple(name for asked in case.grads for name in _WANTED[asked]),
         )
     return rounded(problem)
+
+
+def _dout(case: Case, draw: Draw, shape: tuple[int, ...]) -> Array:
+    """Of the family "shared" that of out.sum(); of "through_lse" none comes in."""
+    constant = {"shared": 1.0, "through_lse": 0.0}.get(case.family)
+    return draw.normal("dout", shape) if constant is None else np.full(shape, constant)
 
 
 def rounded(problem: Problem) -> Problem:

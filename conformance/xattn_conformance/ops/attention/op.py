@@ -32,6 +32,8 @@ from xattn_conformance.tolerance.expected import Expected
 _SCORES_MAX = 2**21
 _EDGES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257)
 _RANDOM_ROWS = 64
+# What variations put where no query may look. 2^100 is finite and its products are not; float16 has no more than 2^15.
+_FILLS = {"poison": 0.0, "nan": np.nan, "big": 2.0**100}
 _STREAM = 99  # of the generator, apart from every tensor's
 
 
@@ -79,7 +81,7 @@ class AttentionOp(Op[Problem]):
             "seqlens_k": (problem.seqlens_k, torch.int32),
         }
         incoming = {}
-        if problem.dout is not None:
+        if problem.dout is not None and case.family != "through_lse":
             incoming["out"] = tensor(problem.dout, dtype)
         if problem.dlse is not None:
             incoming["lse"] = tensor(problem.dlse, torch.float32)
@@ -138,16 +140,25 @@ class AttentionOp(Op[Problem]):
             # The others sum over the batch.
             per_row=("out", "lse", "dq", "dk", "dv"),
             parts=("probe",) if case.family == "probe" else (),
-            by_chance=("dropout.share",) if self.by_chance(case) else (),
+            by_chance=_of_chance(case) if self.by_chance(case) else (),
         )
 
     def vary(self, name: str, case: Case, problem: Problem, call: Call, device: str) -> Variation:
-        if name == "poison":
-            return variations.other_inputs(self.call(case, inputs.poisoned_with(problem, 0.0), device))
+        if name in _FILLS:
+            fill = _FILLS[name]
+            if name == "big" and problem.dtype == "float16":
+                fill = 2.0**15
+            return variations.other_inputs(self.call(case, inputs.poisoned_with(problem, fill), device))
         return variations.VARIATIONS[name](call)
 
     def mutants(self) -> Sequence[Mutant]:
         return MUTANTS
+
+    def impostors(self) -> Sequence[Any]:
+        # They judge cases, and judging knows the ops.
+        from xattn_conformance.ops.attention.mutants.impostors import IMPOSTORS
+
+        return IMPOSTORS
 
     def right_kernels(self) -> Sequence[Right]:
         return RIGHT
@@ -185,6 +196,11 @@ class AttentionOp(Op[Problem]):
         self, case: Case, expected: Mapping[str, Expected], got: Mapping[str, Array]
     ) -> tuple[dict[str, Array], tuple[Check, ...]]:
         return dropout.undropped(case.options["dropout_p"], expected, got)
+
+
+def _of_chance(case: Case) -> tuple[str, ...]:
+    earlier = case.since in ("1.0", "1.1")
+    return ("dropout.share",) if earlier else ("dropout.share", "dropout.independence")
 
 
 def _tensor(values: NDArray[Any], dtype: torch.dtype, device: str) -> torch.Tensor:

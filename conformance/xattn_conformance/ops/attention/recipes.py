@@ -16,16 +16,22 @@ from xattn_conformance.inputs.draw import Draw
 # Logarithms and powers by decimal arithmetic: libm's last bit differs between platforms.
 _DECIMAL = Context(prec=30)
 _LOW = -10000.0
+# Every other shape that a bias or a mask may have, spelt by its dimensions.
+BROADCASTS = (
+    *("k", "q1", "1k", "hqk", "hq1", "h1k", "h11", "1qk", "1q1", "11k"),
+    *("111k", "11q1", "11qk", "1h11", "1h1k", "b111", "b1q1", "bh11", "bh1k", "bhq1"),
+)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The part of a case's shape that recipes need."""
+    """What recipes need of a case. lowest: the least finite number of its dtype."""
 
     batch: int
     nheads: int
     seqlen_q: int
     seqlen_k: int
+    lowest: float = 0.0
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -37,7 +43,13 @@ class Sizes:
             "matrix": (self.seqlen_q, self.seqlen_k),
             "keys": (self.batch, 1, 1, self.seqlen_k),
             "queries": (1, self.nheads, self.seqlen_q, 1),
+            "scalar": (),
+            **{name: self._spelt(name) for name in BROADCASTS},
         }
+
+    def _spelt(self, name: str) -> tuple[int, ...]:
+        letters = {"b": self.batch, "h": self.nheads, "q": self.seqlen_q, "k": self.seqlen_k, "1": 1}
+        return tuple(letters[letter] for letter in name)
 
 
 def sinks(recipe: str, sizes: Sizes, draw: Draw) -> Array:
@@ -66,11 +78,11 @@ def bias(recipe: str, sizes: Sizes, draw: Draw) -> Array:
         hidden = draw.integers("holes", shape) % 10 < 3
         hidden[..., -1:] = True
         return np.where(hidden, -np.inf, draw.normal("bias", shape))
-    if recipe == "low":
+    if recipe in ("low", "lowest"):
         shape = sizes.shapes["batch"]
         lowered = draw.integers("holes", shape) % 2 == 0
         lowered[:, :, ::3] = True
-        return np.where(lowered, _LOW, draw.normal("bias", shape))
+        return np.where(lowered, _LOW if recipe == "low" else sizes.lowest, draw.normal("bias", shape))
     return draw.normal("bias", sizes.shapes[recipe])
 
 
@@ -98,6 +110,7 @@ def seqlens_k(recipe: str, sizes: Sizes, draw: Draw) -> NDArray[np.int64]:
         "zero": longest * (row % 2),
         "one": np.ones_like(row),
         "tiles": 63 + row % 3,
+        "mixed": np.choose(row % 4, (longest, 0, 1, longest // 2 + 1)),
     }
     lengths: NDArray[np.int64] = np.minimum(made[recipe], longest)
     return lengths
@@ -106,9 +119,12 @@ def seqlens_k(recipe: str, sizes: Sizes, draw: Draw) -> NDArray[np.int64]:
 RECIPES: dict[str, tuple[Callable[[str, Sizes, Draw], Any], tuple[str, ...]]] = {
     "sinks": (sinks, ("normal", "log", "zero", "large", "small")),
     "alibi_slopes": (alibi_slopes, ("powers", "batch", "steep")),
-    "bias": (bias, ("full", "heads", "batch", "matrix", "keys", "queries", "holes", "low")),
-    "mask": (mask, ("random", "heads", "matrix", "keys", "rows", "one")),
-    "seqlens_k": (seqlens_k, ("ragged", "last", "zero", "one", "tiles")),
+    "bias": (
+        bias,
+        ("full", "heads", "batch", "matrix", "keys", "queries", "holes", "low", "lowest", "scalar", *BROADCASTS),
+    ),
+    "mask": (mask, ("random", "heads", "matrix", "keys", "rows", "one", "scalar", *BROADCASTS)),
+    "seqlens_k": (seqlens_k, ("ragged", "last", "zero", "one", "tiles", "mixed")),
 }
 
 

@@ -1,17 +1,45 @@
-"""`cases.toml` as data. Unknown keys, names and sizes are errors."""
+"""`cases.toml`, and the files of `kinds/` that came later, as data. Unknown keys, names and sizes are errors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from xattn_conformance.case import SHORT, SUITES, Level
 
 Axis = Literal["shapes", "families", "grads"]
-Variation = Literal["repeat", "batch", "strides", "padding", "poison"]
+Variation = Literal[
+    "repeat",
+    "batch",
+    "strides",
+    "padding",
+    "poison",
+    "nan",
+    "big",
+    "edge",
+    "turned",
+    "misaligned",
+    "expanded",
+    "packed",
+    "types",
+    "double",
+    "some",
+    "twice",
+    "far",
+    "refilled",
+    "thread",
+    "threads",
+    "no_grad",
+    "inference",
+    "compiled",
+    "graph",
+]
+
+T = TypeVar("T")
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,7 +57,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Pairs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A case for every two of some features."""
+    """A case for every two of some features. options: what every one of them has besides."""
 
     why: str
     level: Level
@@ -37,6 +65,11 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shapes: tuple[str, ...]
     families: tuple[str, ...]
     grads: tuple[str, ...] = ("",)
+    options: dict[str, Any] = {}
+    since: str = SUITES[0]
+
+
+Row = TypeVar("Row", Group, Pairs)
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,17 +102,52 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     knob: list[KnobRow]
 
 
+class Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file of `kinds/`: groups and pairs that are looked at for one kind of call, and what they add to families and
+    recipes. since: of all of them."""
+
+    since: str
+    families: dict[str, str] = {}
+    recipe: dict[str, dict[str, str]] = {}
+    group: list[Group] = []
+    pairs: list[Pairs] = []
+    feature: dict[str, Feature] = {}
+
+
 @cache
 def table() -> Table:
-    """The table as it is installed. Raises ValueError for whatever is not in the form above."""
-    return parse(files(__package__).joinpath("cases.toml").read_text(encoding="utf-8"))
+    """The table as it is installed. Raises ValueError for whatever is not in the forms above."""
+    found = parse(files(__package__).joinpath("cases.toml").read_text(encoding="utf-8"))
+    kinds = sorted(files(__package__).joinpath("kinds").iterdir(), key=lambda path: path.name)
+    for path in kinds:
+        found = _with(found, _decoded(path.name, path.read_text(encoding="utf-8"), Kind))
+    return found
 
 
 def parse(text: str) -> Table:
+    return _decoded("cases.toml", text, Table)
+
+
+def _decoded(name: str, text: str, form: type[T]) -> T:
     try:
-        return msgspec.toml.decode(text, type=Table)
+        return msgspec.toml.decode(text, type=form)
     except msgspec.DecodeError as error:
-        raise ValueError(f"cases.toml: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _with(table: Table, kind: Kind) -> Table:
+    def dated(rows: Sequence[Row]) -> list[Row]:
+        return [msgspec.structs.replace(row, since=kind.since) for row in rows]
+
+    names = {*table.recipe, *kind.recipe}
+    return Table(
+        families=table.families | kind.families,
+        recipe={name: table.recipe.get(name, {}) | kind.recipe.get(name, {}) for name in names},
+        group=[*table.group, *dated(kind.group)],
+        pairs=[*table.pairs, *dated(kind.pairs)],
+        feature=table.feature | kind.feature,
+        knob=table.knob,
+    )
 
 
 def sizes(text: str) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Variations of an attention call: other memory, other batch mates, more keys that do not exist, other poison."""
+"""Variations of an attention call: other memory, other dtypes of what stands beside q, k and v, other batch mates, more
+keys that do not exist, gradients of some inputs alone."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.memory import inside, transposed
+from xattn_conformance.ops.memory import at_edge, expanded, far_apart, inside, misaligned, transposed
 
 # More than a kernel's tile, and odd.
 _EXTRA_KEYS = 65
@@ -81,7 +82,115 @@ def other_inputs(call: Call) -> Variation:
     return Variation("with other values where no query may look", (call,), _first)
 
 
-VARIATIONS: dict[str, Callable[[Call], Variation]] = {"strides": strides, "batch": batch, "padding": padding}
+def _placed(said: str, place: Callable[[str, Tensor], Tensor]) -> Callable[[Call], Variation]:
+    """The same values, each tensor put somewhere else by its name."""
+
+    def vary(call: Call) -> Variation:
+        tensors = {name: place(name, tensor) for name, tensor in call.tensors.items()}
+        incoming = {name: place(f"d{name}", tensor) for name, tensor in call.incoming.items()}
+        return Variation(said, (replace(call, tensors=tensors, incoming=incoming),), _first)
+
+    return vary
+
+
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    """k and the rest of what "strides" leaves as it is, head by head; a mask and a bias with keys before queries."""
+    if name in ("k", "dlse"):
+        return transposed(tensor)
+    if name in ("mask", "bias") and tensor.ndim > 1:
+        return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if name in ("seqlens_k", "sinks", "alibi_slopes"):
+        return torch.stack([tensor, torch.zeros_like(tensor)], dim=-1)[..., 0]
+    return tensor
+
+
+def packed(call: Call) -> Variation:
+    """q, k and v as slices of one tensor where their sizes let them; else k and v."""
+    names = (
+        ["q", "k", "v"] if _fit(call, "q", "k") and _fit(call, "k", "v") else ["k", "v"] if _fit(call, "k", "v") else []
+    )
+    if not names:
+        raise ValueError("the variation packed needs k and v of one headdim")
+    parts = torch.cat([call.tensors[name] for name in names], dim=2)
+    slices = parts.split([call.tensors[name].shape[2] for name in names], dim=2)
+    other = call.with_tensors(**dict(zip(names, slices, strict=True)))
+    return Variation(f"with {', '.join(names)} as slices of one tensor", (other,), _first)
+
+
+def _fit(call: Call, one: str, other: str) -> bool:
+    a, b = call.tensors[one].shape, call.tensors[other].shape
+    return (a[:2], a[3]) == (b[:2], b[3])
+
+
+def types(call: Call) -> Variation:
+    """seqlens_k in int64 with a stride, sinks and bias in another dtype that holds their values."""
+    tensors = dict(call.tensors)
+    if "seqlens_k" in tensors:
+        lengths = tensors["seqlens_k"].to(torch.int64)
+        tensors["seqlens_k"] = torch.stack([lengths, torch.full_like(lengths, 2**40 + 1)], dim=-1)[:, 0]
+    for name in ("sinks", "bias"):
+        if name in tensors:
+            tensors[name] = _otherwise(tensors[name])
+    return Variation("with the other arguments in other dtypes", (replace(call, tensors=tensors),), _first)
+
+
+def _otherwise(tensor: Tensor) -> Tensor:
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    held = [tensor.to(dtype) for dtype in dtypes if dtype != tensor.dtype]
+    return next(other for other in held if torch.equal(other.to(tensor.dtype), tensor))
+
+
+def double(call: Call) -> Variation:
+    """q, k, v, bias and what comes in for out in float64."""
+    tensors = {n: t.double() if n in ("q", "k", "v", "bias") else t for n, t in call.tensors.items()}
+    incoming = {n: t.double() if n == "out" else t for n, t in call.incoming.items()}
+
+    def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
+        wrong = [n for n, t in found[0].items() if n not in ("lse", "dsinks") and t.dtype != torch.float64]
+        if wrong:
+            raise TypeError(f"in float64, {', '.join(wrong)} came back in another dtype")
+        return dict(found[0])
+
+    return Variation("in float64", (replace(call, tensors=tensors, incoming=incoming),), gather)
+
+
+def some(call: Call) -> Variation:
+    """Each gradient asked for alone: the other inputs need none."""
+    # v has no part in lse: where only lse has a gradient, there is no graph without another input.
+    beside = () if "out" in call.incoming else ("k",)
+    calls = tuple(replace(call, wanted=(*beside, name) if name == "v" else (name,)) for name in call.wanted)
+
+    def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
+        return {name: tensor for each in found[::-1] for name, tensor in each.items()}
+
+    return Variation("with the gradient of one input at a time", calls, gather)
+
+
+def twice(call: Call) -> Variation:
+    return Variation("in a second backward pass through the same graph", (replace(call, twice=True),), _first)
+
+
+def far(call: Call) -> Variation:
+    tensors = far_apart([call.tensors[name] for name in ("q", "k", "v")])
+    other = call.with_tensors(**dict(zip(("q", "k", "v"), tensors, strict=True)))
+    return Variation("with batch rows 2^31 elements apart", (other,), _first)
+
+
+VARIATIONS: dict[str, Callable[[Call], Variation]] = {
+    "strides": strides,
+    "batch": batch,
+    "padding": padding,
+    "turned": _placed("with k, bias and mask stored the other way round", _turned),
+    "misaligned": _placed("with every tensor one element past an aligned address", lambda n, t: misaligned(t)),
+    "expanded": _placed("with strides of 0 where values are equal", lambda n, t: expanded(t)),
+    "edge": _placed("with every tensor at the end of its memory", lambda n, t: at_edge(t)),
+    "packed": packed,
+    "types": types,
+    "double": double,
+    "some": some,
+    "twice": twice,
+    "far": far,
+}
 
 
 def _first(found: Sequence[Tensors]) -> dict[str, Tensor]:

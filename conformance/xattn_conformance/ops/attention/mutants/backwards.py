@@ -109,6 +109,13 @@ MISSTEPS = (
     backward_misstep("slope-twice", "the derivative of the softcap is applied twice", gradients.SlopeTwice, SOFTCAP),
     backward_misstep("dk-of-last-head", "dK is the share of a group's last head", gradients.KeysOfLastHead, GROUPS),
     backward_misstep("dv-of-last-head", "dV is the share of a group's last head", gradients.ValuesOfLastHead, GROUPS),
+    backward_misstep(
+        "group-16-bit",
+        "a group of many heads is added up in the dtype",
+        gradients.GroupSummedIn16Bit,
+        lambda p: p.q.shape[2] // p.k.shape[2] > 32,
+        IN_FLOAT32,
+    ),
     backward_misstep("group-averaged", "dK and dV are averaged over a group", gradients.GroupAveraged, GROUPS),
     backward_misstep(
         "group-interleaved",

@@ -83,6 +83,16 @@ class GroupAveraged(Backward):
         return average
 
 
+class GroupSummedIn16Bit(Backward):
+    """The heads of a group add their shares to dK and dV in the dtype, one after the other."""
+
+    def reduce(self, name: str, shares: F32) -> F32:
+        total = np.zeros_like(shares[:, :, 0])
+        for member in range(shares.shape[2]):
+            total = to_dtype(total + shares[:, :, member], self.problem.dtype)
+        return total
+
+
 class GroupInterleaved(Backward):
     """Query head h adds to key-value head h % nheads_k."""
 

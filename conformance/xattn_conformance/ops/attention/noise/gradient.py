@@ -15,7 +15,7 @@ up coherently, sums over queries do not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -79,9 +79,10 @@ class _Sum:
         return Expected(self.value, sigma, slack=self.slack, common=common)
 
 
-def expected(problem: Problem, arithmetic: Arithmetic) -> dict[str, Expected]:
+def expected(problem: Problem, arithmetic: Arithmetic, share: slice | None = None) -> dict[str, Expected]:
     """dq (batch, nheads, seqlen_q, headdim), dk and dv (batch, nheads_k, seqlen_k, headdim or headdim_v), dbias (the
-    bias's shape, ones in front), dsinks (1, nheads, 1, 1): those in `problem.grads`."""
+    bias's shape, ones in front), dsinks (1, nheads, 1, 1): those in `problem.grads`. share: the keys of which dq is the
+    sum; None is all of them."""
     batch, nheads, seqlen_q, seqlen_k = problem.scores_shape
     nheads_k, headdim, headdim_v = problem.k.shape[2], problem.q.shape[3], problem.v.shape[3]
     dq = _Sum(batch, nheads, seqlen_q, headdim)
@@ -95,7 +96,7 @@ def expected(problem: Problem, arithmetic: Arithmetic) -> dict[str, Expected]:
         with np.errstate(invalid="ignore", over="ignore"):
             at = noise(problem, head, arithmetic)
             scores = _scores(problem, head, at, arithmetic)
-            dq.add((head.b, head.h), *_dq(problem, head, scores, arithmetic))
+            dq.add((head.b, head.h), *_dq(problem, _with_keys(head, share), scores, arithmetic))
             dk.add((head.b, head.kv), *_dk(problem, head, scores, arithmetic))
             dv.add((head.b, head.kv), *_dv(problem, head, at, scores, arithmetic))
             dsinks.add((0, head.h, 0, 0), *_dsink(head, at, scores))
@@ -106,6 +107,15 @@ def expected(problem: Problem, arithmetic: Arithmetic) -> dict[str, Expected]:
     found["dbias"] = dbias.expected(own, arithmetic)
     found["dsinks"] = dsinks.expected(SINGLE, arithmetic)
     return {f"d{wanted}": found[f"d{wanted}"] for wanted in problem.grads}
+
+
+def _with_keys(head: Head, share: slice | None) -> Head:
+    """The head with the other keys 0 and hidden."""
+    if share is None:
+        return head
+    inside = np.zeros(len(head.k), dtype=bool)
+    inside[share] = True
+    return replace(head, k=np.where(inside[:, None], head.k, 0.0), visible=head.visible & inside)
 
 
 def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> _Scores:

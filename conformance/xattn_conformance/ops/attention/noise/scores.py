@@ -16,6 +16,9 @@ from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.rounding import STEPS, coarse, products, rounding, square, truncation
 from xattn_conformance.tolerance.units import SINGLE, UNITS
 
+# Beside it float64 too forgets a score.
+_ABSORBING = 2.0**100
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -50,7 +53,9 @@ def noise(problem: Problem, head: Head, arithmetic: Arithmetic) -> Noise:
         slope = 1 - square(head.capped / problem.softcap)
         # tanh made from exp is right to a part of 1, not of a small result.
         logits = square(slope) * scaled + 4.0**-arithmetic.tanh_bits * square(head.capped) + own * problem.softcap**2
-    logits = logits + own * STEPS * (square(head.added) + square(head.logits))
+    # What is added may be so large that nothing of the score is left, and nothing to be rounded.
+    absorbed = np.abs(head.added) > _ABSORBING
+    logits = logits + own * STEPS * np.where(absorbed, 0.0, square(head.added) + square(head.logits))
     if arithmetic.scores == "input" and (problem.softcap is not None or head.added.any()):
         logits = logits + rounding(at, square(head.logits))
     p = np.where(head.visible, logits + own * STEPS, 0.0)

@@ -1,0 +1,1 @@
+"""`xattn.attention_backward`: the share of some keys in attention's gradients."""

@@ -1,0 +1,131 @@
+"""Ways to make a call that change nothing about its results, of whatever op: on memory that held another call's values,
+from other threads, in other grad modes, compiled, replayed from a CUDA graph."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn_conformance.ops.base import Run, Variation, Way
+from xattn_conformance.ops.call import Call, Execute
+
+_THREADS = 4
+_ROUNDS = 3
+
+
+def other_values(call: Call) -> Call:
+    """The same request on other floats: half of each, which every dtype holds and every argument may be."""
+
+    def halves(tensors: Any) -> dict[str, Tensor]:
+        return {name: each / 2 if each.is_floating_point() else each.clone() for name, each in tensors.items()}
+
+    return replace(call, tensors=halves(call.tensors), incoming=halves(call.incoming))
+
+
+def refilled(call: Call, run: Run) -> dict[str, Tensor]:
+    """First on other values; then these take their place in the same memory."""
+    other = other_values(call)
+    before = run(other)
+    for there, values in ((other.tensors, call.tensors), (other.incoming, call.incoming)):
+        for name, tensor in there.items():
+            tensor.copy_(values[name])
+    found = run(other)
+    if any(torch.equal(found[name], before[name]) for name in found):  # it looked at neither
+        return {name: torch.full_like(tensor, torch.nan) for name, tensor in found.items()}
+    return found
+
+
+def in_a_thread(call: Call, run: Run) -> dict[str, Tensor]:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run, call).result()
+
+
+def in_threads(call: Call, run: Run) -> dict[str, Tensor]:
+    """Several at once: half of the threads make the call, the others one on other values. The first result that differs
+    from the others is the one that counts."""
+    other = other_values(call)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        asked = [pool.submit(run, each) for _ in range(_ROUNDS) for each in (call, other)]
+        found = [future.result() for future in asked][::2]
+    first = found[0]
+    odd = [each for each in found if any(not torch.equal(each[name], first[name]) for name in first)]
+    return odd[0] if odd else first
+
+
+def without_grad(call: Call, run: Run) -> dict[str, Tensor]:
+    """Tensors that require gradients, under no_grad, which `Call.run` sets where none are asked for."""
+    leaves = {n: t.clone().requires_grad_() if n in ("q", "k", "v") else t for n, t in call.tensors.items()}
+    return run(replace(call, tensors=leaves, wanted=(), incoming={}))
+
+
+def in_inference_mode(call: Call, run: Run) -> dict[str, Tensor]:
+    with torch.inference_mode():
+        found = run(replace(call, tensors={name: each.clone() for name, each in call.tensors.items()}))
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+def compiled(call: Call, run: Run) -> dict[str, Tensor]:
+    """Traced by torch.compile, with nothing else done to the graph."""
+
+    def around(execute: Execute) -> Execute:
+        traced: Execute = torch.compile(execute, backend="aot_eager", dynamic=False)
+        return traced
+
+    torch.compiler.reset()
+    return run(call, around=around)
+
+
+def replayed(call: Call, run: Run) -> dict[str, Tensor]:
+    """Captured on other values, and replayed on these."""
+    return run(call, around=_captured)
+
+
+def _captured(execute: Execute) -> Execute:
+    def replay(op: str, arguments: Any, backend: str) -> Any:
+        held = {name: each.clone() if isinstance(each, Tensor) else each for name, each in arguments.items()}
+        floats = [name for name, each in held.items() if isinstance(each, Tensor) and each.is_floating_point()]
+        for name in floats:
+            held[name] /= 2
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                execute(op, held, backend)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = execute(op, held, backend)
+        for name in floats:
+            held[name].copy_(arguments[name])
+        graph.replay()
+        return found
+
+    return replay
+
+
+MANNERS: dict[str, tuple[str, Way]] = {
+    "refilled": ("in the same memory after a call on other values", refilled),
+    "thread": ("called from another thread", in_a_thread),
+    "threads": ("called from several threads at once", in_threads),
+    "no_grad": ("under no_grad with tensors that require gradients", without_grad),
+    "inference": ("in inference mode", in_inference_mode),
+    "compiled": ("under torch.compile", compiled),
+    "graph": ("replayed from a CUDA graph", replayed),
+}
+
+
+def variation(name: str, call: Call) -> Variation:
+    said, way = MANNERS[name]
+    return Variation(said, (call,), lambda found: dict(found[0]), way)
+
+
+def missing(name: str, device: str, executor: str) -> str:
+    """Why there is no such way here, as a code; "" where there is. executor: of the profile."""
+    if name == "graph" and device.partition(":")[0] != "cuda":
+        return "device"
+    # What an executor runs is not torch's to trace, or to capture.
+    return "executor" if name in ("compiled", "graph") and executor else ""

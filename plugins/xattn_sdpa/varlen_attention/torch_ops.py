@@ -1,0 +1,157 @@
+"""The engines as torch operators, differentiable: see `attention/torch_ops.py`, whose ways these are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from xattn_sdpa.attention.engine import Settings
+from xattn_sdpa.varlen_attention import engine
+from xattn_sdpa.varlen_attention.engine import Tensors
+
+_TENSORS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? alibi_slopes, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+    "Tensor? align"
+)
+_NUMBERS = "SymInt? left, SymInt? right, SymInt? offset, float scale, float? softcap"
+# How many tensors `forward` takes.
+_COUNT = 8
+
+_library = torch.library.Library("xattn_sdpa", "FRAGMENT")
+_library.define(f"varlen_forward({_TENSORS}, {_NUMBERS}) -> (Tensor, Tensor)")
+_library.define(
+    f"varlen_backward(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, {_TENSORS}, {_NUMBERS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+_forward = torch.ops.xattn_sdpa.varlen_forward.default
+_backward = torch.ops.xattn_sdpa.varlen_backward.default
+
+
+def _forward_impl(*args: Any) -> tuple[Tensor, Tensor]:
+    return engine.forward(args[:_COUNT], Settings(*args[_COUNT:]))
+
+
+def _backward_impl(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    with torch.autocast(dout.device.type, enabled=False):
+        *grads, dsinks = engine.backward(dout, dlse, out, lse, args[:_COUNT], Settings(*args[_COUNT:]))
+    return *grads, dout.new_empty(0) if dsinks is None else dsinks
+
+
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    q, _, v = args[:3]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape[0], q.shape[1], v.shape[2]), q.new_empty(q.shape[1], q.shape[0], dtype=wide)
+
+
+def _backward_fake(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(dout.new_empty(0) if x is None else x.new_empty(x.shape) for x in args[:4])
+
+
+_library.impl("varlen_forward", _forward_impl, "CPU")
+_library.impl("varlen_backward", _backward_impl, "CPU")
+torch.library.register_fake("xattn_sdpa::varlen_forward", _forward_fake, lib=_library)
+torch.library.register_fake("xattn_sdpa::varlen_backward", _backward_fake, lib=_library)
+
+
+def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """The rule of vmap: packed tensors have no batch dimension into which another one could be folded."""
+
+    def mapped(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        found = [
+            op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        stacked = tuple(torch.stack(each) for each in zip(*found, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return mapped
+
+
+torch.library.register_vmap("xattn_sdpa::varlen_forward", _one_by_one(_forward), lib=_library)
+torch.library.register_vmap("xattn_sdpa::varlen_backward", _one_by_one(_backward), lib=_library)
+
+
+class _Attend(Function):
+    """The operator `varlen_forward` with its gradients."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor, align: Tensor | None, left: int | None, right: int | None, offset: int | None,
+        scale: float, softcap: float | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        result: tuple[Tensor, Tensor] = _forward(
+            q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, align, left, right, offset, scale, softcap
+        )
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:_COUNT], *output)
+        ctx.numbers = inputs[_COUNT:]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, out, lse = ctx.saved_tensors
+        dout, dlse = grads
+        if dout is None:
+            dout = torch.zeros_like(out)
+        dq, dk, dv, dsinks = _AttendBackward.apply(  # type: ignore[no-untyped-call]
+            dout, dlse, out, lse, *tensors, *ctx.numbers
+        )
+        found = [dq, dk, dv, dsinks if ctx.needs_input_grad[3] else None]
+        return (*found, *(None for _ in range(_COUNT - 4 + len(ctx.numbers))))
+
+
+class _AttendBackward(Function):
+    """The gradients as a function of its own, so that differentiating them raises instead of giving zeros."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
+        sinks: Tensor | None, alibi_slopes: Tensor | None, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
+        align: Tensor | None, left: int | None, right: int | None, offset: int | None, scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        result: tuple[Tensor, ...] = _backward(
+            dout, dlse, out, lse, q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, align, left, right, offset,
+            scale, softcap,
+        )  # fmt: skip
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        return
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise NotImplementedError('sdpa has no second derivative; use backend="reference"')
+
+
+def share(dout: Tensor, out: Tensor, lse: Tensor, inputs: Tensors, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv of the given keys, whatever others out and lse belong to."""
+    wide = lse.double() if out.dtype == torch.float64 else lse
+    numbers = (settings.left, settings.right, settings.offset, settings.scale, settings.softcap)
+    dq, dk, dv, _ = _AttendBackward.apply(  # type: ignore[no-untyped-call]
+        dout, None, out, wide, *inputs, *numbers
+    )
+    return dq, dk, dv
+
+
+def attend(inputs: Tensors, settings: Settings) -> tuple[Tensor, Tensor]:
+    """out and lse (nheads, total_q) in the dtype of the scores."""
+    if torch.compiler.is_compiling():
+        # torch.compile refuses one tensor in two places of an autograd function; a view is another tensor.
+        inputs = tuple(x if x is None else x.view_as(x) for x in inputs)
+    numbers = (settings.left, settings.right, settings.offset, settings.scale, settings.softcap)
+    apply: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply
+    return apply(*inputs, *numbers)

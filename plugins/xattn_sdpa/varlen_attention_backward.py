@@ -1,0 +1,57 @@
+"""`varlen_attention_backward` by the backward engine of `attention`, a run of equal sequences at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn import Capabilities, VarlenBackwardKernel, VarlenBackwardRequest
+from xattn.plugin import Plan
+from xattn_sdpa.attention.engine import Settings
+from xattn_sdpa.varlen_attention.torch_ops import share
+
+_FEATURES: frozenset[Any] = frozenset(VarlenBackwardRequest.vocabulary.feature_names)
+
+
+class SdpaVarlenBackward(VarlenBackwardKernel):
+    capabilities = (
+        Capabilities(
+            device="cpu",
+            dtypes=frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16}),
+            features=_FEATURES,
+            checked="run on CPU, torch 2.13",
+        ),
+    )
+
+    def plan(self, request: VarlenBackwardRequest) -> Plan:
+        left, right = request.band
+        offset = 0 if request.align == "top_left" else None
+        settings = Settings(left, right, offset, request.softmax_scale, request.softcap)
+
+        def run(
+            dout: Tensor,
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            out: Tensor,
+            lse: Tensor,
+            cu_seqlens_q: Tensor,
+            cu_seqlens_k: Tensor,
+            *,
+            max_seqlen_q: int,
+            max_seqlen_k: int,
+            alibi_slopes: Tensor | None = None,
+            align: int | Tensor | None = None,
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            one = settings if align is None or isinstance(align, Tensor) else replace(settings, offset=align)
+            each = align if isinstance(align, Tensor) else None
+            tensors = (q, k, v, None, alibi_slopes, cu_seqlens_q, cu_seqlens_k, each)
+            return share(dout, out, lse, tensors, one)
+
+        return run
+
+    def kernel_name(self, request: VarlenBackwardRequest) -> str:
+        return "blocks of matmuls" if request.softcap is not None else "torch's fused CPU kernel, tile by tile"

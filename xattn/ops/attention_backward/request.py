@@ -1,0 +1,92 @@
+"""The frozen description of one call of `attention_backward`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from xattn.ops.shared import gradients
+from xattn.ops.shared.dense import DenseRequest
+from xattn.plugin import features
+from xattn.plugin.backend import Kernel
+from xattn.plugin.capabilities import Capabilities
+from xattn.plugin.features import Vocabulary
+from xattn.plugin.request import Phase
+
+AttentionBackwardFeature = Literal[
+    "causal",
+    "window",
+    "top_left",
+    "bottom_right",
+    "offset",
+    "gqa",
+    "headdim_v",
+    "softcap",
+    "alibi_slopes",
+    "bias",
+    "mask",
+    "seqlens_k",
+    "deterministic",
+    "empty",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBackwardRequest(DenseRequest):
+    """What a call of `attention_backward` asks for, validated. `None` means off.
+
+    inputs_require_grad: a gradient of the gradients is wanted.
+    """
+
+    op: ClassVar[str] = "attention_backward"
+    vocabulary: ClassVar[Vocabulary] = Vocabulary(
+        op="attention_backward",
+        features=(
+            features.CAUSAL,
+            features.WINDOW,
+            features.TOP_LEFT,
+            features.BOTTOM_RIGHT,
+            features.OFFSET,
+            features.GQA,
+            features.HEADDIM_V,
+            features.SOFTCAP,
+            features.ALIBI_SLOPES,
+            features.BIAS,
+            features.MASK,
+            features.SEQLENS_K,
+            features.DETERMINISTIC,
+            features.EMPTY,
+        ),
+        grads=("inputs",),
+        sizes=("headdim", "headdim_v"),
+        phases=("train",),
+    )
+
+    inputs_require_grad: bool = False
+
+    def wanted_grads(self) -> list[str]:
+        return ["inputs"] if self.inputs_require_grad else []
+
+    def results(self, tensors: Sequence[Any]) -> Any:
+        return gradients.results(tensors)
+
+    @property
+    def phase(self) -> Phase:
+        return "train"
+
+    def __str__(self) -> str:
+        return f"{self.op}: " + ", ".join([*self._shapes(), *self._options()])
+
+
+class AttentionBackwardKernel(Kernel[AttentionBackwardRequest]):
+    """A kernel of `attention_backward`.
+
+    `plan` returns a callable `run(dout, q, k, v, out, lse)`, where dout, out and lse may have any strides. Where the
+    request has optional tensors they come as keywords, those alone: alibi_slopes, bias, mask, seqlens_k; with align
+    "offset" the keyword `align` is `off`, an int. It returns the tuple (dq, dk, dv), new tensors in the dtypes and
+    shapes of q, k, v.
+    """
+
+    op = "attention_backward"
+    capabilities: ClassVar[tuple[Capabilities[AttentionBackwardFeature], ...]]
