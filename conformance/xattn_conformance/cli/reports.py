@@ -16,6 +16,10 @@ from xattn_conformance.reports import support as supporting
 from xattn_conformance.reports import verify as verifying
 from xattn_conformance.reports.claims import claims
 from xattn_conformance.reports.side_by_side import side_by_side
+from xattn_conformance.result import Report
+from xattn_conformance.running.again import Again
+from xattn_conformance.running.again import again as rerun
+from xattn_conformance.running.target import TargetError
 
 ReportFile = Annotated[Path, typer.Argument(metavar="REPORT", help="A report's JSON.")]
 Output = Annotated[Path | None, typer.Option("--out", help="The file to write; by default beside the report.")]
@@ -34,20 +38,34 @@ def compare(
         out().print(side_by_side(comparison))
 
 
-def verify(report: ReportFile) -> None:
+def verify(
+    report: ReportFile,
+    again: Annotated[int, typer.Option(min=0, help="Run so many of its cases anew, drawn by chance, here.")] = 0,
+) -> None:
     """Work out every status of a report again, from its checks, the suite's limits and its waivers.
 
     Exits with 1 where something does not follow.
     """
     found = read(report)
     problems = verifying.verify(found)
-    for problem in problems:
+    anew = _again(found, again) if again and not problems else None
+    for problem in [*problems, *(anew.problems if anew else ())]:
         err().print(Text.assemble(("Wrong: ", "bold red"), problem), soft_wrap=True)
-    if problems:
+    if problems or (anew and anew.problems):
         raise typer.Exit(FAILED)
     out().print(Text(f"{report}: every status of {len(found.cases)} cases follows from what was measured"))
+    if anew:
+        other = f"; this machine is another by its {', '.join(anew.differs)}" if anew.differs else ""
+        out().print(Text(f"{anew.cases} cases run anew: as the report has them, {anew.same} to the bit{other}"))
     for claim in claims(found):
         out().print(Text(claim, style="bold"))
+
+
+def _again(report: Report, count: int) -> Again:
+    try:
+        return rerun(report, count)
+    except TargetError as error:
+        stop(f"nothing can be run anew here: {error}")
 
 
 def support(

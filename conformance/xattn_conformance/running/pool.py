@@ -234,7 +234,9 @@ class Judging:
             provenance=self._provenance,
             message=f"the process that ran the case {death}",
             detail=death.printed,
-            reproduce=command(case, self._start.backend, self._start.device, self._start.profile_file),
+            reproduce=command(
+                case, self._start.backend, self._start.device, self._start.profile_file, self._start.soak
+            ),
         )
 
 

@@ -89,6 +89,9 @@ class PagedAttentionOp(AttentionLikeOp[Paged]):
             found["lse"] = Layout((q.shape[1], q.shape[0]), torch.float32)
         return found
 
+    def words(self, case: Case) -> frozenset[str]:
+        return frozenset("tree_mask" if word == "tree" else word for word in super().words(case))
+
     def wanted(self, case: Case) -> Wanted:
         columns: dict[str, int | None] = {"out": case.shape["headdim_v"]}
         if case.options.get("return_lse"):
