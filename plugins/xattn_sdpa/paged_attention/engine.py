@@ -63,7 +63,7 @@ def _way(
     def make() -> decode.Way | None:
         if not sees_all or min(lists.seqlens_k) == 0 or lists.starts_q != list(range(len(q) + 1)):
             return None
-        return decode.way(lists, num_blocks, block_size)
+        return decode.way(lists, num_blocks, block_size, k_cache[0, 0].numel() * k_cache.element_size())
 
     return batch.derived(("sdpa decode", num_blocks, block_size, sees_all), make)
 
