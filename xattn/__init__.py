@@ -6,10 +6,12 @@
 installed.
 """
 
+from xattn.cache import PagedKVCache, StaticKVCache
 from xattn.dispatch.choice import use_backend
 from xattn.errors import (
     BrokenBackendError,
     BrokenBackendWarning,
+    CacheFullError,
     InvalidArgumentError,
     SlowBackendWarning,
     UnknownBackendError,
@@ -37,6 +39,7 @@ __all__ = [
     "Backend",
     "BrokenBackendError",
     "BrokenBackendWarning",
+    "CacheFullError",
     "Capabilities",
     "Explanation",
     "InvalidArgumentError",
@@ -44,6 +47,7 @@ __all__ = [
     "MergeKernel",
     "MergeRequest",
     "PagedBatch",
+    "PagedKVCache",
     "PagedKernel",
     "PagedRequest",
     "Reason",
@@ -51,6 +55,7 @@ __all__ = [
     "RotaryKernel",
     "RotaryRequest",
     "SlowBackendWarning",
+    "StaticKVCache",
     "TensorSpec",
     "UnknownBackendError",
     "UnsupportedError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,6 +55,17 @@ class BrokenBackendError(XattnError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.backend, self.got, self.want, self.request)
+
+
+class CacheFullError(XattnError):
+    """A cache has no room. `sequence` is the one that there is no page for; None where a cache has no sequences."""
+
+    def __init__(self, sequence: Hashable, missing: str) -> None:
+        self.sequence, self.missing = sequence, missing
+        super().__init__(missing if sequence is None else f"sequence {sequence!r}: {missing}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.sequence, self.missing)
 
 
 class SlowBackendWarning(UserWarning):

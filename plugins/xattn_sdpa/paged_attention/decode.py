@@ -3,7 +3,8 @@
 - small: all keys gathered at once, one call. Its buffers stay in the processor's cache.
 - blocks of 512 keys: gathered block by block into the same buffers, and merged through the lse.
 - pool: every page is a batch row of one call, and nothing is gathered; the pages of a sequence are merged. It computes
-  all pages of the pool, whoever has them, so it is for pools that are nearly full, and one merge a page must be cheap.
+  all pages of the pool, whoever has them, so it is for pools that are nearly full, and a merge must be cheap beside a
+  page. Of the half types torch's kernel copies every key anyhow, and a gather costs next to nothing.
 """
 
 from __future__ import annotations
@@ -59,15 +60,17 @@ class Pool:
 Way = tuple[Part, ...] | Pool
 
 
-def way(lists: Lists, num_blocks: int, block_size: int, key_bytes: int) -> Way:
-    """How a step is computed: by page, batch, pool and the bytes of a key alone. Every sequence has a key."""
+def way(lists: Lists, k_cache: Tensor) -> Way:
+    """How a step is computed: by its sizes and the dtype alone. Every sequence has a key."""
     assert lists.block_table is not None
     lengths, table = lists.seqlens_k, lists.block_table
-    if block_size >= _POOL_PAGE and len(lengths) <= _POOL_BATCH:
+    num_blocks, block_size = k_cache.shape[:2]
+    if k_cache.itemsize >= 4 and block_size >= _POOL_PAGE and len(lengths) <= _POOL_BATCH:
         whole = [row[: length // block_size] for row, length in zip(table, lengths, strict=True)]
         used = [page for row in whole for page in row]
         if len(used) >= _POOL_USED * num_blocks and len(set(used)) == len(used):
             return _pool(lists, whole, num_blocks, block_size)
+    key_bytes = k_cache.shape[2] * k_cache.shape[3] * k_cache.itemsize
     return _parts(lists, block_size, max(1, _BYTES // key_bytes))
 
 
@@ -199,8 +202,10 @@ def _one(
             if end < part.keys:
                 keys[b, end:] = 0
                 values[b, end:] = 0
+    # The kernel takes a bias of float32 beside float64 for one of float64.
+    bias = part.bias if part.bias is None or q.dtype != torch.float64 else part.bias.double()
     found: tuple[Tensor, Tensor] = _attend(
-        rows, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=part.bias, scale=scale
+        rows, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=bias, scale=scale
     )
     return found
 
