@@ -1,60 +1,85 @@
-"""sdpa's paged_attention against the reference: every sample, and decodes that are cut into parts."""
+"""sdpa's paged_attention on the CPU: which way a step takes, and that each is the reference's answer."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from ops.paged_attention.samples import paged, samples
+from torch import Tensor
+from xattn_sdpa.paged_attention import decode
+from xattn_sdpa.paged_attention.decode import Pool
 
 import xattn
-
-SERVED = {name: sample for name, sample in samples().items() if "out_dtype" not in sample.named}
-
-
-def close(sample: Any, **more: Any) -> None:
-    got, want = (sample.of(xattn.paged_attention, **more, backend=name) for name in ("sdpa", "reference"))
-    half = sample.tensors[0].dtype in (torch.float16, torch.bfloat16)
-    for x, y in zip(*((each,) if isinstance(each, torch.Tensor) else each for each in (got, want)), strict=True):
-        torch.testing.assert_close(x, y, rtol=2e-2 if half else 1.3e-6, atol=2e-2 if half else 1e-5)
+from xattn.plugin.storage import Lists
 
 
-@pytest.mark.parametrize("name", SERVED)
-def test_every_sample_is_what_the_reference_says(name: str) -> None:
-    close(SERVED[name])
+def step(lengths: list[int], block: int, dtype: torch.dtype = torch.float32, spare: int = 0) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    counts = [-(-length // block) for length in lengths]
+    caches = [torch.randn(sum(counts) + spare, block, 2, 64).to(dtype) for _ in range(2)]
+    table = torch.full((len(lengths), max(counts)), -1, dtype=torch.int32)
+    for row, pages in zip(table, torch.randperm(sum(counts)).split(counts), strict=True):
+        row[: len(pages)] = pages
+    for cache in caches:
+        for row, length, count in zip(table, lengths, counts, strict=True):
+            if length % block:
+                cache[row[count - 1], length % block :] = float("nan")
+    return torch.randn(len(lengths), 4, 64).to(dtype), *caches, table, torch.tensor(lengths, dtype=torch.int32)
 
 
-@pytest.mark.parametrize("window", [None, (5, 0)])
-@pytest.mark.parametrize("sinks", [None, torch.linspace(-1, 1, 4)])
-def test_lengths_of_all_kinds_beside_each_other(window: Any, sinks: Any) -> None:
-    """None among them too."""
-    close(_Call(paged(None, (6, 0, 9, 1, 12, 4))), window=window, sinks=sinks, return_lse=True)
+def way(given: tuple[Tensor, ...]) -> decode.Way:
+    _, k_cache, _, table, lengths = given
+    return decode.way(Lists(list(range(len(lengths) + 1)), lengths.tolist(), table.tolist()), k_cache)
 
 
-def test_decodes_and_prompts_in_one_batch() -> None:
-    for causal in (True, False):
-        close(_Call(paged((1, 4, 1, 0, 2), (6, 9, 4, 3, 1))), causal=causal, return_lse=True)
+SMALL, LONG = [64, 3, 17, 1], [512, 1024, 1100, 3, 2048]
 
 
-def test_a_pool_in_one_buffer() -> None:
-    q, k, v, *rest = paged(None, (6, 9))
-    both = torch.stack((k, v), 1)
-    close(_Call((q, both[:, 0], both[:, 1], *rest)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("block", [1, 16, 64, 100, 600])
+@pytest.mark.parametrize("lengths", [SMALL, LONG, [600] * 3, [12_000, 5]], ids=str)
+def test_every_way_is_the_references_answer(lengths: list[int], block: int, dtype: torch.dtype) -> None:
+    given = step(lengths, block, dtype)
+    sinks = torch.linspace(-1, 1, 4)
+    got = xattn.paged_attention(*given, sinks=sinks, return_lse=True, backend="sdpa")
+    want = xattn.paged_attention(*given, sinks=sinks, return_lse=True, backend="reference")
+    rtol, atol = (2e-2, 1e-2) if dtype == torch.bfloat16 else (1e-4, 1e-5)
+    torch.testing.assert_close(got.out, want.out, rtol=rtol, atol=atol)
+    torch.testing.assert_close(got.lse, want.lse, rtol=rtol, atol=atol)
 
 
-def test_a_step_that_changes_is_served_as_it_is_now() -> None:
-    q, k, v, table, lengths = paged(None, (6, 9))
-    batch = xattn.PagedBatch(table, lengths)
-    for keys in ([6, 9], [5, 9], [0, 2]):
-        batch.update_(table.clone(), keys)
-        got, want = (xattn.paged_attention(q, k, v, batch, backend=name) for name in ("sdpa", "reference"))
-        torch.testing.assert_close(got, want)
+def test_the_pool_is_for_wide_pages_of_a_pool_in_use() -> None:
+    assert isinstance(way(step([640] * 4, 64)), Pool)
+    assert isinstance(way(step([650] * 4, 64)), Pool)  # with tails
+    assert not isinstance(way(step([640] * 4, 16)), Pool)
+    assert not isinstance(way(step([640] * 9, 64)), Pool)
+    assert not isinstance(way(step([640] * 4, 64, spare=20)), Pool)
+    assert not isinstance(way(step([640] * 4, 64, torch.bfloat16)), Pool)
+    q, k_cache, v_cache, table, lengths = step([640] * 4, 64)
+    table[1, 0] = table[0, 0]
+    assert not isinstance(way((q, k_cache, v_cache, table, lengths)), Pool)
 
 
-class _Call:
-    def __init__(self, tensors: tuple[Any, ...]) -> None:
-        self.tensors = tensors
+def test_what_is_small_is_one_call_and_what_is_not_is_gathered_by_512_keys() -> None:
+    small = way(step(SMALL, 16))
+    assert not isinstance(small, Pool)
+    assert [(part.block, part.keys) for part in small] == [(0, 64)]
+    long = way(step(LONG, 16))
+    assert not isinstance(long, Pool)
+    assert [(part.block, part.keys) for part in long] == [
+        (0, 512), (0, 3), (1, 512), (2, 512), (2, 76), (3, 512),
+    ]  # fmt: skip
 
-    def of(self, function: Any, **named: Any) -> Any:
-        return function(*self.tensors, **named)
+
+def test_no_more_than_two_megabytes_are_gathered_at_once() -> None:
+    q, k_cache, *_ = given = step([2048] * 16, 16)
+    parts = way(given)
+    assert not isinstance(parts, Pool)
+    page = k_cache[0].numel() * k_cache.itemsize
+    assert max(len(part.pages) for part in parts) * page == 2**21
+    assert len(q) == 16
+
+
+def test_a_compiled_step_is_one_graph() -> None:
+    given = step(LONG, 16)
+    got = torch.compile(xattn.paged_attention, fullgraph=True, backend="eager")(*given, backend="sdpa")
+    assert torch.equal(got, xattn.paged_attention(*given, backend="sdpa"))
