@@ -22,6 +22,7 @@ import decode
 import features
 import hopper
 import overhead
+import paged
 import torch
 import varlen
 import window
@@ -40,6 +41,7 @@ SUBJECTS = {
     "window": window,
     "features": features,
     "decode": decode,
+    "paged": paged,
     "varlen": varlen,
     "hopper": hopper,
 }

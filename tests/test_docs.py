@@ -54,7 +54,7 @@ def test_choosing_leads_to_every_op(op: Op) -> None:
     assert f"xattn.{op.name}(" in calls
 
 
-@pytest.mark.parametrize("name", ["tutorial", "migrate", "choosing"])
+@pytest.mark.parametrize("name", ["tutorial", "migrate", "choosing", "serving"])
 def test_the_examples_of_a_page_print_what_they_say(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Block after block, in one namespace."""
     page = (DOCS / f"{name}.md").read_text()

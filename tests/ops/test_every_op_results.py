@@ -116,6 +116,15 @@ def test_a_wrong_result_of_a_held_plan(op: Op, wrong: str, mine: Mine) -> None:
         call_held(run, op, sample)
 
 
+@every_op
+def test_a_plan_that_cannot_be_called(op: Op, mine: Mine) -> None:
+    mine(op, plan=lambda self, request: None)
+    sample = samples(op)["plain"]
+    for function in (op.function, entries(op)["plan"]):
+        with pytest.raises(xattn.BrokenBackendError, match="'mine' returned NoneType as its plan, want a callable"):
+            sample.of(function)
+
+
 def call_held(run: Any, op: Op, sample: Sample) -> Any:
     prepared = op.prepare(*sample.tensors, **sample.named)
     return replace(sample, tensors=prepared.tensors, named=dict(prepared.given)).of(run)

@@ -93,6 +93,14 @@ def test_one_plan_serves_every_offset() -> None:
     assert made == [3, 5, 8]
 
 
+@pytest.mark.parametrize("offset", [-1, 6, 8])
+def test_a_held_plan_refuses_an_offset_out_of_range(offset: int) -> None:
+    run = plan_at_offset(OffsetRequest(), lambda request: lambda q, k, v: q)
+    q, k = torch.zeros(1, 3, 1, 1), torch.zeros(1, 8, 1, 1)
+    with pytest.raises(ValueError, match=f"align: got {offset}, want 0 to 5"):
+        run(q, k, k, align=offset)
+
+
 def test_compiled() -> None:
     """The int stays symbolic: one graph for a chunk that moves."""
 

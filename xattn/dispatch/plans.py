@@ -16,7 +16,7 @@ from xattn.dispatch.op import Op, Prepared
 from xattn.dispatch.results import check_results
 from xattn.dispatch.selection import select
 from xattn.dispatch.sharded import Sharding, is_sharded
-from xattn.errors import BrokenBackendError
+from xattn.errors import BrokenBackendError, InvalidArgumentError
 from xattn.plugin.backend import Plan
 from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
@@ -131,6 +131,8 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
     except Exception as error:
         add_note(error, f"raised by plan() of xattn's backend {entry.name!r}, which had accepted {request}")
         raise
+    if not callable(run):
+        raise BrokenBackendError(entry.name, f"{type(run).__name__} as its plan", "a callable", request)
     if prepared.autocast is not None:
         device = next(tensor.device.type for tensor in flat(prepared.tensors))
         run = under_autocast(run, prepared.autocast, device, prepared.cast)
@@ -162,7 +164,14 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
 
     def first(*tensors: Any, **given: Any) -> Any:
         nonlocal run
-        result = planned.first(*tensors, **given)
+        try:
+            result = planned.first(*tensors, **given)
+        except BrokenBackendError:
+            # A plan does not look at its tensors. Of others than it was made for it returns others, as it should.
+            other = op.prepare(*tensors, **given, **options).request
+            if other.results(tensors) == planned.request.results(tensors):
+                raise
+            raise InvalidArgumentError("tensors", other, f"those of the plan, {planned.request}") from None
         run = planned.run
         return result
 

@@ -135,7 +135,7 @@ class Geometry:
 
     def opened(self) -> Geometry:
         """The same, with None for each side that hides nothing."""
-        if self.seqlen_q == 0 or self.seqlen_k == 0:
+        if known(self.seqlen_q == 0) or known(self.seqlen_k == 0):
             return Geometry(self.seqlen_q, self.seqlen_k, None, None, self.offset)
         left, right = self.left, self.right
         if left is not None and known(self.seqlen_q - 1 + self.offset <= left):

@@ -84,7 +84,8 @@ def as_bottom_right(request: R, seqlen_k: int) -> R:
 
 def plan_at_offset(request: R, plan: Callable[[R], Plan]) -> Plan:
     """The plan of a request that has no `offset_reasons`: called as `run(q, k, v, align=off)`, with the optional
-    tensors as keywords, it runs what `plan` makes for the "bottom_right" call of the first off + seqlen_q keys.
+    tensors as keywords, it runs what `plan` makes for the "bottom_right" call of the first off + seqlen_q keys. Raises
+    ValueError for an off outside 0 to seqlen_k - seqlen_q.
 
     plan: makes the plan of `as_bottom_right(request, n)`; asked once for each n, for the last 1,024 of them.
     """
@@ -96,6 +97,9 @@ def plan_at_offset(request: R, plan: Callable[[R], Plan]) -> Plan:
     kept = functools.lru_cache(maxsize=_PLANS_MAX)(make)
 
     def run(q: Tensor, k: Tensor, v: Tensor, *, align: int, **tensors: Tensor) -> Any:
+        # A plan that the caller holds comes here unchecked. In a graph the request was made for this very offset.
+        if not torch.compiler.is_compiling() and not 0 <= align <= k.shape[1] - seqlen_q:
+            raise ValueError(f"align: got {align}, want 0 to {k.shape[1] - seqlen_q}, as when this plan was made")
         end = align + seqlen_q
         # A number that torch.compile keeps symbolic cannot be looked up.
         shorter = make(end) if torch.compiler.is_compiling() else kept(end)

@@ -3,7 +3,8 @@
 - small: all keys gathered at once, one call. Its buffers stay in the processor's cache.
 - blocks of 512 keys: gathered block by block into the same buffers, and merged through the lse.
 - pool: every page is a batch row of one call, and nothing is gathered; the pages of a sequence are merged. It computes
-  all pages of the pool, whoever has them, so it is for pools that are nearly full, and one merge a page must be cheap.
+  all pages of the pool, whoever has them, so it is for pools that are nearly full, and a merge must be cheap beside a
+  page. Of the half types torch's kernel copies every key anyhow, and a gather costs next to nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from xattn_sdpa.attention.direct import FEW_KEYS
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
-# Keys of a sequence that are gathered at once: 2 MB for 4 sequences of 8 heads of 128 in bfloat16.
-_BLOCK = 512
+# Keys of a sequence that are gathered at once, and the bytes of those of all sequences.
+_BLOCK, _BYTES = 512, 2**21
 # For the pool: the smallest page, the largest batch, and the share of its pages that must be in use.
 _POOL_PAGE, _POOL_BATCH, _POOL_USED = 64, 8, 0.75
 
@@ -29,11 +30,13 @@ _POOL_PAGE, _POOL_BATCH, _POOL_USED = 64, 8, 0.75
 class Part:
     """Some sequences over some of their keys: one gather and one call.
 
-    rows: of q, (count,), None for all. pages: (count * n,). keys: of the longest. ends: of each sequence, None where
-    all are `keys`. bias: (count, 1, 1, keys), -inf past the end; None where there is nothing to hide.
+    rows: of q, (count,), None for all. block: which of the sequences' blocks of keys. pages: (count * n,). keys: of the
+    longest. ends: of each sequence, None where all are `keys`. bias: (count, 1, 1, keys), -inf past the end; None where
+    there is nothing to hide.
     """
 
     rows: Tensor | None
+    block: int
     pages: Tensor
     keys: int
     ends: tuple[int, ...] | None
@@ -57,24 +60,26 @@ class Pool:
 Way = tuple[Part, ...] | Pool
 
 
-def way(lists: Lists, num_blocks: int, block_size: int) -> Way:
-    """How a step is computed: by the page, the batch and the pool alone. Every sequence has a key."""
+def way(lists: Lists, k_cache: Tensor) -> Way:
+    """How a step is computed: by its sizes and the dtype alone. Every sequence has a key."""
     assert lists.block_table is not None
     lengths, table = lists.seqlens_k, lists.block_table
-    if block_size >= _POOL_PAGE and len(lengths) <= _POOL_BATCH:
+    num_blocks, block_size = k_cache.shape[:2]
+    if k_cache.itemsize >= 4 and block_size >= _POOL_PAGE and len(lengths) <= _POOL_BATCH:
         whole = [row[: length // block_size] for row, length in zip(table, lengths, strict=True)]
         used = [page for row in whole for page in row]
         if len(used) >= _POOL_USED * num_blocks and len(set(used)) == len(used):
             return _pool(lists, whole, num_blocks, block_size)
-    return _parts(lists, block_size)
+    key_bytes = k_cache.shape[2] * k_cache.shape[3] * k_cache.itemsize
+    return _parts(lists, block_size, max(1, _BYTES // key_bytes))
 
 
-def _parts(lists: Lists, block_size: int) -> tuple[Part, ...]:
+def _parts(lists: Lists, block_size: int, room: int) -> tuple[Part, ...]:
     """In each block of keys, the sequences that fill it and those that end in it have a part each; where all end in the
     first one, that is the only one."""
     assert lists.block_table is not None
     lengths, table = lists.seqlens_k, lists.block_table
-    pages = max(1, _BLOCK // block_size)
+    pages = max(1, min(_BLOCK, room) // block_size)
     step = pages * block_size
     found = []
     for start in range(0, max(lengths), step):
@@ -82,12 +87,15 @@ def _parts(lists: Lists, block_size: int) -> tuple[Part, ...]:
         filled = [b for b, length in enumerate(lengths) if length >= start + step]
         ending = [b for b, length in enumerate(lengths) if start < length < start + step]
         for rows, keys in ((filled, [step] * len(filled)), (ending, [lengths[b] - start for b in ending])):
-            if rows:
-                found.append(_part(rows, [table[b][first:] for b in rows], keys, len(lengths), block_size))
+            at_once = max(1, room // max(keys, default=1))
+            for i in range(0, len(rows), at_once):
+                some = rows[i : i + at_once]
+                own = [table[b][first:] for b in some]
+                found.append(_part(some, start // step, own, keys[i : i + at_once], len(lengths), block_size))
     return tuple(found)
 
 
-def _part(rows: list[int], table: list[list[int]], lengths: list[int], batch: int, block_size: int) -> Part:
+def _part(rows: list[int], block: int, table: list[list[int]], lengths: list[int], batch: int, block_size: int) -> Part:
     longest = max(lengths)
     count = -(-longest // block_size)
     # A sequence that has fewer pages repeats its first one: its keys are hidden there.
@@ -104,6 +112,7 @@ def _part(rows: list[int], table: list[list[int]], lengths: list[int], batch: in
         bias = torch.zeros(1, 1, 1, longest)
     return Part(
         rows=None if len(rows) == batch else torch.tensor(rows),
+        block=block,
         pages=torch.tensor(pages),
         keys=longest,
         ends=tuple(lengths) if ragged else None,
@@ -129,6 +138,7 @@ def _pool(lists: Lists, whole: Sequence[list[int]], num_blocks: int, block_size:
         hidden=hidden,
         tails=_part(
             tails,
+            0,
             [lists.block_table[b][len(whole[b]) :] for b in tails],
             [lists.seqlens_k[b] % block_size for b in tails],
             len(whole),
@@ -159,15 +169,20 @@ def _by_parts(
     buffers = tuple(cache.new_empty(size, *cache.shape[1:]) for cache in (k_cache, v_cache))
     if len(parts) == 1 and parts[0].rows is None:
         return _one(q, k_cache, v_cache, parts[0], buffers, scale)
-    outs, lses = [], []
+    batch, *heads, headdim = q.shape
+    blocks = parts[-1].block + 1
+    outs = q.new_zeros(batch, blocks, *heads, headdim)
+    lses = q.new_full(
+        (batch, blocks, *heads), -torch.inf, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32
+    )
     for part in parts:
         out, lse = _one(q, k_cache, v_cache, part, buffers, scale)
-        if part.rows is not None:
-            out = q.new_zeros(q.shape).index_copy_(0, part.rows, out)
-            lse = lse.new_full(q.shape[:3], -torch.inf).index_copy_(0, part.rows, lse)
-        outs.append(out)
-        lses.append(lse)
-    return _merged(torch.stack(outs, 1), torch.stack(lses, 1))
+        if part.rows is None:
+            outs[:, part.block], lses[:, part.block] = out, lse
+        else:
+            outs[:, part.block].index_copy_(0, part.rows, out)
+            lses[:, part.block].index_copy_(0, part.rows, lse)
+    return (outs[:, 0], lses[:, 0]) if blocks == 1 else _merged(outs, lses)
 
 
 def _one(
@@ -187,8 +202,10 @@ def _one(
             if end < part.keys:
                 keys[b, end:] = 0
                 values[b, end:] = 0
+    # The kernel takes a bias of float32 beside float64 for one of float64.
+    bias = part.bias if part.bias is None or q.dtype != torch.float64 else part.bias.double()
     found: tuple[Tensor, Tensor] = _attend(
-        rows, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=part.bias, scale=scale
+        rows, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=bias, scale=scale
     )
     return found
 
@@ -209,8 +226,8 @@ def _by_pool(q: Tensor, k_cache: Tensor, v_cache: Tensor, pool: Pool, scale: flo
 
 
 def _merged(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
-    """outs: (batch, parts, nheads_k, group, headdim). Every row has a key in some part."""
+    """outs: (batch, blocks, nheads_k, group, headdim). Every row has a key in some block."""
     lse = torch.logsumexp(lses, 1)
-    weights = torch.exp(lses - lse.unsqueeze(1)).to(outs.dtype if outs.dtype == torch.float64 else torch.float32)
+    weights = torch.exp(lses - lse.unsqueeze(1))
     out = (outs * weights.unsqueeze(-1)).sum(1)
     return out.to(outs.dtype), lse

@@ -57,15 +57,14 @@ def _way(
         return None
     if k_cache.shape[3] != v_cache.shape[3] or len(q) != len(lists.seqlens_k) or len(q) == 0:
         return None
-    num_blocks, block_size = k_cache.shape[:2]
     sees_all = settings.right is None or (settings.right >= 0 and settings.offset is None and options.align is None)
 
     def make() -> decode.Way | None:
         if not sees_all or min(lists.seqlens_k) == 0 or lists.starts_q != list(range(len(q) + 1)):
             return None
-        return decode.way(lists, num_blocks, block_size)
+        return decode.way(lists, k_cache)
 
-    return batch.derived(("sdpa decode", num_blocks, block_size, sees_all), make)
+    return batch.derived(("sdpa decode", k_cache.shape, k_cache.dtype, sees_all), make)
 
 
 def _one_by_one(

@@ -28,6 +28,14 @@ def test_a_plan_takes_the_tensors_it_was_made_with() -> None:
     assert run(Q, K, V, sinks=ones(4), seqlens_k=LEGAL["seqlens_k"]).shape == Q.shape
 
 
+def test_other_tensors_than_a_plan_was_made_for_are_no_fault_of_the_backend() -> None:
+    run = xattn.plan(Q, K, V, backend="sdpa")
+    more = torch.cat((Q, Q), 1)
+    with pytest.raises(xattn.InvalidArgumentError, match=r"tensors: got attention: .*, want those of the plan, "):
+        run(more, K, V)
+    assert torch.equal(run(Q, K, V), xattn.attention(Q, K, V, backend="sdpa"))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "same"),
     [

@@ -15,6 +15,25 @@ def notes(batch: int = 3, seqlen_q: int = 3, /, **options: Any) -> list[str]:
     return [note for note in xattn.explain(q, k, k, **options).notes if "dimensions is" in note]
 
 
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        ({"causal": True}, "the first 4 of 10 queries"),
+        ({"window": (None, 2)}, "the first 2 of 10 queries"),
+        ({"window": (1, 0), "align": "top_left"}, "the last 3 of 10 queries"),
+        ({"window": (3, None), "align": "top_left"}, "the last 1 of 10 queries"),
+        ({"window": (4, 0), "align": "top_left"}, None),
+    ],
+)
+def test_queries_that_see_no_key(options: dict[str, Any], start: str | None) -> None:
+    q, k = torch.randn(1, 10, 4, 8), torch.randn(1, 6, 4, 8)
+    noted = xattn.explain(q, k, k, **options).notes
+    assert [note.partition(" see no key, so their out is 0: ")[0] for note in noted] == ([start] if start else [])
+    lse = xattn.attention(q, k, k, return_lse=True, **options).lse[0, 0]
+    unseen = int((lse == -torch.inf).sum())
+    assert unseen == (int(start.split()[2]) if start else 0)
+
+
 PADDING = torch.ones(3, 6, dtype=torch.bool)
 
 

@@ -194,6 +194,23 @@ def test_unbacked_cache_length(name: str, seqlen_q: int) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["causal", "offset", "window", "softcap", "lse"])
+def test_unbacked_cache_that_may_be_empty(name: str) -> None:
+    """Where the call is more than torch's own attention, which asks whether there are keys."""
+    options = every_option(4, None)[name]
+
+    def attend(q: Tensor, cache: Tensor, length: Tensor, backend: str) -> Any:
+        n: Any = length.item()
+        torch._check(n >= 0)
+        torch._check(n <= cache.shape[1])
+        return xattn.attention(q, cache[:, :n], cache[:, :n], backend=backend, **options)
+
+    q, cache = torch.randn(2, 4, 4, 8), torch.randn(2, 30, 2, 8)
+    program = export(Module(lambda q, cache, n: attend(q, cache, n, "auto")), (q, cache, torch.tensor(9))).module()
+    for length in map(torch.tensor, (0, 1, 3, 9, 30)):
+        compare(program(q, cache, length), attend(q, cache, length, "reference"))
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 @pytest.mark.parametrize("name", ["full", "top_left", "window", "mask"])
 def test_unbacked_sizes_are_compiled(name: str, backend: str) -> None:

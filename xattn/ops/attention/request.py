@@ -13,6 +13,7 @@ from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
+from xattn.plugin.geometry import Geometry
 from xattn.plugin.request import Phase, TensorSpec
 
 AttentionFeature = Literal[
@@ -100,12 +101,13 @@ class AttentionRequest(DenseRequest):
 
     def notes(self) -> list[str]:
         found = []
-        _, right = self.band
-        unseen = 0 if right is None or self.offset is None else -(self.offset + right)
-        if self.seqlens_k is None and not self.empty and unseen > 0:
-            which = f"the first {min(unseen, self.seqlen_q)} of {self.seqlen_q} queries see no key, so their out is 0"
-            why = f'align="{self.align}" aligns query 0 with key {self.offset}'
-            found.append(f"{which}: {why}")
+        if self.offset is not None and self.seqlens_k is None and not self.empty:
+            geometry = Geometry.of(self)
+            for which, unseen in (("first", geometry.first_q), ("last", self.seqlen_q - geometry.end_q)):
+                if unseen > 0:
+                    rows = f"the {which} {unseen} of {self.seqlen_q} queries see no key, so their out is 0"
+                    why = f'align="{self.align}" aligns query 0 with key {self.offset} of {self.seqlen_k}'
+                    found.append(f"{rows}: {why}")
         if self.nheads > self.seqlen_q and self.nheads_k > self.seqlen_k and not self.empty:
             counts = f"{self.nheads} and {self.seqlen_q} of q, {self.nheads_k} and {self.seqlen_k} of k"
             meant = "if these are (batch, nheads, seqlen, headdim), pass x.transpose(1, 2)"

@@ -115,3 +115,32 @@ def test_a_gradient_in_another_layout_than_the_last(options: dict[str, Any], swa
     want = oracle(q, k, v, dout, **options)
     for each in (swapped, dout, swapped) if swapped_first else (dout, swapped, dout):
         close(with_grads(q, k, v, each, **options, backend="sdpa"), want)
+
+
+FUNC: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "cudnn": ((4, 2048, 16, 64), {"causal": True}),
+    "flash": ((2, 256, 4, 64), {"causal": True}),
+    "flash below": ((2, 256, 4, 64), {"window": (64, 0)}),
+}
+
+
+@pytest.mark.parametrize("view", [torch.clone, shifted], ids=["aligned", "shifted"])
+@pytest.mark.parametrize("kind", FUNC)
+def test_inside_vmap_and_func_grad(kind: str, view: Callable[[Tensor], Tensor]) -> None:
+    """Where no one sees the rows of a tensor; gradients come in two layouts, one after the other."""
+    shape, options = FUNC[kind]
+    q, k, v, dout = (randn(*shape, seed=i) for i in range(4))
+    want = oracle(q, k, v, dout, **options)
+    moved = [view(x) for x in (q, k, v)]
+
+    def call(*qkv: Tensor) -> Any:
+        return xattn.attention(*qkv, **options, backend="sdpa")
+
+    rows = torch.vmap(lambda *qkv: call(*(x[None] for x in qkv))[0])(*moved)
+    close([rows], want)
+    for each in (dout, dout.transpose(1, 2).contiguous().transpose(1, 2)):
+
+        def loss(*qkv: Tensor, dout: Tensor = each) -> Any:
+            return (call(*qkv) * dout).sum()
+
+        close([rows, *torch.func.grad(loss, (0, 1, 2))(*moved)], want)

@@ -1,0 +1,186 @@
+"""Caches: what they hold against plain lists of keys, and what they refuse."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import xattn
+from xattn.cache import PagedBatch, PagedKVCache, StaticKVCache
+
+
+def tried(cache: PagedKVCache, sequence: int, tokens: int) -> tuple[list[int], str]:
+    """The slots, or what the error says."""
+    try:
+        return cache.append(sequence, tokens), ""
+    except xattn.InvalidArgumentError as error:
+        return [], str(error)
+
+
+def append_to_freed(cache: PagedKVCache) -> None:
+    cache.free("a")
+    cache.append("a", 1)
+
+
+def test_a_paged_cache_is_what_its_sequences_were_given() -> None:
+    """Appends, forks and frees by chance, against a list of keys for each sequence."""
+    draw = random.Random(0)
+    cache = PagedKVCache(24, 4, 2, 8, 6, num_layers=2)
+    held: dict[int, list[Tensor]] = {}
+    refused = 0
+    for name in range(400):
+        act = draw.choice(["new", "append", "append", "append", "fork", "free"])
+        picked = draw.choice(list(held)) if held else None
+        if act == "new" or picked is None:
+            cache.allocate(name)
+            held[name] = []
+        elif act == "fork":
+            length = draw.randrange(len(held[picked]) + 1)
+            cache.fork(picked, name, length)
+            held[name] = held[picked][:length]
+        elif act == "free":
+            cache.free(picked)
+            del held[picked]
+        else:
+            new = torch.randn(draw.randrange(7), 2, 8)
+            before = cache.free_blocks, cache.pages(picked), cache.length(picked)
+            slots, error = tried(cache, picked, len(new))
+            if error:
+                refused += 1
+                assert f"sequence {picked}" in error
+                assert before == (cache.free_blocks, cache.pages(picked), cache.length(picked))
+                continue
+            for layer in range(2):
+                xattn.write_kv(
+                    new + layer, new[..., :6], cache.k[layer], cache.v[layer], torch.tensor(slots, dtype=torch.int64)
+                )
+            held[picked] += list(new)
+        for sequence, keys in held.items():
+            assert cache.length(sequence) == len(keys)
+            stored = cache.k[1][cache.pages(sequence)].flatten(0, 1)
+            assert torch.equal(stored[: len(keys)], torch.stack(keys) + 1 if keys else stored[:0])
+        used = {page for sequence in held for page in cache.pages(sequence)}
+        assert cache.free_blocks == 24 - len(used)
+    assert refused > 5
+
+
+def test_a_page_is_cleared_when_it_is_handed_out() -> None:
+    cache = PagedKVCache(1, 4, 1, 8)
+    cache.allocate("a")
+    cache.append("a", 4)
+    cache.k[0].fill_(float("nan"))
+    cache.free("a")
+    cache.allocate("b")
+    cache.append("b", 1)
+    assert not cache.k[0].any()
+
+
+def test_a_shared_page_that_is_full_is_not_copied() -> None:
+    cache = PagedKVCache(3, 4, 1, 8)
+    cache.allocate("a")
+    cache.append("a", 4)
+    cache.fork("a", "b")
+    assert cache.append("b", 1) == [cache.pages("b")[1] * 4]
+    assert cache.pages("a") == cache.pages("b")[:1]
+
+
+REFUSED: dict[str, tuple[Callable[[PagedKVCache], Any], str]] = {
+    "freed": (append_to_freed, "sequence: got 'a', want one that was allocated"),
+    "never there": (lambda cache: cache.free("z"), "'z'"),
+    "twice": (lambda cache: cache.allocate("a"), "'a', want one that is not there yet"),
+    "a fork onto another": (lambda cache: cache.fork("a", "b"), "'b', want one that is not there yet"),
+    "a fork past the end": (
+        lambda cache: cache.fork("a", "c", 6),
+        "length: got 6, want 0 to 5, the keys of sequence 'a'",
+    ),
+    "past capacity": (lambda cache: cache.append("a", 8), "of sequence 'a', which take 2 blocks, want at most the 1"),
+    "fewer than none": (lambda cache: cache.append("a", -1), "tokens: got -1"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_done_names_the_sequence(what: str) -> None:
+    cache = PagedKVCache(4, 4, 1, 8)
+    for name in "ab":
+        cache.allocate(name)
+    cache.append("a", 5)
+    cache.append("b", 1)
+    call, said = REFUSED[what]
+    with pytest.raises(xattn.InvalidArgumentError) as caught:
+        call(cache)
+    assert said in str(caught.value)
+
+
+def test_steps_of_a_batch_object_are_those_of_the_cache() -> None:
+    """A prompt in chunks beside a decode, in tensors that stay where they are, with room for one sequence more."""
+    torch.manual_seed(0)
+    cache = PagedKVCache(16, 4, 2, 8)
+    batch = PagedBatch(
+        torch.zeros(3, 8, dtype=torch.int32), torch.zeros(3, dtype=torch.int32), torch.zeros(4, dtype=torch.int32),
+        slots=torch.zeros(8, dtype=torch.int64),
+    )  # fmt: skip
+    addresses = [tensor.data_ptr() for tensor in batch.tensors]
+    keys: dict[str, list[Tensor]] = {"a": [], "b": []}
+    for name in "ab":
+        cache.allocate(name)
+    for counts in ((5, 1), (3, 0), (1, 1), (1, 6)):
+        slots = [slot for name, count in zip("ab", counts, strict=True) for slot in cache.append(name, count)]
+        batch.update_(*cache.lists("ab", counts), slots=slots)
+        total = sum(counts)
+        k, q = torch.zeros(8, 2, 8), torch.randn(total + 1, 4, 8)
+        k[:total] = torch.randn(total, 2, 8)
+        assert batch.slots is not None
+        xattn.write_kv(k, k, cache.k[0], cache.v[0], batch.slots)
+        out = xattn.paged_attention(q, cache.k[0], cache.v[0], batch, unseen_finite=True)
+        row = 0
+        for name, count in zip("ab", counts, strict=True):
+            keys[name] += list(k[row : row + count])
+            own = torch.stack(keys[name])[None]
+            want = xattn.attention(q[None, row : row + count], own, own, causal=True)
+            torch.testing.assert_close(out[row : row + count], want[0])
+            row += count
+        assert not out[total:].any()
+    assert addresses == [tensor.data_ptr() for tensor in batch.tensors]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (([[1, 2, 3]], [1], [0, 1]), "block_table: got shape (1, 3), want at most (2, 2)"),
+        (([[1], [1], [1]], [1, 1, 1], [0, 1, 2, 3]), "block_table: got shape (3, 1)"),
+        (([[1]], [1, 1], [0, 1, 2]), "block_table: got 1 rows, want 2, for 2 sequences"),
+        (([[1]], [1], None), "cu_seqlens_q: got None"),
+    ],
+    ids=["pages", "sequences", "rows", "no cu_seqlens_q"],
+)  # fmt: skip
+def test_what_has_no_room_in_a_batch_is_not_written(given: tuple[Any, ...], said: str) -> None:
+    batch = PagedBatch(*(torch.full(size, 7, dtype=torch.int32) for size in ((2, 2), (2,), (3,))))
+    with pytest.raises(xattn.InvalidArgumentError) as caught:
+        batch.update_(*given)
+    assert said in str(caught.value)
+    assert all((tensor == 7).all() for tensor in batch.tensors)
+
+
+def test_a_static_cache_grows_row_by_row_alike() -> None:
+    torch.manual_seed(0)
+    cache, kept = StaticKVCache(2, 8, 2, 8), torch.zeros(2, 0, 2, 8)
+    for new in (3, 1, 4):
+        k = torch.randn(2, new, 2, 8)
+        cache.append(k, k)
+        kept = torch.cat((kept, k), 1)
+        q = torch.randn(2, new, 4, 8)
+        out = xattn.attention(q, cache.k, cache.v, causal=True, seqlens_k=cache.seqlens_k)
+        torch.testing.assert_close(out, xattn.attention(q, kept, kept, causal=True))
+    with pytest.raises(xattn.InvalidArgumentError, match="1 keys after 8 of row 0"):
+        cache.append(k[:, :1], k[:, :1])
+    with pytest.raises(xattn.InvalidArgumentError, match=r"v: got \(2, 1, 2, 8\) torch.float64"):
+        cache.append(k[:, :1], k[:, :1].double())
+    cache.reset(0)
+    assert (cache.lengths, cache.seqlens_k.tolist()) == ([0, 8], [0, 8])
+    assert torch.equal(cache.k[1], kept[1])
+    assert not cache.k[0].any()

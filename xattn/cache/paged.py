@@ -1,0 +1,138 @@
+"""A paged cache of all layers: sequences that grow, share their beginnings and end."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from xattn.errors import InvalidArgumentError
+
+
+@dataclass
+class _Sequence:
+    pages: list[int] = field(default_factory=list)
+    length: int = 0
+
+
+class PagedKVCache:
+    """Pages of keys and values, and the table of each sequence, which the caller names by anything hashable.
+
+    k, v: of each layer (num_blocks, block_size, nheads_k, headdim or headdim_v), for `write_kv` and `paged_attention`.
+    A page is cleared in all layers when it is handed out: what no query sees is finite as long as what is written is.
+
+    Every method that fails raises InvalidArgumentError, which names the sequence, and leaves all as it was.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        nheads_k: int,
+        headdim: int,
+        headdim_v: int | None = None,
+        *,
+        num_layers: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        def pool(size: int) -> list[torch.Tensor]:
+            shape = (num_blocks, block_size, nheads_k, size)
+            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+
+        self.k, self.v = pool(headdim), pool(headdim_v or headdim)
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._users = [0] * num_blocks
+        self._sequences: dict[Hashable, _Sequence] = {}
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self._free)
+
+    def length(self, sequence: Hashable) -> int:
+        """How many keys it has."""
+        return self._of(sequence).length
+
+    def pages(self, sequence: Hashable) -> list[int]:
+        """Its row of a block_table."""
+        return list(self._of(sequence).pages)
+
+    def allocate(self, sequence: Hashable) -> None:
+        """Begin a sequence, without keys."""
+        self._check_new(sequence)
+        self._sequences[sequence] = _Sequence()
+
+    def append(self, sequence: Hashable, tokens: int) -> list[int]:
+        """Room for so many more keys: their slots, for `write_kv`. A last page that is shared and partly filled is
+        copied first."""
+        found, size = self._of(sequence), self.block_size
+        if tokens < 0:
+            raise InvalidArgumentError("tokens", str(tokens), "an int >= 0")
+        new = -(-(found.length + tokens) // size) - len(found.pages)
+        copied = tokens > 0 and found.length % size > 0 and self._users[found.pages[-1]] > 1
+        if new + copied > len(self._free):
+            got = f"{tokens} tokens after {found.length} of sequence {sequence!r}, which take {new + copied} blocks"
+            raise InvalidArgumentError(
+                "tokens", got, f"at most the {len(self._free)} that are free of {self.num_blocks}"
+            )
+        if copied:
+            shared, own = found.pages[-1], self._take()
+            for cache in (*self.k, *self.v):
+                cache[own] = cache[shared]
+            self._users[shared] -= 1
+            found.pages[-1] = own
+        found.pages += [self._take() for _ in range(new)]
+        places = range(found.length, found.length + tokens)
+        found.length += tokens
+        return [found.pages[j // size] * size + j % size for j in places]
+
+    def fork(self, sequence: Hashable, other: Hashable, length: int | None = None) -> None:
+        """Begin `other` with the first `length` keys of a sequence, all by default, in the same pages."""
+        found = self._of(sequence)
+        self._check_new(other)
+        length = found.length if length is None else length
+        if not 0 <= length <= found.length:
+            raise InvalidArgumentError("length", str(length), f"0 to {found.length}, the keys of sequence {sequence!r}")
+        pages = found.pages[: -(-length // self.block_size)]
+        for page in pages:
+            self._users[page] += 1
+        self._sequences[other] = _Sequence(pages, length)
+
+    def free(self, sequence: Hashable) -> None:
+        """End a sequence. Its pages are free once no other has them."""
+        for page in self._of(sequence).pages:
+            self._users[page] -= 1
+            if self._users[page] == 0:
+                self._free.append(page)
+        del self._sequences[sequence]
+
+    def lists(
+        self, sequences: Sequence[Hashable], queries: Sequence[int] | None = None
+    ) -> tuple[list[list[int]], list[int], list[int] | None]:
+        """block_table, seqlens_k and cu_seqlens_q of a step, for `PagedBatch.update_`. queries: how many each has; None
+        is one."""
+        found = [self._of(sequence) for sequence in sequences]
+        starts = None
+        if queries is not None:
+            starts = [0]
+            for count in queries:
+                starts.append(starts[-1] + count)
+        return [list(each.pages) for each in found], [each.length for each in found], starts
+
+    def _take(self) -> int:
+        page = self._free.pop()
+        self._users[page] = 1
+        for cache in (*self.k, *self.v):
+            cache[page] = 0
+        return page
+
+    def _of(self, sequence: Hashable) -> _Sequence:
+        if sequence not in self._sequences:
+            raise InvalidArgumentError("sequence", repr(sequence), "one that was allocated and not freed")
+        return self._sequences[sequence]
+
+    def _check_new(self, sequence: Hashable) -> None:
+        if sequence in self._sequences:
+            raise InvalidArgumentError("sequence", repr(sequence), "one that is not there yet")

@@ -1,0 +1,61 @@
+"""A padded cache of one layer: room for as many keys in each batch row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xattn.errors import InvalidArgumentError
+
+
+class StaticKVCache:
+    """Keys and values at fixed addresses, for `xattn.attention(q, cache.k, cache.v, seqlens_k=cache.seqlens_k)`.
+
+    k, v: (batch, max_seqlen, nheads_k, headdim or headdim_v), zeros at first. seqlens_k: (batch,) int32, on the device.
+    lengths: the same numbers on the host.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        max_seqlen: int,
+        nheads_k: int,
+        headdim: int,
+        headdim_v: int | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.k = torch.zeros(batch, max_seqlen, nheads_k, headdim, dtype=dtype, device=device)
+        self.v = torch.zeros(batch, max_seqlen, nheads_k, headdim_v or headdim, dtype=dtype, device=device)
+        self.seqlens_k = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.lengths = [0] * batch
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Put (batch, new, nheads_k, headdim) keys, and values, after those that each row has.
+
+        Raises InvalidArgumentError for other sizes or another dtype, and for a row without room, which it names;
+        nothing was written then.
+        """
+        for name, new, cache in (("k", k, self.k), ("v", v, self.v)):
+            want = (cache.shape[0], k.shape[1], *cache.shape[2:])
+            if tuple(new.shape) != want or new.dtype != cache.dtype:
+                got = f"{tuple(new.shape)} {new.dtype}"
+                raise InvalidArgumentError(name, got, f"{want} {cache.dtype}")
+        count, room = k.shape[1], self.k.shape[1]
+        for row, length in enumerate(self.lengths):
+            if length + count > room:
+                raise InvalidArgumentError("k", f"{count} keys after {length} of row {row}", f"at most {room} in all")
+        for row, length in enumerate(self.lengths):
+            self.k[row, length : length + count] = k[row]
+            self.v[row, length : length + count] = v[row]
+        self._set([length + count for length in self.lengths])
+
+    def reset(self, row: int) -> None:
+        """Forget the keys of a row, which are cleared."""
+        self.k[row], self.v[row] = 0, 0
+        self._set([0 if i == row else length for i, length in enumerate(self.lengths)])
+
+    def _set(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        self.seqlens_k.copy_(torch.tensor(lengths, dtype=torch.int32))
