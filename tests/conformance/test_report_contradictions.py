@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.reports.suite import installed
 from xattn_conformance.reports.verify import verify
-from xattn_conformance.result import CaseResult, Report, Worst
+from xattn_conformance.result import CaseResult, Report, Worst, decode, encode
 from xattn_conformance.tolerance import limits
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
@@ -178,3 +178,9 @@ def test_a_profile_with_an_executor_may_have_an_environment_of_it() -> None:
     profile = PROFILE.replace("[arithmetic]", 'executor = "nowhere.to.be.found:run"\n[arithmetic]')
     report = replace(environment(executor={"name": "emulation"}), profile=profile)
     assert verify(report, SUITE_1, NOW) == []
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1000, -2])
+def test_a_truncated_report_is_a_plain_message(cut: int) -> None:
+    with pytest.raises(ValueError, match="not a whole conformance report"):
+        decode(encode(SMALL)[:cut])
