@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from xattn_conformance.case import Case, scores
 from xattn_conformance.golden import inputs
-from xattn_conformance.mutants.table import right_on
+from xattn_conformance.mutants.table import mutants_on, right_on
+from xattn_conformance.mutants.witnesses import witnesses_in
 from xattn_conformance.ops.paged_attention import problem
 from xattn_conformance.ops.paged_attention.cases import CASES as TABLE
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
@@ -71,6 +72,16 @@ def test_every_recipe_and_variation_is_used() -> None:
     assert {("k", name) for name in TABLE.table().lengths if name != "one"} | {("q", "one")} <= values
     assert {("pages", name) for name in ("dropped", "stale", "shared", "far")} <= values
     assert {name for case in CASES for name in case.variations} == set(TABLE.variations)
+
+
+def test_attentions_wrong_kernels_fail_in_pages_too() -> None:
+    cases = {case.id: case for case in OP.cases()}
+    inherited = [mutant for mutant in OP.mutants() if mutant.inherited and "bfloat16" not in mutant.equivalent_in]
+    assert len(inherited) > 80
+    for mutant in inherited:
+        with np.errstate(all="ignore"):
+            (outcome,) = mutants_on(cases[witnesses_in(mutant.name, "bfloat16")[0]], mutants=[mutant])
+        assert outcome.failed, mutant.name
 
 
 def test_right_kernels_pass() -> None:
