@@ -165,10 +165,11 @@ def forward(q: Tensor, k_cache: Tensor, v_cache: Tensor, how: Way, scale: float)
 def _by_parts(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, parts: tuple[Part, ...], scale: float
 ) -> tuple[Tensor, Tensor]:
-    size = max(len(part.pages) for part in parts)
-    buffers = tuple(cache.new_empty(size, *cache.shape[1:]) for cache in (k_cache, v_cache))
     if len(parts) == 1 and parts[0].rows is None:
-        return _one(q, k_cache, v_cache, parts[0], buffers, scale)
+        part = parts[0]
+        return _one(q, k_cache.index_select(0, part.pages), v_cache.index_select(0, part.pages), part, scale)
+    size = max(len(part.pages) for part in parts)
+    buffers = [cache.new_empty(size, *cache.shape[1:]) for cache in (k_cache, v_cache)]
     batch, *heads, headdim = q.shape
     blocks = parts[-1].block + 1
     outs = q.new_zeros(batch, blocks, *heads, headdim)
@@ -176,7 +177,11 @@ def _by_parts(
         (batch, blocks, *heads), -torch.inf, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32
     )
     for part in parts:
-        out, lse = _one(q, k_cache, v_cache, part, buffers, scale)
+        k_pages, v_pages = (
+            torch.index_select(cache, 0, part.pages, out=buffer[: len(part.pages)])
+            for cache, buffer in zip((k_cache, v_cache), buffers, strict=True)
+        )
+        out, lse = _one(q, k_pages, v_pages, part, scale)
         if part.rows is None:
             outs[:, part.block], lses[:, part.block] = out, lse
         else:
@@ -185,17 +190,12 @@ def _by_parts(
     return (outs[:, 0], lses[:, 0]) if blocks == 1 else _merged(outs, lses)
 
 
-def _one(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, part: Part, buffers: tuple[Tensor, ...], scale: float
-) -> tuple[Tensor, Tensor]:
-    """out (count, nheads_k, group, headdim) and lse (count, nheads_k, group) of a part."""
+def _one(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
+    """out (count, nheads_k, group, headdim) and lse (count, nheads_k, group) of a part, from its pages."""
     rows = q if part.rows is None else q.index_select(0, part.rows)
-    keys, values = (
-        torch.index_select(cache, 0, part.pages, out=buffer[: len(part.pages)]).view(len(rows), -1, *cache.shape[2:])[
-            :, : part.keys
-        ]
-        for cache, buffer in zip((k_cache, v_cache), buffers, strict=True)
-    )
+    keys, values = (x.view(len(rows), -1, *x.shape[2:]) for x in (k_pages, v_pages))
+    if keys.shape[1] != part.keys:
+        keys, values = keys[:, : part.keys], values[:, : part.keys]
     if part.ends is not None:
         # The places past an end may hold NaN, which a weight of 0 does not hide.
         for b, end in enumerate(part.ends):
