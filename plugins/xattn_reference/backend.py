@@ -22,7 +22,7 @@ class ReferenceBackend(Backend):
         ReferenceVarlen(),
         ReferencePaged(),
         ReferenceMerge(),
-        ReferenceWrite(),
         ReferenceBackward(),
         ReferenceVarlenBackward(),
+        ReferenceWrite(),
     )

@@ -28,13 +28,13 @@ LEGAL: dict[str, Any] = {
 
 # (the arguments, the one that is named, parts of the message)
 WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
-    "dout None": ({"dout": None}, "dout", ("got NoneType", "a torch.Tensor")),
+    "dout None": ({"dout": None}, "dout", ("got None", "a torch.Tensor")),
     "dout of another dtype": ({"dout": DOUT.half()}, "dout", ("float16", "float32, the dtype of q")),
     "dout of fewer queries": ({"dout": DOUT[:, :4]}, "dout", ("shape (2, 4, 4, 8)", "(2, 5, 4, 8)")),
     "out BNSH": ({"out": OUT.transpose(1, 2)}, "out", ("shape (2, 4, 5, 8)", "(2, 5, 4, 8)")),
     "out on another device": ({"out": OUT.to("meta")}, "out", ("device meta", "cpu, the device of q")),
     "out a list": ({"out": OUT.tolist()}, "out", ("got list",)),
-    "lse None": ({"lse": None}, "lse", ("got NoneType",)),
+    "lse None": ({"lse": None}, "lse", ("got None",)),
     "lse with the heads last": ({"lse": LSE.transpose(1, 2)}, "lse", ("shape (2, 5, 4)", "(2, 4, 5)")),
     "lse float64": ({"lse": LSE.double()}, "lse", ("float64", "float32")),
     "q packed": ({"q": Q[0]}, "q", ("shape (5, 4, 8)", "(batch, seqlen, nheads, headdim)")),

@@ -17,17 +17,18 @@ IN_PLACE = {
     "dout": DOUT, "q": Q, "k": K, "v": V, "out": OUT, "lse": LSE, "cu_seqlens_q": CU_Q, "cu_seqlens_k": CU_K,
 }  # fmt: skip
 NOT_HERE = {"sinks", "return_lse"}
+ELSEWHERE = {"heads before the tokens"}  # dout is found not to fit before cu_seqlens_q is
 
 # (the arguments, the one that is named, parts of the message)
 WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
-    "dout None": ({"dout": None}, "dout", ("got NoneType", "a torch.Tensor")),
+    "dout None": ({"dout": None}, "dout", ("got None", "a torch.Tensor")),
     "dout of another dtype": ({"dout": DOUT.half()}, "dout", ("float16", "float32, the dtype of q")),
     "dout without padding": ({"dout": DOUT[:5]}, "dout", ("5", "6")),
     "out of the keys": ({"out": torch.zeros(9, 4, 8)}, "out", ("9", "6")),
     "out on another device": ({"out": OUT.to("meta")}, "out", ("device meta", "cpu, the device of q")),
     "lse by token": ({"lse": LSE.t()}, "lse", ("4", "6")),
     "lse float64": ({"lse": LSE.double()}, "lse", ("float64", "float32")),
-    **{name: row for name, row in FORWARD.items() if not NOT_HERE & set(row[0])},
+    **{name: row for name, row in FORWARD.items() if not NOT_HERE & set(row[0]) and name not in ELSEWHERE},
 }
 
 
