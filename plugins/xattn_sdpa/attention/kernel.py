@@ -12,6 +12,7 @@ from xattn import AttentionKernel, AttentionOutput, AttentionRequest, Capabiliti
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
 from xattn.plugin.symbolic import holds, known
+from xattn.plugin.tensors import is_plain
 from xattn_sdpa.attention import direct, elsewhere, flash, gpu, parts, torch_ops
 from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.attention.masks import with_four
@@ -116,7 +117,16 @@ def _plan(request: AttentionRequest) -> Plan:
     kernel = _gpu_direct(request)
     if kernel is None or (torch.compiler.is_compiling() and kernel == "flash" and _operator_has(request)):
         return functools.partial(_engine, request)
-    return gpu.plan(request, kernel)
+    run = gpu.plan(request, kernel)
+    if not kernel.startswith("cudnn"):
+        return run
+    engine = functools.partial(_engine, request)
+
+    def on_cudnn(*qkv: Tensor, **given: Tensor) -> Any:
+        # Inside torch.func.grad nobody outside an operator sees the layout of the gradient that comes in.
+        return (run if torch.compiler.is_compiling() or is_plain(qkv[0]) else engine)(*qkv, **given)
+
+    return on_cudnn
 
 
 def _operator_has(request: AttentionRequest) -> bool:
