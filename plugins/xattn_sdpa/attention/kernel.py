@@ -122,7 +122,7 @@ def _plan(request: AttentionRequest) -> Plan:
         return run
     engine = functools.partial(_engine, request)
 
-    def on_cudnn(*qkv: Tensor, **given: Tensor) -> Any:
+    def on_cudnn(*qkv: Tensor, **given: Any) -> Any:
         # Inside torch.func.grad nobody outside an operator sees the layout of the gradient that comes in.
         return (run if torch.compiler.is_compiling() or is_plain(qkv[0]) else engine)(*qkv, **given)
 
