@@ -20,7 +20,10 @@ AITER_VENV ?= .venv-aiter
 AITER_BIN := $(AITER_VENV)/bin
 AITER_READY := $(AITER_VENV)/.ready
 
-.PHONY: demo test quick conformance standins test-aiter lint bench docs browser clean
+# How many cases a run of the suite has. The lowest level is what every change must pass; `make extended` has the rest.
+LEVEL ?= core
+
+.PHONY: demo test quick conformance standins test-aiter extended lint bench docs browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
@@ -32,7 +35,7 @@ quick: $(READY)  ## the tests of what changed since this branch left main, as ma
 	$(BIN)/python tests/quick.py
 
 conformance: $(READY)  ## hold every backend present to the golden outputs: build/conformance/<backend>.json, .xml and .html
-	$(BIN)/python -m xattn_conformance run --backend all --level full --out build/conformance $(CONFORMANCE)
+	$(BIN)/python -m xattn_conformance run --backend all --level $(LEVEL) --out build/conformance $(CONFORMANCE)
 
 AITERS := $(addprefix aiter-standin-,gfx90a gfx942 gfx950 gfx1201 gfx1250)
 
@@ -43,14 +46,18 @@ neuron-standin: BACKEND = nki
 neuron-legacy-standin neuron-nxdi-standin: BACKEND = nki-legacy
 
 $(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin: $(READY)
-	$(BIN)/python -m xattn_conformance run --backend $(BACKEND) --device cpu --profile $@ --level extended \
+	$(BIN)/python -m xattn_conformance run --backend $(BACKEND) --device cpu --profile $@ --level $(LEVEL) \
 	--out build/conformance/$@ $(CONFORMANCE)
 
 test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compiled for AMD's GPUs. XATTN_AITER_PATH: another source tree
 	$(AITER_BIN)/python -m pytest -n 2 tests/rocm/aiter $(PYTEST)
 	$(AITER_BIN)/python -m xattn_conformance run --backend aiter-triton --device cpu --profile aiter-interpreter \
-	--level extended --out build/conformance/aiter-interpreter $(CONFORMANCE)
+	--level $(LEVEL) --out build/conformance/aiter-interpreter $(CONFORMANCE)
 	$(AITER_BIN)/python -m xattn_elsewhere.aiter.codeobjects
+
+extended:  ## the suite beyond level core: every backend present in full, vendors' code and stand-ins at level extended
+	$(MAKE) conformance LEVEL=full
+	$(MAKE) standins test-aiter LEVEL=extended
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

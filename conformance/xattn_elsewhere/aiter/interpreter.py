@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,12 +96,25 @@ def _no_bfloat16(original: Callable[..., Any]) -> Callable[..., Any]:
     return operate
 
 
+def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter changes triton.language while a kernel runs, for the whole process."""
+    lock = RLock()
+
+    def launch(*args: Any, **options: Any) -> Any:
+        with lock:
+            return original(*args, **options)
+
+    return launch
+
+
 def install() -> Installation:
     """Change Triton's interpreter in this process, and make xattn take CPU tensors for an AMD GPU's."""
     builder = interpreter.InterpreterBuilder
     builder.create_dot = _dot
     builder.binary_op = _no_bfloat16(builder.binary_op)
     builder.unary_op = _no_bfloat16(builder.unary_op)
+    executor = interpreter.GridExecutor
+    executor.__call__ = _one_at_a_time(executor.__call__)
     interpreter._convert_float = _convert_float(interpreter._convert_float)
     triton.runtime.driver.set_active(_Driver())
     # What aiter asks torch of the GPU. No tensor is ever on it.

@@ -32,8 +32,15 @@ def served() -> list[Case]:
     """The small forward cases that then reach it."""
     found = []
     for case in map(asked, OP.cases()):
-        small = case.shape["seqlen_q"] * case.shape["seqlen_k"] <= 2**17
-        if case.grads or not small or case.family == "probe" or case.title.startswith("knob."):
+        shape = case.shape
+        small = shape["batch"] * shape["nheads"] * shape["seqlen_q"] * shape["seqlen_k"] <= 2**15
+        if (
+            case.level not in ("core", "extended")
+            or case.grads
+            or not small
+            or case.family == "probe"
+            or case.title.startswith("knob.")
+        ):
             continue
         answer = OP.explain(OP.call(case, OP.problem(case), "cpu"), "aiter-triton")
         if not answer.reasons and "unified_attention" in answer.kernel:
