@@ -178,9 +178,47 @@ def test_a_static_cache_grows_row_by_row_alike() -> None:
         torch.testing.assert_close(out, xattn.attention(q, kept, kept, causal=True))
     with pytest.raises(xattn.InvalidArgumentError, match="1 keys after 8 of row 0"):
         cache.append(k[:, :1], k[:, :1])
-    with pytest.raises(xattn.InvalidArgumentError, match=r"v: got \(2, 1, 2, 8\) torch.float64"):
-        cache.append(k[:, :1], k[:, :1].double())
     cache.reset(0)
     assert (cache.lengths, cache.seqlens_k.tolist()) == ([0, 8], [0, 8])
     assert torch.equal(cache.k[1], kept[1])
     assert not cache.k[0].any()
+
+
+NEW = torch.zeros(2, 1, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "said"),
+    [
+        (NEW, NEW.double(), r"v: got \(2, 1, 2, 8\) torch.float64"),
+        (NEW, NEW[:, :0], r"v: got \(2, 0, 2, 8\)"),
+        (NEW[0], NEW, r"k: got \(1, 2, 8\)"),
+        (NEW.to("meta"), NEW, "k: got .* on meta, want .* on cpu"),
+        (NEW, None, "v: got NoneType"),
+        (NEW, NEW.clone().requires_grad_(), "v: got requires_grad, .* Detach it"),
+    ],
+)
+def test_a_static_cache_refuses_and_writes_nothing(k: Any, v: Any, said: str) -> None:
+    cache = StaticKVCache(2, 8, 2, 8)
+    with pytest.raises(xattn.InvalidArgumentError, match=said):
+        cache.append(k, v)
+    assert cache.lengths == [0, 0]
+    assert not cache.k.requires_grad
+    with torch.no_grad():
+        cache.append(NEW, NEW.clone().requires_grad_())
+    assert not cache.v.requires_grad
+
+
+def test_sizes_and_counts_that_no_cache_has() -> None:
+    for name, sizes in (("num_blocks", (0, 4)), ("block_size", (4, 0))):
+        with pytest.raises(xattn.InvalidArgumentError, match=name):
+            PagedKVCache(*sizes, 2, 8)
+    cache = PagedKVCache(4, 4, 2, 8)
+    cache.allocate("a")
+    with pytest.raises(xattn.InvalidArgumentError, match=r"tokens: got 1\.5"):
+        cache.append("a", 1.5)  # type: ignore[arg-type]
+    for queries in ([1, 2], [-1]):
+        with pytest.raises(xattn.InvalidArgumentError, match=r"1 numbers >= 0, one for each sequence"):
+            cache.lists(["a"], queries)
+    with pytest.raises(xattn.InvalidArgumentError, match="row: got 2, want 0 to 1"):
+        StaticKVCache(2, 8, 2, 8).reset(2)

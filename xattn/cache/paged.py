@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -37,11 +38,15 @@ class PagedKVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        for name, size in (("num_blocks", num_blocks), ("block_size", block_size)):
+            if size < 1:
+                raise InvalidArgumentError(name, str(size), "an int >= 1")
+
         def pool(size: int) -> list[torch.Tensor]:
             shape = (num_blocks, block_size, nheads_k, size)
             return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
 
-        self.k, self.v = pool(headdim), pool(headdim_v or headdim)
+        self.k, self.v = pool(headdim), pool(headdim if headdim_v is None else headdim_v)
         self.num_blocks, self.block_size = num_blocks, block_size
         self._free = list(range(num_blocks - 1, -1, -1))
         self._users = [0] * num_blocks
@@ -68,8 +73,8 @@ class PagedKVCache:
         """Room for so many more keys: their slots, for `write_kv`. A last page that is shared and partly filled is
         copied first."""
         found, size = self._of(sequence), self.block_size
-        if tokens < 0:
-            raise InvalidArgumentError("tokens", str(tokens), "an int >= 0")
+        if not isinstance(tokens, int) or tokens < 0:
+            raise InvalidArgumentError("tokens", repr(tokens), "an int >= 0")
         new = -(-(found.length + tokens) // size) - len(found.pages)
         copied = tokens > 0 and found.length % size > 0 and self._users[found.pages[-1]] > 1
         if new + copied > len(self._free):
@@ -116,9 +121,10 @@ class PagedKVCache:
         found = [self._of(sequence) for sequence in sequences]
         starts = None
         if queries is not None:
-            starts = [0]
-            for count in queries:
-                starts.append(starts[-1] + count)
+            if len(queries) != len(found) or min(queries, default=0) < 0:
+                want = f"{len(found)} numbers >= 0, one for each sequence"
+                raise InvalidArgumentError("queries", repr(list(queries)), want)
+            starts = [0, *itertools.accumulate(queries)]
         return [list(each.pages) for each in found], [each.length for each in found], starts
 
     def _take(self) -> int:

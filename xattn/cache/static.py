@@ -27,22 +27,29 @@ class StaticKVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         self.k = torch.zeros(batch, max_seqlen, nheads_k, headdim, dtype=dtype, device=device)
-        self.v = torch.zeros(batch, max_seqlen, nheads_k, headdim_v or headdim, dtype=dtype, device=device)
+        self.v = torch.zeros(
+            batch, max_seqlen, nheads_k, headdim if headdim_v is None else headdim_v, dtype=dtype, device=device
+        )
         self.seqlens_k = torch.zeros(batch, dtype=torch.int32, device=device)
         self.lengths = [0] * batch
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Put (batch, new, nheads_k, headdim) keys, and values, after those that each row has.
 
-        Raises InvalidArgumentError for other sizes or another dtype, and for a row without room, which it names;
-        nothing was written then.
+        Raises InvalidArgumentError for other sizes, another dtype or device, what wants a gradient, and for a row
+        without room, which it names; nothing was written then.
         """
+        count, room = k.shape[1] if isinstance(k, Tensor) and k.dim() == 4 else 0, self.k.shape[1]
         for name, new, cache in (("k", k, self.k), ("v", v, self.v)):
-            want = (cache.shape[0], k.shape[1], *cache.shape[2:])
-            if tuple(new.shape) != want or new.dtype != cache.dtype:
-                got = f"{tuple(new.shape)} {new.dtype}"
-                raise InvalidArgumentError(name, got, f"{want} {cache.dtype}")
-        count, room = k.shape[1], self.k.shape[1]
+            if not isinstance(new, Tensor):
+                raise InvalidArgumentError(name, type(new).__name__, "a torch.Tensor")
+            want = (cache.shape[0], count, *cache.shape[2:])
+            if (tuple(new.shape), new.dtype, new.device) != (want, cache.dtype, cache.device):
+                got = f"{tuple(new.shape)} {new.dtype} on {new.device}"
+                raise InvalidArgumentError(name, got, f"{want} {cache.dtype} on {cache.device}")
+            if new.requires_grad and torch.is_grad_enabled():
+                hint = "Detach it, or append under torch.no_grad()."
+                raise InvalidArgumentError(name, "requires_grad", "a tensor without: a cache keeps no graph", hint)
         for row, length in enumerate(self.lengths):
             if length + count > room:
                 raise InvalidArgumentError("k", f"{count} keys after {length} of row {row}", f"at most {room} in all")
@@ -52,7 +59,9 @@ class StaticKVCache:
         self._set([length + count for length in self.lengths])
 
     def reset(self, row: int) -> None:
-        """Forget the keys of a row, which are cleared."""
+        """Forget the keys of a row, which are cleared. Raises InvalidArgumentError for a row that is not there."""
+        if not 0 <= row < len(self.lengths):
+            raise InvalidArgumentError("row", str(row), f"0 to {len(self.lengths) - 1}")
         self.k[row], self.v[row] = 0, 0
         self._set([0 if i == row else length for i, length in enumerate(self.lengths)])
 

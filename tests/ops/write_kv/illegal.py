@@ -53,6 +53,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("float64", "float32"),
     ),
     "k out of the cache": ({"k": K_CACHE[0, :1].expand(5, -1, -1)}, "k", ("a part of k_cache", "Clone it.")),
+    "one cache for both": ({"v": K, "v_cache": K_CACHE}, "v_cache", ("the memory of k_cache", "two views")),
     # Slots.
     "slots None": ({"slots": None}, "slots", ("got None",)),
     "slots int32": ({"slots": SLOTS.int()}, "slots", ("int32", "int64", "slots.long()")),

@@ -113,6 +113,9 @@ def check_values(
             for where, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
                 if pages.overlap(new, cache):
                     raise InvalidArgumentError(name, f"a part of {where}", f"memory apart from {where}", "Clone it.")
+        if k_cache.numel() > 0 and k_cache.data_ptr() == v_cache.data_ptr():
+            hint = "Of one buffer pass two views that begin at different places."
+            raise InvalidArgumentError("v_cache", "the memory of k_cache", "memory of its own", hint)
     if checks.readable(slots, torch.int64, on_device=check):
         _check_slot_values(slots.tolist(), k_cache.shape[0] * k_cache.shape[1])
 
