@@ -14,7 +14,7 @@ from xattn_reference.varlen_attention import scores
 
 
 class ReferenceVarlenBackward(VarlenBackwardKernel):
-    capabilities = (everything(VarlenBackwardRequest, fallback=True),)
+    capabilities = (everything(VarlenBackwardRequest, fallback=True, checked="run on CPU"),)
 
     def plan(self, request: VarlenBackwardRequest) -> Plan:
         return functools.partial(varlen_attention_backward, request)
