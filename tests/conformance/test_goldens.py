@@ -119,13 +119,13 @@ def test_the_manifest_knows_the_inputs_of_every_case() -> None:
 
 def test_few_goldens_verify(goldens: Path) -> None:
     assert len(FEW) > 10
-    assert verify.verify(goldens) == []
+    assert verify.verify(goldens, ["attention"]) == []
 
 
 @pytest.mark.parametrize("tensor", ["out", "lse"])
 def test_a_tampered_golden_is_seen(goldens: Path, tensor: str) -> None:
     name = tampered(goldens, tensor, slightly, hashed=False)
-    problems = verify.verify(goldens)
+    problems = verify.verify(goldens, ["attention"])
     file = f"{name.split('/')[2]}.safetensors"
     assert any(each.startswith(f"{file} is not the published file: its sha256 is ") for each in problems)
     assert any(each.startswith(f"anchor {name}: {tensor}[") and "stored is" in each for each in problems)
@@ -135,36 +135,36 @@ def test_a_tampered_golden_is_seen(goldens: Path, tensor: str) -> None:
 @pytest.mark.parametrize("tensor", ["out", "lse"])
 def test_a_tampered_golden_is_seen_where_the_manifest_was_made_to_fit(goldens: Path, tensor: str) -> None:
     name = tampered(goldens, tensor, slightly, hashed=True)
-    (problem,) = verify.verify(goldens)
+    (problem,) = verify.verify(goldens, ["attention"])
     assert problem.startswith(f"anchor {name}: {tensor}[")
 
 
 def test_a_golden_that_is_no_longer_finite_is_seen(goldens: Path) -> None:
     name = tampered(goldens, "out", lambda value: np.nan, hashed=True)
-    (problem,) = verify.verify(goldens)
+    (problem,) = verify.verify(goldens, ["attention"])
     assert problem.startswith(f"anchor {name}: out[")
 
 
 def test_tampered_inputs_are_seen(goldens: Path) -> None:
     name = tampered(goldens, "k", lambda code: code ^ 1, hashed=True)
-    assert verify.verify(goldens) == [f"anchor {name}: its k, made here, is not bit for bit the stored one"]
+    assert verify.verify(goldens, ["attention"]) == [f"anchor {name}: its k, made here, is not bit for bit the stored one"]
 
 
 def test_other_inputs_in_the_manifest_are_seen(goldens: Path) -> None:
     edited(goldens, inputs={**read(goldens).inputs, FEW[0].id: "0" * 64})
-    assert verify.verify(goldens) == [
+    assert verify.verify(goldens, ["attention"]) == [
         f"anchor {FEW[0].id}: its inputs, made here, have another sha256 than in the manifest"
     ]
 
 
 def test_a_case_that_the_manifest_lacks_is_seen(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "every_case", lambda op: [load()[0]] if op.name == "attention" else [])
-    assert verify.verify(goldens) == [f"the golden inputs do not have those of {load()[0].id}"]
+    assert verify.verify(goldens, ["attention"]) == [f"the golden inputs do not have those of {load()[0].id}"]
 
 
 def test_a_missing_file_is_seen(goldens: Path) -> None:
     (goldens / "float16.safetensors").unlink()
-    problems = verify.verify(goldens)
+    problems = verify.verify(goldens, ["attention"])
     assert problems[0] == "float16.safetensors is missing"
     lost = [case.id for case in FEW if case.dtype == "float16"]
     assert sorted(problems[1:]) == sorted(f"anchor {name} is missing" for name in lost)
@@ -174,7 +174,7 @@ def test_a_missing_file_is_seen(goldens: Path) -> None:
 def test_a_truncated_file_is_seen(goldens: Path) -> None:
     path = goldens / "float16.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    problems = verify.verify(goldens)
+    problems = verify.verify(goldens, ["attention"])
     assert problems[0].startswith("float16.safetensors is not the published file: ")
     assert problems[1].startswith("float16.safetensors cannot be read: ")
 
@@ -182,54 +182,54 @@ def test_a_truncated_file_is_seen(goldens: Path) -> None:
 def test_an_anchor_may_be_more_than_what_must_be_there(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As when a new case is smaller than what was the smallest of its family.
     monkeypatch.setattr(anchors, "chosen", lambda: FEW[1:])
-    assert verify.verify(goldens) == []
+    assert verify.verify(goldens, ["attention"]) == []
     anchors.write(goldens)
-    assert verify.verify(goldens) == []
+    assert verify.verify(goldens, ["attention"]) == []
     tampered(goldens, "out", slightly, hashed=True)
-    assert len(verify.verify(goldens)) == 1
+    assert len(verify.verify(goldens, ["attention"])) == 1
 
 
 def test_a_file_of_nobody_is_seen(goldens: Path) -> None:
     shutil.copy(goldens / "float16.safetensors", goldens / "more.safetensors")
-    assert verify.verify(goldens) == ["more.safetensors is not in the manifest"]
+    assert verify.verify(goldens, ["attention"]) == ["more.safetensors is not in the manifest"]
 
 
 def test_an_anchor_of_no_case_is_seen(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few(monkeypatch, len(FEW) - 1)
-    assert verify.verify(goldens) == [f"anchor {FEW[-1].id} is of no case of this suite"]
+    assert verify.verify(goldens, ["attention"]) == [f"anchor {FEW[-1].id} is of no case of this suite"]
 
 
 @pytest.mark.parametrize("keep", [0, 40, -10])
 def test_a_truncated_manifest_is_seen(goldens: Path, keep: int) -> None:
     path = goldens / NAME
     path.write_bytes(path.read_bytes()[:keep])
-    (problem,) = verify.verify(goldens)
+    (problem,) = verify.verify(goldens, ["attention"])
     assert problem.startswith("the golden manifest manifest.json is damaged: ")
 
 
 def test_a_manifest_with_more_in_it_is_seen(goldens: Path) -> None:
     path = goldens / NAME
     path.write_bytes(path.read_bytes().replace(b"{", b'{"rtol": 1.0,', 1))
-    (problem,) = verify.verify(goldens)
+    (problem,) = verify.verify(goldens, ["attention"])
     assert "unknown field `rtol`" in problem
 
 
 def test_a_missing_manifest_is_seen(goldens: Path) -> None:
     (goldens / NAME).unlink()
-    (problem,) = verify.verify(goldens)
+    (problem,) = verify.verify(goldens, ["attention"])
     assert problem == "the golden manifest manifest.json cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize("field", ["suite", "semantics", "generator"])
 def test_goldens_of_another_version_are_seen(goldens: Path, field: str) -> None:
     edited(goldens, **{field: "0.9"})
-    (problem,) = verify.verify(goldens)
+    (problem,) = verify.verify(goldens, ["attention"])
     assert problem == f"the goldens are of {field} 0.9, installed is {getattr(read(manifests.folder()), field)}"
 
 
 def test_a_generator_that_is_not_philox_is_seen(goldens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "philox4x32", lambda counter, key: counter)
-    assert sum("Philox4x32-10" in each for each in verify.verify(goldens)) >= 2
+    assert sum("Philox4x32-10" in each for each in verify.verify(goldens, ["attention"])) >= 2
 
 
 @pytest.mark.parametrize("module", [oracle, rowwise], ids=["oracle", "rowwise"])
@@ -241,7 +241,7 @@ def test_an_oracle_that_is_off_is_seen(goldens: Path, monkeypatch: pytest.Monkey
         return out * (1 + 1e-11), lse
 
     monkeypatch.setattr(module, "forward", off)
-    problems = verify.verify(goldens)
+    problems = verify.verify(goldens, ["attention"])
     assert problems
     assert all(("by the other oracle, " in each) == (module is rowwise) for each in problems)
 

@@ -107,4 +107,4 @@ def test_goldens_that_do_not_verify_are_told(
         (tmp_path / inputs.FILE).write_bytes(msgspec.json.encode(contents))
     monkeypatch.setattr(type(OP), "room", tmp_path)
     monkeypatch.setattr(inputs, "in_room", inputs.in_room.__wrapped__)
-    assert said in " ".join(verify.verify())
+    assert said in " ".join(verify.verify(ops=[OP.name]))

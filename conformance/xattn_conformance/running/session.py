@@ -192,7 +192,7 @@ def prepare(session: Session, profile: Path | None = None) -> Judging | None:
     """Everything that comes before the first case; fills in the session. Returns a worker that stands ready, or None
     for a run that is invalid. Raises TargetError where the worker finds no such device or executor."""
     # A run of chosen cases makes no claim: the hash of each one's inputs is looked at as it is judged, and that is all.
-    if session.claims and (problems := verify()):
+    if session.claims and (problems := verify(ops=session.ops)):
         more = f" (and {len(problems) - 1} more; see verify-goldens)" if problems[1:] else ""
         session.invalid = f"the goldens do not verify: {problems[0]}{more}"
         return None

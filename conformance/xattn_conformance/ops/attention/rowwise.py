@@ -38,27 +38,29 @@ def kv_head(problem: Problem, h: int) -> int:
     return h // (nheads // nheads_k)
 
 
-def sees(problem: Problem, b: int, h: int, i: int, j: int) -> bool:
-    """Whether query i of head h may attend to key j."""
-    if j >= keys_of(problem, b):
-        return False
+def sees(problem: Problem, b: int, h: int, i: int) -> NDArray[np.bool_]:
+    """(seqlen_k,): which keys query i of head h may attend to."""
+    keys = np.arange(problem.k.shape[1])
+    seen = keys < keys_of(problem, b)
     diagonal = i + offset(problem, b)
-    if problem.causal and j > diagonal:
-        return False
+    if problem.causal:
+        seen &= keys <= diagonal
     left, right = problem.window if problem.window is not None else (None, None)
-    if left is not None and j < diagonal - left:
-        return False
-    if right is not None and j > diagonal + right:
-        return False
-    if problem.mask is not None and not np.broadcast_to(problem.mask, problem.scores_shape)[b, h, i, j]:
-        return False
-    return problem.bias is None or np.broadcast_to(problem.bias, problem.scores_shape)[b, h, i, j] != -np.inf
+    if left is not None:
+        seen &= keys >= diagonal - left
+    if right is not None:
+        seen &= keys <= diagonal + right
+    if problem.mask is not None:
+        seen &= np.broadcast_to(problem.mask, problem.scores_shape)[b, h, i]
+    if problem.bias is not None:
+        seen &= np.broadcast_to(problem.bias, problem.scores_shape)[b, h, i] != -np.inf
+    return seen
 
 
 def visible(problem: Problem) -> NDArray[np.bool_]:
-    """`sees` for all (b, h, i, j)."""
+    """`sees` for all (b, h, i)."""
     table = np.zeros(problem.scores_shape, dtype=bool)
-    for index in np.ndindex(table.shape):
+    for index in np.ndindex(table.shape[:3]):
         table[index] = sees(problem, *index)
     return table
 
