@@ -147,7 +147,9 @@ def test_a_golden_that_is_no_longer_finite_is_seen(goldens: Path) -> None:
 
 def test_tampered_inputs_are_seen(goldens: Path) -> None:
     name = tampered(goldens, "k", lambda code: code ^ 1, hashed=True)
-    assert verify.verify(goldens, ["attention"]) == [f"anchor {name}: its k, made here, is not bit for bit the stored one"]
+    assert verify.verify(goldens, ["attention"]) == [
+        f"anchor {name}: its k, made here, is not bit for bit the stored one"
+    ]
 
 
 def test_other_inputs_in_the_manifest_are_seen(goldens: Path) -> None:

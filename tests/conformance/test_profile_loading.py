@@ -48,15 +48,15 @@ def acme(strangers: Path, load: Load) -> Path:
     return strangers
 
 
-def shipped(folder: Path, text: str) -> Profile:
-    """The profile of acme, shipped with this text."""
+def shipped(folder: Path, text: str, *, admitted: bool = False) -> Profile:
+    """The profile of acme, shipped with this text. admitted: whether it is tried on wrong kernels as well."""
     (folder / "acme.profile.toml").write_text(text)
-    return loading.load("acme", today=TODAY).profile
+    return loading.load("acme", admitted=admitted, today=TODAY).profile
 
 
 def refused(folder: Path, text: str) -> str:
     with pytest.raises(ProfileError) as caught:
-        shipped(folder, text)
+        shipped(folder, text, admitted=True)
     return str(caught.value)
 
 
@@ -81,7 +81,7 @@ def test_it_lies_in_the_package_of_the_class_which_may_be_zipped(
 
 
 def test_a_backend_without_one_is_held_to_the_canonical_arithmetic(acme: Path) -> None:
-    loaded = loading.load("acme")
+    loaded = loading.load("acme", admitted=False)
     assert loaded.profile == Profile(schema=1, backend="acme", hardware=())
     assert loaded.profile.arithmetic_for("cpu", "float16") == CANONICAL
     assert "xattn_acme ships no acme.profile.toml, so the canonical arithmetic holds" in loaded.source
@@ -90,7 +90,7 @@ def test_a_backend_without_one_is_held_to_the_canonical_arithmetic(acme: Path) -
 def test_a_file_takes_the_place_of_what_is_shipped(acme: Path, tmp_path: Path) -> None:
     (acme / "acme.profile.toml").write_text("rtol = 1.0")
     (tmp_path / "mine.toml").write_text(ACME + FLOAT32)
-    loaded = loading.load("acme", tmp_path / "mine.toml")
+    loaded = loading.load("acme", tmp_path / "mine.toml", admitted=False)
     assert (loaded.text, loaded.source) == (ACME + FLOAT32, "mine.toml, given in place of the backend's own")
 
 
@@ -137,7 +137,7 @@ def test_every_problem_is_named(acme: Path) -> None:
 
 
 def test_a_waiver_in_order_is_admitted(acme: Path) -> None:
-    (waiver,) = shipped(acme, ACME + waived(filed=str(TODAY))).waiver
+    (waiver,) = shipped(acme, ACME + waived(filed=str(TODAY)), admitted=True).waiver
     assert (waiver.id, waiver.cases) == ("XW-1", (CASE,))
 
 
@@ -163,7 +163,7 @@ def test_a_waiver_that_has_expired_stops_no_run(acme: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 def test_the_profiles_that_xattn_ships(backend: str) -> None:
-    loaded = loading.load(backend)
+    loaded = loading.load(backend, admitted=False)  # `make conformance` begins with their admission
     assert loaded.source == f"xattn_{backend}: {backend}.profile.toml"
     assert "cpu" in loaded.profile.hardware
     assert loaded.profile.waiver == ()

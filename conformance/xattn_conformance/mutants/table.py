@@ -16,7 +16,7 @@ from xattn_conformance.mutants.zoo import MUTANTS
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.reports.tally import nearness
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
-from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.compare import every_check
 from xattn_conformance.tolerance.expected import Expected
 
 T = TypeVar("T")
@@ -71,9 +71,9 @@ def right_on(case: Case, kernels: Sequence[Right] | None = None) -> list[Outcome
 
 
 def _outcome(case: Case, kernel: str, expected: Mapping[str, Expected], results: Results) -> Outcome:
-    compared = compare(expected, results)
-    failed = tuple(check.name for check in compared.failed)
-    return Outcome(kernel, case.id, case.family, case.dtype, failed, max(map(nearness, compared.checks), default=0.0))
+    checks = every_check(expected, results)
+    failed = tuple(check.name for check in checks if not check.ok)
+    return Outcome(kernel, case.id, case.family, case.dtype, failed, max(map(nearness, checks), default=0.0))
 
 
 def run_mutants(

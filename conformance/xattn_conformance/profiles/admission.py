@@ -20,7 +20,7 @@ from xattn_conformance.profiles.schema import Profile, Waiver
 from xattn_conformance.profiles.waivers import raise_limit
 from xattn_conformance.result import Check
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
-from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.compare import failures
 
 _MUTANTS = {mutant.name: mutant for mutant in OWN}
 
@@ -99,7 +99,7 @@ def _failures(name: str, case: str, arithmetic: Arithmetic) -> tuple[Check, ...]
     expected = known.golden(case, arithmetic)
     with np.errstate(all="ignore"):  # a wrong kernel may well overflow
         results = mutant.run(problem, arithmetic)
-    return compare(expected, results).failed
+    return failures(expected, results)
 
 
 def _blamed(name: str, arithmetic: Arithmetic, waivers: Waivers, dtype: str) -> str:

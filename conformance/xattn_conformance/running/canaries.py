@@ -26,7 +26,7 @@ from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import Canary
 from xattn_conformance.running.judge import served
 from xattn_conformance.running.target import Target
-from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.compare import failures
 
 # Answers every call with zeros; sent in every run.
 NULL = "zero"
@@ -86,7 +86,7 @@ def _catch(mutant: Mutant, dtype: str, target: Target) -> Canary:
         case = cases[name]
         op, arithmetic = OPS[case.op], target.arithmetic(case)
         problem = op.problem(case)
-        failed = compare(op.expected(case, problem, arithmetic), mutant.run(problem, arithmetic)).failed
+        failed = failures(op.expected(case, problem, arithmetic), mutant.run(problem, arithmetic))
         if failed:
             first = failed[0]
             return Canary(name=mutant.name, case=name, caught_by=first.name, value=first.value, limit=first.limit)

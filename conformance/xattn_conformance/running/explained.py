@@ -11,7 +11,7 @@ import msgspec
 from xattn_conformance.array import Array
 from xattn_conformance.result import Check
 from xattn_conformance.tolerance.arithmetic import Arithmetic
-from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.compare import failures
 from xattn_conformance.tolerance.expected import Expected
 
 # The golden results with the noise of an arithmetic.
@@ -44,7 +44,7 @@ def by_one_key(
 
 
 def _passes(expect: Expect, got: Mapping[str, Array], arithmetic: Arithmetic) -> bool:
-    return not compare(expect(arithmetic), got).failed
+    return not failures(expect(arithmetic), got)
 
 
 def _others(arithmetic: Arithmetic) -> Iterator[tuple[str, Any]]:

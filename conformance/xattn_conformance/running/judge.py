@@ -29,7 +29,7 @@ from xattn_conformance.running.rules import Findings
 from xattn_conformance.running.selection import size
 from xattn_conformance.running.target import Target
 from xattn_conformance.tolerance.arithmetic import Arithmetic
-from xattn_conformance.tolerance.compare import Comparison, compare
+from xattn_conformance.tolerance.compare import Comparison, compare, failures
 from xattn_conformance.tolerance.expected import Expected
 
 # What is found out about a case, as fields of `CaseResult`.
@@ -83,7 +83,7 @@ def _knob(op: Op[Any], case: Case, problem: Any, target: Target) -> Fields:
     if not comparable:
         return {**fields, **_settled(case, target, found)}
     got = {name: op.layout(name, tensor) for name, tensor in results.items()}
-    passes = not compare(switch.expected_off, got).failed
+    passes = not failures(switch.expected_off, got)
     found.rule("knob.ignored", int(passes), "accepted and ignored: the answer is right for the call without it")
     if op.by_chance(case):
         got, extra = op.without_chance(case, switch.expected_on, got)

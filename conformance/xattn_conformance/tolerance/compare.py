@@ -40,12 +40,13 @@ class Comparison:
 @dataclass(frozen=True)
 class _Errors:
     """One tensor's errors. z (batch, heads, rows, columns): in standard deviations, 0 where it is not judged so;
-    judged: where it is; finite, exact: where a hard rule is broken."""
+    judged: where it is; finite, exact: where a hard rule is broken; counts: as of `samples`."""
 
     z: Array
     judged: NDArray[np.bool_]
     finite: NDArray[np.bool_]
     exact: NDArray[np.bool_]
+    counts: Array
 
 
 def compare(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> Comparison:
@@ -56,13 +57,8 @@ def compare(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> Compa
     element (zmax), the root mean squares of rows (zrow) and of heads (zhead), and of heads the mean (bias) and the part
     that lies along the golden (gain: a result that is too large or too small throughout).
     """
-    checks: list[Check] = []
     errors = {name: _errors(one, one.of(name, got)) for name, one in expected.items()}
-    for name, error in errors.items():
-        checks += _checks(name, expected[name], error)
-        if expected[name].rows is not None:
-            astray = expected[name].astray(name, got)
-            checks.append(Check(name=f"{name}.astray", value=float(astray), limit=0.0))
+    checks = [check for name, one in expected.items() for check in _checks(name, one, errors[name], got)]
     places = {}
     for check in checks:
         name, _, metric = check.name.rpartition(".")
@@ -79,6 +75,17 @@ def compare(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> Compa
     return Comparison(tuple(checks), places, worst, heat, histogram)
 
 
+def every_check(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> tuple[Check, ...]:
+    """The checks of `compare`, for who asks nothing else."""
+    found = (_checks(name, one, _errors(one, one.of(name, got)), got) for name, one in expected.items())
+    return tuple(check for checks in found for check in checks)
+
+
+def failures(expected: Mapping[str, Expected], got: Mapping[str, Array]) -> tuple[Check, ...]:
+    """Those beyond their limits."""
+    return tuple(check for check in every_check(expected, got) if not check.ok)
+
+
 def _errors(expected: Expected, got: Array) -> _Errors:
     want, sigma = expected.value, expected.sigma
     # A NaN that a query sees may reach other rows of its head, but no other head.
@@ -91,27 +98,33 @@ def _errors(expected: Expected, got: Array) -> _Errors:
         error = got - want
         beyond = np.sign(error) * np.maximum(np.abs(error) - expected.slack, 0.0)
         z = np.where(judged, beyond / np.where(judged, sigma, 1.0), 0.0)
-    return _Errors(z, judged, finite, exact)
+    return _Errors(z, judged, finite, exact, samples(expected, judged))
 
 
-def _checks(name: str, expected: Expected, error: _Errors) -> list[Check]:
+def _checks(name: str, expected: Expected, error: _Errors, got: Mapping[str, Array]) -> list[Check]:
+    found = _toleranced(name, expected, error)
+    if expected.rows is not None:
+        found.append(Check(name=f"{name}.astray", value=float(expected.astray(name, got)), limit=0.0))
+    return found
+
+
+def _toleranced(name: str, expected: Expected, error: _Errors) -> list[Check]:
     found = [
         Check(name=f"{name}.finite", value=float(error.finite.sum()), limit=0.0),
         Check(name=f"{name}.exact", value=float(error.exact.sum()), limit=0.0),
     ]
     if not error.judged.any():
         return found
-    counts = samples(expected, error.judged)
     metrics = ("zmax", "zrow", "gain", "zhead", "bias") if error.z.shape[3] > 1 else ("zmax", "zhead", "bias")
     for metric in metrics:
-        values = _values(metric, expected, error, counts)
-        at = _closest(metric, values, counts)
-        count = round(float(counts[at]), 2) if metric in BY_COUNT else 1.0
+        values = _values(metric, expected, error)
+        at = _closest(metric, values, error.counts)
+        count = round(float(error.counts[at]), 2) if metric in BY_COUNT else 1.0
         found.append(Check(name=f"{name}.{metric}", value=_short(values[at]), limit=limit(metric, count), count=count))
     return found
 
 
-def _values(metric: str, expected: Expected, error: _Errors, counts: Array) -> Array:
+def _values(metric: str, expected: Expected, error: _Errors) -> Array:
     """A metric of every element, row or head that it is taken of."""
     if metric == "zmax":
         return np.abs(error.z)
@@ -120,7 +133,7 @@ def _values(metric: str, expected: Expected, error: _Errors, counts: Array) -> A
         rows: Array = np.sqrt((error.z**2).sum(axis=3) / np.maximum(columns, 1))
         return rows
     if metric == "gain":
-        return _gains(expected, error, counts)
+        return _gains(expected, error)
     elements = np.maximum(columns.sum(axis=2), 1)
     total = error.z.sum(axis=(2, 3)) if metric == "bias" else (error.z**2).sum(axis=(2, 3))
     heads: Array = np.abs(total / elements) if metric == "bias" else np.sqrt(total / elements)
@@ -140,16 +153,16 @@ def _short(x: float) -> float:
     return float(f"{x:.6g}")
 
 
-def _gains(expected: Expected, error: _Errors, samples: Array) -> Array:
+def _gains(expected: Expected, error: _Errors) -> Array:
     """How far each head is too large or too small throughout, in standard deviations, (batch, heads).
 
     The error along the golden, as a filter for the factor 1 + epsilon would take it. A row's errors may all have one
-    sign, that of a probability of weight; rows count as `samples` of them."""
+    sign, that of a probability of weight; rows count as `counts` of them."""
     with np.errstate(invalid="ignore"):
         signal = np.where(error.judged, expected.value / np.where(error.judged, expected.sigma, 1.0), 0.0)
     along, rows = (error.z * signal).sum(axis=(2, 3)), np.abs(signal).sum(axis=3)
     size = np.sqrt((rows**2).sum(axis=2))
-    share = np.sqrt(samples / np.maximum((rows > 0).sum(axis=2), 1))
+    share = np.sqrt(error.counts / np.maximum((rows > 0).sum(axis=2), 1))
     gains: Array = np.abs(np.divide(along, size, out=np.zeros_like(size), where=size > 0)) * np.minimum(share, 1.0)
     return gains
 
@@ -167,8 +180,8 @@ def samples(expected: Expected, judged: NDArray[np.bool_]) -> Array:
         rows = expected.value[index][own.any(axis=1)]
         # To nine digits: the golden's own last bits are no difference.
         size = np.abs(rows).max(initial=0.0)
-        keys = np.round(rows / size * 1e9) if size > 0 else rows
-        different = max(1, len(np.unique(keys, axis=0)))
+        keys = np.round(rows / size * 1e9) + 0.0 if size > 0 else rows  # + 0.0: of two zeros one
+        different = max(1, len({row.tobytes() for row in keys}))
         shared = 0.0 if expected.common is None or not own.any() else float(expected.common[index][own].mean())
         counts[index] = 1 / (shared + (1 - shared) / different)
     return counts
@@ -180,8 +193,7 @@ def _place(metric: str, expected: Expected, error: _Errors) -> tuple[int, ...]:
     if metric in ("finite", "exact"):
         broken = error.finite if metric == "finite" else error.exact
         return tuple(int(i) for i in np.unravel_index(int(np.argmax(broken)), broken.shape))
-    counts = samples(expected, error.judged)
-    at = _closest(metric, _values(metric, expected, error, counts), counts)
+    at = _closest(metric, _values(metric, expected, error), error.counts)
     part = np.abs(error.z[at])
     return (*at, *(int(i) for i in np.unravel_index(int(np.argmax(part)), part.shape))) if part.ndim else at
 

@@ -22,7 +22,7 @@ from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
 from xattn_conformance.ops.attention.op import AttentionOp
 from xattn_conformance.reports.tally import nearness
 from xattn_conformance.tolerance.arithmetic import CANONICAL
-from xattn_conformance.tolerance.compare import compare
+from xattn_conformance.tolerance.compare import every_check
 from xattn_conformance.tolerance.expected import Expected
 
 OP = AttentionOp()
@@ -62,7 +62,7 @@ def runs(cases: Sequence[Case]) -> tuple[Points, Points]:
 def _point(number: int, expected: Mapping[str, Expected], results: Results) -> Iterator[tuple[float, ...]]:
     asked = {name: one for name, one in expected.items() if name in results}
     if any(one.value.size for one in asked.values()):
-        over = max(nearness(check) for check in compare(asked, results).checks)
+        over = max(nearness(check) for check in every_check(asked, results))
         yield number, max(_error(one.value, one.of(name, results)) for name, one in asked.items()), over
 
 
