@@ -72,7 +72,7 @@ def alibi_slopes(recipe: str, sizes: Sizes, draw: Draw) -> Array:
 
 
 def bias(recipe: str, sizes: Sizes, draw: Draw) -> Array:
-    """The recipe's name is its shape, but for two."""
+    """The recipe's name is its shape, but for three."""
     if recipe == "holes":
         shape = sizes.shapes["full"]
         hidden = draw.integers("holes", shape) % 10 < 3
@@ -80,10 +80,22 @@ def bias(recipe: str, sizes: Sizes, draw: Draw) -> Array:
         return np.where(hidden, -np.inf, draw.normal("bias", shape))
     if recipe in ("low", "lowest"):
         shape = sizes.shapes["batch"]
-        lowered = draw.integers("holes", shape) % 2 == 0
+        lowered, ordinary = draw.integers("holes", shape) % 2 == 0, draw.normal("bias", shape)
+        if recipe == "lowest":
+            return _lowest(lowered, ordinary, sizes)
         lowered[:, :, ::3] = True
-        return np.where(lowered, _LOW if recipe == "low" else sizes.lowest, draw.normal("bias", shape))
+        return np.where(lowered, _LOW, ordinary)
     return draw.normal("bias", sizes.shapes[recipe])
+
+
+def _lowest(lowered: NDArray[np.bool_], ordinary: Array, sizes: Sizes) -> Array:
+    """Of a score beside the least number nothing is left, nor of the logarithm of how many there are: merging parts by
+    their lse loses a row of several such keys and no other. So a row has an ordinary key as well, or one key in all,
+    that of the query's own number: with no more queries than keys, causal leaves it in sight."""
+    own = np.arange(sizes.seqlen_q)[:, None] == np.arange(sizes.seqlen_k)
+    mixed = np.where(lowered & ~own, sizes.lowest, ordinary)
+    alone = (np.arange(sizes.batch)[:, None] + np.arange(sizes.seqlen_q)) % 3 == 0
+    return np.where(alone[:, None, :, None], np.where(own, sizes.lowest, -np.inf), mixed)
 
 
 def mask(recipe: str, sizes: Sizes, draw: Draw) -> NDArray[np.bool_]:

@@ -9,8 +9,10 @@ import numpy as np
 
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import Results, Right
-from xattn_conformance.ops.attention.mutants.conditions import computes
+from xattn_conformance.mutants.numbers import to_dtype
+from xattn_conformance.ops.attention.mutants.conditions import both, computes
 from xattn_conformance.ops.attention.mutants.grouped import Grouped
+from xattn_conformance.ops.attention.mutants.kernel import Kernel
 from xattn_conformance.ops.attention.mutants.ways import answer
 from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
@@ -20,8 +22,21 @@ def without_dropout(problem: Problem) -> bool:
     return problem.dropout_p == 0
 
 
+def holds_scores(problem: Problem) -> bool:
+    """Whether the dtype holds Q K^T to within 1 of a logit. Past that the scores must be float32: what rounding leaves
+    of them is another softmax, and no tolerance follows."""
+    kernel, keys = Kernel(problem, CANONICAL), slice(None)
+    visible = kernel.visible(keys)
+    scores = kernel.scores(kernel.query(), kernel.keys(keys, kernel.grouped.seen(visible)))
+    with np.errstate(invalid="ignore"):
+        moved = np.abs(kernel.scaled(to_dtype(scores, problem.dtype) - scores))
+        return not (visible & (moved > 1)).any()
+
+
 def _model(name: str, arithmetic: Arithmetic = CANONICAL, **how: Any) -> Right:
-    return Right(name, arithmetic, partial(answer, arithmetic=arithmetic, **how), without_dropout)
+    narrow = "input" in (arithmetic.scores, arithmetic.recomputed_scores)
+    serves = both(without_dropout, holds_scores) if narrow else without_dropout
+    return Right(name, arithmetic, partial(answer, arithmetic=arithmetic, **how), serves)
 
 
 def _sdpa_serves(problem: Problem) -> bool:
@@ -92,5 +107,5 @@ RIGHT = (
     _model("exp of 10 bits", Arithmetic(exp_bits=10)),
     _model("subnormals flushed", Arithmetic(subnormals="flushed")),
     _model("all of these", COARSEST, block=16, splits=2),
-    Right("torch SDPA, flash, CPU", Arithmetic(head_gradients="input"), _sdpa, _sdpa_serves),
+    Right("torch SDPA, flash, CPU", Arithmetic(head_gradients="input", subnormals="flushed"), _sdpa, _sdpa_serves),
 )
