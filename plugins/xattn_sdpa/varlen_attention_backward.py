@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn import Capabilities, VarlenBackwardKernel, VarlenBackwardRequest
+from xattn import Capabilities, Reason, VarlenBackwardKernel, VarlenBackwardRequest
 from xattn.plugin import Plan
 from xattn_sdpa.attention.engine import Settings
+from xattn_sdpa.varlen_attention import flash
 from xattn_sdpa.varlen_attention.torch_ops import share
 
 _FEATURES: frozenset[Any] = frozenset(VarlenBackwardRequest.vocabulary.feature_names)
@@ -24,7 +25,18 @@ class SdpaVarlenBackward(VarlenBackwardKernel):
             features=_FEATURES,
             checked="run on CPU, torch 2.13",
         ),
+        Capabilities(
+            device="cuda",
+            dtypes=frozenset({torch.float16, torch.bfloat16}),
+            # torch's fused backward adds up dq in no fixed order.
+            features=frozenset({"causal", "window", "bottom_right", "gqa", "headdim_v", "empty"}),
+            sizes={"headdim": (1, 256, 1), "headdim_v": (1, 256, 1)},
+            checked="declared, never run",
+        ),
     )
+
+    def limits(self, request: VarlenBackwardRequest) -> list[Reason]:
+        return flash.limits(request.arch, request.batch) if request.device == "cuda" else []
 
     def plan(self, request: VarlenBackwardRequest) -> Plan:
         left, right = request.band
@@ -49,9 +61,11 @@ class SdpaVarlenBackward(VarlenBackwardKernel):
             one = settings if align is None or isinstance(align, Tensor) else replace(settings, offset=align)
             each = align if isinstance(align, Tensor) else None
             tensors = (q, k, v, None, alibi_slopes, cu_seqlens_q, cu_seqlens_k, each)
-            return share(dout, out, lse, tensors, one)
+            return share(dout, out, lse, tensors, (max_seqlen_q, max_seqlen_k), one)
 
         return run
 
     def kernel_name(self, request: VarlenBackwardRequest) -> str:
+        if request.device == "cuda":
+            return flash.NAME
         return "blocks of matmuls" if request.softcap is not None else "torch's fused CPU kernel, tile by tile"

@@ -35,12 +35,12 @@ def _problem(tensors: tuple[Tensor | None, ...], settings: Settings) -> Problem:
     scale = settings.scale
     if scale <= 0:
         # The fused kernel masks the future before it scales, and -inf * 0 is NaN, -inf * -1 is inf.
-        q, scale = q * _sign(scale), abs(scale) or 1.0
+        q, scale = q * sign(scale), abs(scale) or 1.0
     left, right, softcap = settings.left, settings.right, settings.softcap
     return Problem(q, k, v, sinks, alibi_slopes, bias, mask, left, right, offset, scale, softcap)
 
 
-def _sign(scale: float) -> float:
+def sign(scale: float) -> float:
     """The factor on q that `_problem` has put in place of the scale's sign."""
     return 1.0 if scale > 0 else -1.0 if scale < 0 else 0.0
 
@@ -117,7 +117,7 @@ def backward(
         grad = sink_gradients(dout, dlse, out, lse, sinks)
         dsinks = grad.sum_to_size(whole.sinks.shape).to(whole.sinks.dtype)
     if settings.scale <= 0:
-        dq.mul_(_sign(settings.scale))
+        dq.mul_(sign(settings.scale))
     dtype = whole.q.dtype
     return (
         dq.to(dtype),

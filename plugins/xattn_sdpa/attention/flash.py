@@ -55,21 +55,25 @@ def takes(*, dtype: torch.dtype, headdim: int, headdim_v: int) -> bool:
     return torch.version.hip is None and dtype in _DTYPES and headdim <= 256 and headdim_v <= 256
 
 
-def _kernel_form(x: Tensor, width: int) -> Tensor:
-    """x as the kernel must have it: the kernel's width, 16-byte aligned rows. A copy where it is not; the kernel would
+def width(headdim: int, headdim_v: int) -> int:
+    """The one head size of q, k and v that the kernel gets, a multiple of 8: zeros change no score and no output."""
+    return -(-max(headdim, headdim_v) // 8) * 8
+
+
+def kernel_form(x: Tensor, columns: int) -> Tensor:
+    """x as the kernel must have it: of its width, with 16-byte aligned rows. A copy where it is not; the kernel would
     take the process down with a misaligned address."""
-    if x.shape[3] != width:
-        return F.pad(x, (0, width - x.shape[3]))
+    if x.shape[-1] != columns:
+        return F.pad(x, (0, columns - x.shape[-1]))
     return aligned(x)
 
 
 def _operands(problem: Problem, keys: slice) -> list[Tensor]:
-    # headdim == headdim_v, a multiple of 8: zeros make it so, and change no score and no output.
-    width = -(-max(problem.q.shape[3], problem.v.shape[3]) // 8) * 8
-    return [_kernel_form(x, width) for x in (problem.q, problem.k[:, keys], problem.v[:, keys])]
+    columns = width(problem.q.shape[3], problem.v.shape[3])
+    return [kernel_form(x, columns) for x in (problem.q, problem.k[:, keys], problem.v[:, keys])]
 
 
-def _sides(left: int | None, right: int | None) -> dict[str, int]:
+def sides(left: int | None, right: int | None) -> dict[str, int]:
     return {"window_size_left": -1 if left is None else left, "window_size_right": -1 if right is None else right}
 
 
@@ -86,9 +90,9 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     if _for_cudnn(q, k, v, left, right, grads=False):
         out, lse = cudnn.forward(q, k, v, causal, problem.scale)
         return _finish(out, problem), lse
-    sides = {} if causal else _sides(left, right)
+    window = {} if causal else sides(left, right)
     out, lse, *_ = _forward(
-        q, k, v, None, None, found.seqlen_q, found.seqlen_k, 0.0, causal, False, scale=problem.scale, **sides
+        q, k, v, None, None, found.seqlen_q, found.seqlen_k, 0.0, causal, False, scale=problem.scale, **window
     )
     return _finish(out, problem), lse.masked_fill(lse == torch.inf, -torch.inf)
 
@@ -123,7 +127,7 @@ def forward_ragged(problem: Problem, seqlens_k: Tensor) -> tuple[Tensor, Tensor]
     starts_k = rows * seqlen_k
     starts_k[:-1] += starts
     causal = problem.left is None and problem.right == 0
-    sides = {} if causal else _sides(problem.left, problem.right)
+    window = {} if causal else sides(problem.left, problem.right)
     out, lse, *_ = _forward(
         q.reshape(batch * seqlen_q, *q.shape[2:]),
         k.reshape(batch * seqlen_k, *k.shape[2:]),
@@ -137,7 +141,7 @@ def forward_ragged(problem: Problem, seqlens_k: Tensor) -> tuple[Tensor, Tensor]
         False,
         scale=problem.scale,
         seqused_k=lengths - starts,
-        **sides,
+        **window,
     )
     out = out.view(batch, seqlen_q, nheads, out.shape[2])
     lse = lse.view(nheads, batch, seqlen_q).transpose(0, 1).contiguous()
@@ -155,17 +159,17 @@ def backward(problem: Problem, dout: Tensor, out: Tensor, lse: Tensor, dq: Tenso
     q, k, v = _operands(problem, keys)
     left, right = found.band
     causal = left is None and right == 0
-    sides = {} if causal else _sides(left, right)
+    window = {} if causal else sides(left, right)
     # The kernel takes lse by its memory, whatever its strides say.
     lse = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
-    dout, out = _kernel_form(dout, q.shape[3]), _kernel_form(out, q.shape[3])
+    dout, out = kernel_form(dout, q.shape[3]), kernel_form(out, q.shape[3])
     if _for_cudnn(q, k, v, left, right, grads=True):
         grads = cudnn.backward(dout, q, k, v, out, lse, causal, problem.scale)
     else:
         sizes = found.seqlen_q, found.seqlen_k
         # No cu_seqlens, and no state of a random generator: there is no dropout.
         grads = _backward(
-            dout, q, k, v, out, lse, None, None, *sizes, 0.0, causal, None, None, scale=problem.scale, **sides
+            dout, q, k, v, out, lse, None, None, *sizes, 0.0, causal, None, None, scale=problem.scale, **window
         )
     for total, part, grad in ((dq, slice(None), grads[0]), (dk, keys, grads[1]), (dv, keys, grads[2])):
         total[:, part] += grad[..., : total.shape[3]]

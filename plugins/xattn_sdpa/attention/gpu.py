@@ -47,7 +47,7 @@ def direct(request: AttentionRequest) -> str | None:
         if on_cudnn:
             return "cudnn"
         # Not left to torch where it may pick cuDNN, which plans every new length.
-        return "flash" if _has_flash(request.arch) and _fits_flash(request) else "as torch picks"
+        return "flash" if has_flash(request.arch) and _fits_flash(request) else "as torch picks"
     if request.dtype == torch.float32 and all(size % 4 == 0 and size <= 512 for size in sizes):
         if request.dropout_p is not None or not _exact_bias(request) or (masked and (request.group > 1 or causal)):
             return None
@@ -55,7 +55,7 @@ def direct(request: AttentionRequest) -> str | None:
     return None
 
 
-def _has_flash(arch: str | None) -> bool:
+def has_flash(arch: str | None) -> bool:
     """Whether torch's flash kernel runs on the card: NVIDIA's from sm_80 on."""
     return arch is not None and arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 80
 

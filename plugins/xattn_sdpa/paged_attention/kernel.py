@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn import AttentionOutput, Capabilities, PagedBatch, PagedKernel, PagedRequest
+from xattn import AttentionOutput, Capabilities, PagedBatch, PagedKernel, PagedRequest, Reason
 from xattn.plugin import Plan
 from xattn.plugin.tensors import is_plain
 from xattn_sdpa.attention.engine import Settings
-from xattn_sdpa.paged_attention import engine, torch_ops
+from xattn_sdpa.paged_attention import torch_ops
 from xattn_sdpa.paged_attention.engine import Options
+from xattn_sdpa.varlen_attention import flash
 
 _FEATURES: frozenset[Any] = frozenset(PagedRequest.vocabulary.feature_names) - {"q_scale", "k_scale", "v_scale"}
 
@@ -26,7 +27,18 @@ class SdpaPaged(PagedKernel):
             features=_FEATURES,
             checked="run on CPU, torch 2.13",
         ),
+        Capabilities(
+            device="cuda",
+            dtypes=frozenset({torch.float16, torch.bfloat16}),
+            # What the kernel lacks: see `varlen_attention`. Its results are of the dtype of q.
+            features=_FEATURES - {"softcap", "alibi_slopes", "tree_mask", "top_left", "offset", "offsets", "out_dtype"},
+            sizes={"headdim": (1, 256, 1), "headdim_v": (1, 256, 1)},
+            checked="declared, never run",
+        ),
     )
+
+    def limits(self, request: PagedRequest) -> list[Reason]:
+        return flash.limits(request.arch, request.batch) if request.device == "cuda" else []
 
     def plan(self, request: PagedRequest) -> Plan:
         left, right = request.band
@@ -51,13 +63,15 @@ class SdpaPaged(PagedKernel):
                 q = q.to(out_dtype)
             # Without tracers the engine by itself: an operator costs 20 us a call.
             alone = not torch.compiler.is_compiling() and all(map(is_plain, (q, k_cache, v_cache)))
-            forward = engine.forward if alone else torch_ops.forward
+            forward = torch_ops.forward if alone else torch_ops.attend
             out, lse = forward(q, k_cache, v_cache, batch, options, own)
             return AttentionOutput(out, lse.float()) if return_lse else out
 
         return run
 
     def kernel_name(self, request: PagedRequest) -> str:
+        if request.device == "cuda":
+            return "torch's flash kernel over gathered pages"
         if request.softcap is not None:
             return "blocks of matmuls, sequence by sequence (torch's kernels have no softcap)"
         if request.max_seqlen_q == 1:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn import AttentionOutput, Capabilities, VarlenKernel, VarlenRequest
+from xattn import AttentionOutput, Capabilities, Reason, VarlenKernel, VarlenRequest
 from xattn.plugin import Plan
 from xattn.plugin.tensors import is_plain
 from xattn_sdpa.attention.engine import Settings
-from xattn_sdpa.varlen_attention import engine, torch_ops
+from xattn_sdpa.varlen_attention import flash, torch_ops
 
 _FEATURES: frozenset[Any] = frozenset(VarlenRequest.vocabulary.feature_names)
 _GRADS = frozenset(VarlenRequest.vocabulary.grads)
@@ -27,7 +27,25 @@ class SdpaVarlen(VarlenKernel):
             grads=_GRADS,
             checked="run on CPU, torch 2.13",
         ),
+        Capabilities(
+            device="cuda",
+            dtypes=frozenset({torch.float16, torch.bfloat16}),
+            # The kernel has no softcap, and torch's build of it no ALiBi; it counts from the bottom right.
+            features=_FEATURES - {"softcap", "alibi_slopes", "top_left", "offset", "offsets"},
+            grads=_GRADS,
+            sizes={"headdim": (1, 256, 1), "headdim_v": (1, 256, 1)},
+            checked="declared, never run",
+        ),
     )
+
+    def limits(self, request: VarlenRequest) -> list[Reason]:
+        if request.device != "cuda":
+            return []
+        found = flash.limits(request.arch, request.batch)
+        if request.deterministic and request.any_grad:
+            hint = "torch's fused backward adds up dq in no fixed order."
+            found.append(Reason("deterministic", True, "False where gradients are wanted", hint))
+        return found
 
     def plan(self, request: VarlenRequest) -> Plan:
         left, right = request.band
@@ -53,12 +71,15 @@ class SdpaVarlen(VarlenKernel):
             tensors = (q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, each)
             # Without gradients and tracers the engine by itself: an operator and its function cost 20 us a call.
             alone = not train and not torch.compiler.is_compiling() and is_plain(q) and is_plain(k) and is_plain(v)
-            out, lse = (engine.forward if alone else torch_ops.attend)(tensors, own)
+            forward = torch_ops.forward if alone else torch_ops.attend
+            out, lse = forward(tensors, (max_seqlen_q, max_seqlen_k), own)
             return AttentionOutput(out, lse.float()) if return_lse else out
 
         return run
 
     def kernel_name(self, request: VarlenRequest) -> str:
+        if request.device == "cuda":
+            return flash.NAME
         if request.softcap is not None:
             return "blocks of matmuls, sequence by sequence, equal ones as a batch (torch's kernels have no softcap)"
         return "torch's fused CPU kernel, sequence by sequence, equal ones as a batch"

@@ -10,34 +10,46 @@ from torch import Tensor
 from torch.autograd import Function
 
 from xattn_sdpa.attention.engine import Settings
-from xattn_sdpa.varlen_attention import engine
+from xattn_sdpa.varlen_attention import engine, flash
 from xattn_sdpa.varlen_attention.engine import Tensors
 
 _TENSORS = (
     "Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? alibi_slopes, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
     "Tensor? align"
 )
+_BOUNDS = "SymInt max_seqlen_q, SymInt max_seqlen_k"
 _NUMBERS = "SymInt? left, SymInt? right, SymInt? offset, float scale, float? softcap"
-# How many tensors `forward` takes.
-_COUNT = 8
+# How many tensors `forward` takes, and what stands before the numbers.
+_COUNT, _FIRST = 8, 10
 
 _library = torch.library.Library("xattn_sdpa", "FRAGMENT")
-_library.define(f"varlen_forward({_TENSORS}, {_NUMBERS}) -> (Tensor, Tensor)")
+_library.define(f"varlen_forward({_TENSORS}, {_BOUNDS}, {_NUMBERS}) -> (Tensor, Tensor)")
 _library.define(
-    f"varlen_backward(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, {_TENSORS}, {_NUMBERS}) "
+    f"varlen_backward(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, {_TENSORS}, {_BOUNDS}, {_NUMBERS}) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _forward = torch.ops.xattn_sdpa.varlen_forward.default
 _backward = torch.ops.xattn_sdpa.varlen_backward.default
 
 
+def forward(tensors: Tensors, bounds: tuple[int, int], settings: Settings) -> tuple[Tensor, Tensor]:
+    """out and lse of plain tensors, on whatever device they are. bounds: max_seqlen_q and max_seqlen_k."""
+    q = tensors[0]
+    assert q is not None
+    return flash.forward(tensors, bounds, settings) if q.is_cuda else engine.forward(tensors, settings)
+
+
 def _forward_impl(*args: Any) -> tuple[Tensor, Tensor]:
-    return engine.forward(args[:_COUNT], Settings(*args[_COUNT:]))
+    return forward(args[:_COUNT], args[_COUNT:_FIRST], Settings(*args[_FIRST:]))
 
 
 def _backward_impl(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> tuple[Tensor, ...]:
     with torch.autocast(dout.device.type, enabled=False):
-        *grads, dsinks = engine.backward(dout, dlse, out, lse, args[:_COUNT], Settings(*args[_COUNT:]))
+        tensors, bounds, settings = args[:_COUNT], args[_COUNT:_FIRST], Settings(*args[_FIRST:])
+        if dout.is_cuda:
+            *grads, dsinks = flash.backward(dout, dlse, out, lse, tensors, bounds, settings)
+        else:
+            *grads, dsinks = engine.backward(dout, dlse, out, lse, tensors, settings)
     return *grads, dout.new_empty(0) if dsinks is None else dsinks
 
 
@@ -51,8 +63,9 @@ def _backward_fake(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, 
     return tuple(dout.new_empty(0) if x is None else x.new_empty(x.shape) for x in args[:4])
 
 
-_library.impl("varlen_forward", _forward_impl, "CPU")
-_library.impl("varlen_backward", _backward_impl, "CPU")
+for _key in ("CPU", "CUDA"):
+    _library.impl("varlen_forward", _forward_impl, _key)
+    _library.impl("varlen_backward", _backward_impl, _key)
 torch.library.register_fake("xattn_sdpa::varlen_forward", _forward_fake, lib=_library)
 torch.library.register_fake("xattn_sdpa::varlen_backward", _backward_fake, lib=_library)
 
@@ -83,12 +96,13 @@ class _Attend(Function):
     @staticmethod
     def forward(
         q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor, align: Tensor | None, left: int | None, right: int | None, offset: int | None,
-        scale: float, softcap: float | None,
+        cu_seqlens_k: Tensor, align: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, left: int | None,
+        right: int | None, offset: int | None, scale: float, softcap: float | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         result: tuple[Tensor, Tensor] = _forward(
-            q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, align, left, right, offset, scale, softcap
-        )
+            q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, align, max_seqlen_q, max_seqlen_k, left, right,
+            offset, scale, softcap,
+        )  # fmt: skip
         return result
 
     @staticmethod
@@ -119,12 +133,12 @@ class _AttendBackward(Function):
     def forward(
         dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
         sinks: Tensor | None, alibi_slopes: Tensor | None, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-        align: Tensor | None, left: int | None, right: int | None, offset: int | None, scale: float,
-        softcap: float | None,
+        align: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, left: int | None, right: int | None,
+        offset: int | None, scale: float, softcap: float | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         result: tuple[Tensor, ...] = _backward(
-            dout, dlse, out, lse, q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, align, left, right, offset,
-            scale, softcap,
+            dout, dlse, out, lse, q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, align, max_seqlen_q,
+            max_seqlen_k, left, right, offset, scale, softcap,
         )  # fmt: skip
         return result
 
@@ -137,21 +151,23 @@ class _AttendBackward(Function):
         raise NotImplementedError('sdpa has no second derivative; use backend="reference"')
 
 
-def share(dout: Tensor, out: Tensor, lse: Tensor, inputs: Tensors, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+def share(
+    dout: Tensor, out: Tensor, lse: Tensor, inputs: Tensors, bounds: tuple[int, int], settings: Settings
+) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv of the given keys, whatever others out and lse belong to."""
     wide = lse.double() if out.dtype == torch.float64 else lse
     numbers = (settings.left, settings.right, settings.offset, settings.scale, settings.softcap)
     dq, dk, dv, _ = _AttendBackward.apply(  # type: ignore[no-untyped-call]
-        dout, None, out, wide, *inputs, *numbers
+        dout, None, out, wide, *inputs, *bounds, *numbers
     )
     return dq, dk, dv
 
 
-def attend(inputs: Tensors, settings: Settings) -> tuple[Tensor, Tensor]:
-    """out and lse (nheads, total_q) in the dtype of the scores."""
+def attend(inputs: Tensors, bounds: tuple[int, int], settings: Settings) -> tuple[Tensor, Tensor]:
+    """As `forward`, with gradients, of tensors that may stand for others."""
     if torch.compiler.is_compiling():
         # torch.compile refuses one tensor in two places of an autograd function; a view is another tensor.
         inputs = tuple(x if x is None else x.view_as(x) for x in inputs)
     numbers = (settings.left, settings.right, settings.offset, settings.scale, settings.softcap)
     apply: Callable[..., tuple[Tensor, Tensor]] = _Attend.apply
-    return apply(*inputs, *numbers)
+    return apply(*inputs, *bounds, *numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +19,27 @@ needs_cuda = pytest.mark.skipif(
 def randn(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).to("cuda", dtype)
+
+
+def shifted(x: Tensor) -> Tensor:
+    """The same numbers, one number further in memory."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+    return memory[1:].view(x.shape).copy_(x)
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same numbers in rows that are one number longer."""
+    memory = torch.empty(*x.shape[:-1], x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+    return memory[..., :-1].copy_(x)
+
+
+def packed(x: Tensor) -> Tensor:
+    """The same numbers behind 3 others, as a slice of a packed projection is."""
+    memory = torch.empty(*x.shape[:-1], x.shape[-1] + 3, dtype=x.dtype, device=x.device)
+    return memory[..., 3:].copy_(x)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"shifted": shifted, "wide": wide, "packed": packed}
 
 
 def with_grads(q: Tensor, k: Tensor, v: Tensor, dout: Tensor | None = None, **options: Any) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from plugins.sdpa.gpu.gpu_calls import close, needs_cuda, oracle, randn, with_grads
+from plugins.sdpa.gpu.gpu_calls import VIEWS, close, needs_cuda, oracle, packed, randn, shifted, with_grads
 from torch import Tensor
 
 import xattn
@@ -19,25 +19,6 @@ import xattn
 pytestmark = needs_cuda
 
 
-def shifted(x: Tensor) -> Tensor:
-    """The same numbers, one number further in memory."""
-    memory = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
-    return memory[1:].view(x.shape).copy_(x)
-
-
-def wide(x: Tensor) -> Tensor:
-    """The same numbers in rows that are one number longer."""
-    memory = torch.empty(*x.shape[:-1], x.shape[-1] + 1, dtype=x.dtype, device=x.device)
-    return memory[..., :-1].copy_(x)
-
-
-def packed(x: Tensor) -> Tensor:
-    """The same numbers behind 3 others, as a slice of a packed projection is."""
-    memory = torch.empty(*x.shape[:-1], x.shape[-1] + 3, dtype=x.dtype, device=x.device)
-    return memory[..., 3:].copy_(x)
-
-
-VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"shifted": shifted, "wide": wide, "packed": packed}
 PLACES = ["q", "k", "v", "dout", "all"]
 # The large ones run on cuDNN, the others on flash, on the efficient kernel and in blocks.
 KINDS: dict[str, tuple[tuple[int, ...], torch.dtype, dict[str, Any]]] = {
