@@ -83,12 +83,14 @@ class Variation:
     said:   what sets them apart, for a sentence: "with each batch row called alone".
     gather: from the results of the calls to those of the case, without the ones that do not follow from them.
     way:    how each of them is made.
+    golden: of those results that have another than the case's own, under an arithmetic; None where none has.
     """
 
     said: str
     calls: tuple[Call, ...]
     gather: Callable[[Sequence[Tensors]], dict[str, Tensor]]
     way: Way = plainly
+    golden: Callable[[Arithmetic], Mapping[str, Expected]] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.attention import anchors, cases, dropout, inputs, oracle, rowwise, variations
 from xattn_conformance.ops.attention.mutants.right import RIGHT
 from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
-from xattn_conformance.ops.attention.noise import forward, gradient
+from xattn_conformance.ops.attention.noise import forward, gradient, second
 from xattn_conformance.ops.attention.problem import Problem
 from xattn_conformance.ops.base import Layout, Op, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
@@ -149,6 +149,10 @@ class AttentionOp(Op[Problem]):
             if name == "big" and problem.dtype == "float16":
                 fill = 2.0**15
             return variations.other_inputs(self.call(case, inputs.poisoned_with(problem, fill), device))
+        if name == "second":
+            along = second.directions(case, problem)
+            tensors = {each: _tensor(values, call.tensors[each].dtype, device) for each, values in along.items()}
+            return variations.along(call, tensors, functools.partial(second.expected, problem, along))
         return variations.VARIATIONS[name](call)
 
     def mutants(self) -> Sequence[Mutant]:

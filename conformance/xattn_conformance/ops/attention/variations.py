@@ -3,7 +3,7 @@ keys that do not exist, gradients of some inputs alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.memory import at_edge, expanded, far_apart, inside, misaligned, transposed
+from xattn_conformance.tolerance.arithmetic import Arithmetic
+from xattn_conformance.tolerance.expected import Expected
 
 # More than a kernel's tile, and odd.
 _EXTRA_KEYS = 65
@@ -168,6 +170,11 @@ def some(call: Call) -> Variation:
 
 def twice(call: Call) -> Variation:
     return Variation("in a second backward pass through the same graph", (replace(call, twice=True),), _first)
+
+
+def along(call: Call, directions: Tensors, golden: Callable[[Arithmetic], Mapping[str, Expected]]) -> Variation:
+    """In place of gradients those of their sum along directions."""
+    return Variation("differentiated once more", (replace(call, along=directions),), _first, golden=golden)
 
 
 def far(call: Call) -> Variation:
