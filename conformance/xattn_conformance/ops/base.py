@@ -103,6 +103,18 @@ class Switch:
     expected_off: Mapping[str, Expected]
 
 
+@dataclass(frozen=True)
+class Chanced:
+    """Results that may depend on chance, as far as they can be compared.
+
+    expected: the golden, given what chance did. got: the results, as they would be without it. checks: of what it did.
+    """
+
+    expected: Mapping[str, Expected]
+    got: Mapping[str, Array]
+    checks: tuple[Check, ...] = ()
+
+
 class Op(ABC, Generic[P]):
     """One operation of the contract: its cases, inputs, goldens and calls.
 
@@ -211,8 +223,12 @@ class Op(ABC, Generic[P]):
         return False
 
     def without_chance(
-        self, case: Case, expected: Mapping[str, Expected], got: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], tuple[Check, ...]]:
-        """Take the chance out of the results of such a case: what to compare with the golden, and checks of what
-        chance did."""
-        return dict(got), ()
+        self,
+        case: Case,
+        problem: P,
+        arithmetic: Arithmetic,
+        expected: Mapping[str, Expected],
+        got: Mapping[str, Array],
+    ) -> Chanced:
+        """Take the chance out of results, where there is some. expected: as the method of that name has it."""
+        return Chanced(expected, got)

@@ -67,7 +67,9 @@ def look(
             found.rule(f"{name}.bits", sum(counts.values()), f"{varied.said}, elements differ: {differ}")
         else:
             own = {} if varied.golden is None else varied.golden(target.arithmetic(case))
-            _compare(name, varied.said, op, case, results, others, {**expected, **own}, found)
+            if _shaped(name, varied.said, results, others, found):
+                golden = {**expected, **own}
+                found.compared(against(op, case, problem, golden, others, target), name)
     return left_out
 
 
@@ -96,28 +98,27 @@ def _declined(op: Op[Any], call: Call, target: Target) -> list[str]:
         return [reason.code for reason in op.explain(call, target.backend).reasons]
 
 
-def _compare(
-    name: str,
-    changed: str,
-    op: Op[Any],
-    case: Case,
-    results: Mapping[str, Tensor],
-    others: Mapping[str, Tensor],
-    expected: Mapping[str, Expected],
-    found: Findings,
-) -> None:
-    """Compare a variation's results with the golden: its checks carry its name."""
+def _shaped(
+    name: str, changed: str, results: Mapping[str, Tensor], others: Mapping[str, Tensor], found: Findings
+) -> bool:
+    """Whether the results of a variation can be compared with the golden."""
     for result, tensor in others.items():
         said = f"{changed}, {result} has the shape {tuple(tensor.shape)}, want {tuple(results[result].shape)}"
         if not found.rule(f"{name}:{result}.shape", int(tensor.shape != results[result].shape), said):
-            return
-    found.compared(against(op, case, expected, others), name)
+            return False
+    return True
 
 
-def against(op: Op[Any], case: Case, expected: Mapping[str, Expected], others: Mapping[str, Tensor]) -> Comparison:
+def against(
+    op: Op[Any],
+    case: Case,
+    problem: Any,
+    expected: Mapping[str, Expected],
+    others: Mapping[str, Tensor],
+    target: Target,
+) -> Comparison:
     """The results of a further call, as many as there are, compared with the golden."""
     got = {result: op.layout(result, tensor) for result, tensor in others.items()}
-    if op.by_chance(case):
-        got, _ = op.without_chance(case, expected, got)
-    there = {name: one for name, one in expected.items() if (name if one.part is None else one.part[0]) in got}
-    return compare(there, got)
+    chanced = op.without_chance(case, problem, target.arithmetic(case), expected, got)
+    there = {name: one for name, one in chanced.expected.items() if (name if one.part is None else one.part[0]) in got}
+    return compare(there, chanced.got)
