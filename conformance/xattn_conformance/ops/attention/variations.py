@@ -183,13 +183,15 @@ def far(call: Call) -> Variation:
     return Variation("with batch rows 2^31 elements apart", (other,), _first)
 
 
+strides_of_0 = _placed("with strides of 0 where values are equal", lambda n, t: expanded(t))
+
 VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
     "batch": batch,
     "padding": padding,
     "turned": _placed("with k, bias and mask stored the other way round", _turned),
     "misaligned": _placed("with every tensor one element past an aligned address", lambda n, t: misaligned(t)),
-    "expanded": _placed("with strides of 0 where values are equal", lambda n, t: expanded(t)),
+    "expanded": strides_of_0,
     "edge": _placed("with every tensor at the end of its memory", lambda n, t: at_edge(t)),
     "packed": packed,
     "types": types,
