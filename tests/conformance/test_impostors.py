@@ -50,7 +50,19 @@ def test_no_profile_lets_one_pass() -> None:
 
 
 def test_every_way_to_call_has_cases() -> None:
-    for name in (*MANNERS, "turned", "misaligned", "packed", "expanded", "edge", "nan", "big", "types", "double"):
+    for name in (
+        *MANNERS,
+        "turned",
+        "misaligned",
+        "packed",
+        "expanded",
+        "edge",
+        "nan",
+        "big",
+        "types",
+        "double",
+        "second",
+    ):
         assert any(name in case.variations for case in CASES.values()), name
 
 

@@ -9,7 +9,7 @@ import pytest
 from xattn_conformance.case import DTYPES, Case, scores
 from xattn_conformance.golden import inputs, manifest
 from xattn_conformance.ops import sequences
-from xattn_conformance.ops.attention.noise import forward
+from xattn_conformance.ops.attention.noise import forward, gradient
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.ops.varlen_attention import problem
 from xattn_conformance.ops.varlen_attention.cases import CASES as TABLE
@@ -28,7 +28,7 @@ def some(test: Callable[[Case], bool]) -> Case:
 def test_inputs_are_pinned_in_the_room() -> None:
     assert not [name for name in manifest.installed().inputs if name.startswith("varlen_attention/")]
     assert set(inputs.in_room(OPS["varlen_attention"])) == {case.id for case in inputs.every_case(OP)}
-    assert {case.since for case in inputs.every_case(OP)} == {"1.1"}
+    assert {case.since for case in inputs.every_case(OP)} == {"1.1", "1.2"}
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
@@ -46,6 +46,31 @@ def test_the_golden_of_a_sequence_is_attentions(case: Case) -> None:
             if name in whole:
                 np.testing.assert_array_equal(whole[name].value[:, :, rows], one.value)
                 np.testing.assert_array_equal(whole[name].sigma[:, :, rows], one.sigma)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.grads][::4], ids=lambda case: case.id)
+def test_the_gradient_of_a_sequence_is_attentions(case: Case) -> None:
+    made = OP.problem(case)
+    whole = OP.expected(case, made, CANONICAL)
+    parts = [gradient.expected(sequence, CANONICAL) for sequence in OP.sequences(made)]
+    for name in (f"d{each}" for each in made.grads):
+        if name == "dsinks":
+            assert np.array_equal(whole[name].value, sum(part[name].value for part in parts))
+            continue
+        for rows, part in zip(made.rows_of(name), parts, strict=True):
+            assert np.array_equal(whole[name].value[:, :, rows], part[name].value)
+
+
+def test_what_comes_in_for_padding_has_no_gradient() -> None:
+    case = some(lambda case: "sinks" in case.grads and "padding" in case.options)
+    made = OP.problem(case)
+    assert made.dout is not None
+    assert (made.dout[made.rows[-1].stop :] == 1.0).all()
+    found = OP.expected(case, made, CANONICAL)
+    for name in ("dq", "dk", "dv"):
+        after = slice(made.rows_of(name)[-1].stop, None)
+        assert (found[name].value[:, :, after] == 0).all()
+        assert not found[name].sigma[:, :, after].any()
 
 
 def test_rows_of_no_sequence_are_zero_and_exactly_so() -> None:
@@ -93,7 +118,7 @@ def test_every_option_is_in_some_case_and_core_has_one_of_each_kind() -> None:
     assert {name for case in core for name in case.variations} == {
         "repeat", "batch", "order", "strides", "padding", "poison",
     }  # fmt: skip
-    assert 40 <= len(CASES) <= 90
+    assert 40 <= len(CASES) <= 110
     assert {dtype: len(CASES) for dtype in DTYPES} == {
         dtype: sum(case.dtype == dtype for case in OP.cases()) for dtype in DTYPES
     }

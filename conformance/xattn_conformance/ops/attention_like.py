@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,7 +25,7 @@ from xattn_conformance.ops.attention import rowwise as rowwise
 from xattn_conformance.ops.attention.families import FAMILIES
 from xattn_conformance.ops.attention.families import STREAMS as STREAMS
 from xattn_conformance.ops.attention.inputs import bits as bits
-from xattn_conformance.ops.attention.inputs import make, rounded
+from xattn_conformance.ops.attention.inputs import differentiated, make, rounded
 from xattn_conformance.ops.attention.mutants.backward import Backward as Backward
 from xattn_conformance.ops.attention.mutants.backwards import BACKWARDS as BACKWARDS
 from xattn_conformance.ops.attention.mutants.kernel import attend as attend
@@ -45,6 +45,9 @@ from xattn_conformance.ops.attention.options import window as window
 from xattn_conformance.ops.attention.problem import Problem as Problem
 from xattn_conformance.ops.attention.recipes import Sizes, alibi_slopes, sinks
 from xattn_conformance.ops.attention.table import sizes as sizes
+from xattn_conformance.ops.attention.variations import some as some
+from xattn_conformance.ops.attention.variations import strides_of_0 as strides_of_0
+from xattn_conformance.ops.attention.variations import twice as twice
 from xattn_conformance.ops.attention.visibility import poisoned_with as poisoned_with
 from xattn_conformance.ops.base import Op
 from xattn_conformance.tolerance.arithmetic import Arithmetic
@@ -52,20 +55,23 @@ from xattn_conformance.tolerance.expected import Expected
 
 P = TypeVar("P")
 
-# What a row of a result holds that belongs to no sequence.
+# What a row of a result holds that belongs to no sequence; of a gradient 0.
 NOBODYS = {"out": 0.0, "lse": -np.inf}
 # Mutants of attention that one sequence can show: not those that take one batch row for another, nor those of options
 # that only padded batches have.
-_OF_BATCHES = ("seqlens", "alibi-of-row-0", "batch-of-row-0")
+_OF_BATCHES = ("seqlens", "alibi-of-row-0", "batch-of-row-0", "dbias", "grad-bias", "grad-mask")
 _OF_SEQUENCES = tuple(
     mutant
-    for mutant in (*MASKS, *SCALE, *SOFTCAP_AND_SINKS, *ALIBI, *LAYOUT, *STEPS, *RETURNS)
-    if not mutant.name.startswith(_OF_BATCHES)
+    for mutant in (*MASKS, *SCALE, *SOFTCAP_AND_SINKS, *ALIBI, *LAYOUT, *STEPS, *RETURNS, *BACKWARDS)
+    if not any(words in mutant.name for words in _OF_BATCHES)
 )
 
 
 class AttentionLikeOp(Op[P]):
-    """An op whose results are "out" and "lse" of attention problems, a batch of 1 each."""
+    """An op whose results are "out", "lse" and, where it is differentiable, gradients of attention problems, a batch of
+    1 each."""
+
+    differentiable: ClassVar[bool] = False
 
     @abstractmethod
     def sequences(self, problem: P) -> list[Problem]:
@@ -73,28 +79,36 @@ class AttentionLikeOp(Op[P]):
 
     @abstractmethod
     def joined(self, problem: P, name: str, parts: Sequence[Array], nobodys: float) -> Array:
-        """The result "out" or "lse" from its parts, (1, nheads, queries, columns) each, in the order of `sequences`;
-        rows of no sequence hold `nobodys`."""
+        """The result "out", "lse", "dq", "dk" or "dv" from its parts, (1, heads, rows, columns) each, in the order of
+        `sequences`; rows of no sequence hold `nobodys`."""
 
     @abstractmethod
     def returns_lse(self, problem: P) -> bool:
         """Whether the lse is asked for."""
+
+    def grads(self, problem: P) -> tuple[str, ...]:
+        """The tensors whose gradients are asked for: "q", "k", "v", "sinks"."""
+        return ()
 
     def own_mutants(self) -> Sequence[Mutant]:
         """Kernels that get the layout wrong."""
         return ()
 
     def expected(self, case: Case, problem: P, arithmetic: Arithmetic) -> Mapping[str, Expected]:
-        parts = [forward.expected(sequence, arithmetic) for sequence in self.sequences(problem)]
-        names = ("out", "lse") if self.returns_lse(problem) else ("out",)
-        return {name: self._expected(problem, name, [part[name] for part in parts]) for name in names}
+        parts = [_expected(sequence, arithmetic) for sequence in self.sequences(problem)]
+        names = ["out", *(["lse"] if self.returns_lse(problem) else []), *(f"d{name}" for name in self.grads(problem))]
+        return {name: self._joined(problem, name, [part[name] for part in parts]) for name in names}
 
-    def _expected(self, problem: P, name: str, parts: Sequence[Expected]) -> Expected:
+    def _joined(self, problem: P, name: str, parts: Sequence[Expected]) -> Expected:
+        if name == "dsinks":  # one number a head, to which every sequence adds
+            variance = sum(part.sigma**2 for part in parts)
+            return Expected(np.asarray(sum(part.value for part in parts)), np.sqrt(variance))
+
         def whole(arrays: Sequence[Array], nobodys: float = 0.0) -> Array:
             return self.joined(problem, name, arrays, nobodys)
 
         return Expected(
-            value=whole([part.value for part in parts], NOBODYS[name]),
+            value=whole([part.value for part in parts], NOBODYS.get(name, 0.0)),
             sigma=whole([part.sigma for part in parts]),
             slack=whole([np.broadcast_to(part.slack, part.value.shape) for part in parts]),
             common=whole([np.zeros_like(part.value) if part.common is None else part.common for part in parts]),
@@ -102,14 +116,26 @@ class AttentionLikeOp(Op[P]):
 
     def answer(self, problem: P, parts: Sequence[Results]) -> Results:
         """Results of the op from those of its sequences; a kernel may have no lse to return."""
-        names = [name for name in NOBODYS if all(name in part for part in parts)]
-        return {name: self.joined(problem, name, [part[name] for part in parts], NOBODYS[name]) for name in names}
+        every = (*NOBODYS, *(f"d{name}" for name in self.grads(problem)))
+        names = [name for name in every if all(name in part for part in parts)]
+        found = {name: [part[name] for part in parts] for name in names}
+        return {
+            name: np.asarray(sum(each))
+            if name == "dsinks"
+            else self.joined(problem, name, each, NOBODYS.get(name, 0.0))
+            for name, each in found.items()
+        }
 
     def mutants(self) -> Sequence[Mutant]:
         return _all_mutants(self)
 
     def right_kernels(self) -> Sequence[Right]:
         return [_right(self, kernel) for kernel in RIGHT]
+
+
+def _expected(sequence: Problem, arithmetic: Arithmetic) -> dict[str, Expected]:
+    found = forward.expected(sequence, arithmetic)
+    return {**found, **(gradient.expected(sequence, arithmetic) if sequence.grads else {})}
 
 
 def whole_problem(case: Case) -> Problem:
@@ -123,16 +149,29 @@ def right_answer(problem: Problem, arithmetic: Arithmetic) -> Results:
 
 
 def slow_answer(problem: Problem) -> Results:
-    """By the oracle that is written apart from the goldens' own, (1, nheads, queries, columns)."""
+    """By the oracle that is written apart from the goldens' own, (1, heads, rows, columns)."""
     out, lse = rowwise.forward(problem)
-    return {"out": out.transpose(0, 2, 1, 3), "lse": lse[..., None]}
+    found = {"out": out.transpose(0, 2, 1, 3), "lse": lse[..., None]}
+    if not problem.grads:
+        return found
+    assert problem.dout is not None
+    grads = rowwise.backward(problem, problem.dout, np.zeros_like(lse) if problem.dlse is None else problem.dlse)
+    shaped = {name: grad.reshape(1, -1, 1, 1) if grad.ndim == 1 else grad.transpose(0, 2, 1, 3)
+              for name, grad in grads.items() if name in problem.grads}  # fmt: skip
+    return {**found, **{f"d{name}": grad for name, grad in shaped.items()}}
 
 
 def drawn(
-    family: str, draw: Draw, dtype: str, queries: tuple[int, int, int], keys: tuple[int, int, int], **options: Any
+    family: str,
+    draw: Draw,
+    dtype: str,
+    queries: tuple[int, int, int],
+    keys: tuple[int, int, int],
+    grads: tuple[str, ...] = (),
+    **options: Any,
 ) -> Problem:
     """One sequence of a family of attention's: queries (seqlen_q, nheads, headdim), keys (seqlen_k, nheads_k,
-    headdim_v)."""
+    headdim_v); the gradients that are asked for, and what comes in for them."""
     if family not in FAMILIES:
         raise ValueError(f"no family {family!r}; known: {', '.join(FAMILIES)}")
     problem = Problem(
@@ -142,7 +181,7 @@ def drawn(
         v=draw.normal("v", (1, *keys)),
         **options,
     )
-    return rounded(FAMILIES[family](problem, draw))
+    return rounded(differentiated(FAMILIES[family](problem, draw), grads, family, draw))
 
 
 def drawn_sinks(recipe: str, nheads: int, seqlen_k: int, draw: Draw) -> Array:
@@ -157,7 +196,8 @@ def drawn_slopes(recipe: str, batch: int, nheads: int, draw: Draw) -> Array:
 
 @cache
 def _all_mutants(op: AttentionLikeOp[Any]) -> tuple[Mutant, ...]:
-    return (*op.own_mutants(), *(_inherited(op, mutant) for mutant in _OF_SEQUENCES))
+    inherited = [mutant for mutant in _OF_SEQUENCES if op.differentiable or not mutant.backward]
+    return (*op.own_mutants(), *(_inherited(op, mutant) for mutant in inherited))
 
 
 def _inherited(op: AttentionLikeOp[P], mutant: Mutant) -> Mutant:

@@ -83,12 +83,14 @@ class Variation:
     said:   what sets them apart, for a sentence: "with each batch row called alone".
     gather: from the results of the calls to those of the case, without the ones that do not follow from them.
     way:    how each of them is made.
+    golden: of those results that have another than the case's own, under an arithmetic; None where none has.
     """
 
     said: str
     calls: tuple[Call, ...]
     gather: Callable[[Sequence[Tensors]], dict[str, Tensor]]
     way: Way = plainly
+    golden: Callable[[Arithmetic], Mapping[str, Expected]] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,18 @@ class Switch:
     off: Call
     expected_on: Mapping[str, Expected]
     expected_off: Mapping[str, Expected]
+
+
+@dataclass(frozen=True)
+class Chanced:
+    """Results that may depend on chance, as far as they can be compared.
+
+    expected: the golden, given what chance did. got: the results, as they would be without it. checks: of what it did.
+    """
+
+    expected: Mapping[str, Expected]
+    got: Mapping[str, Array]
+    checks: tuple[Check, ...] = ()
 
 
 class Op(ABC, Generic[P]):
@@ -209,8 +223,12 @@ class Op(ABC, Generic[P]):
         return False
 
     def without_chance(
-        self, case: Case, expected: Mapping[str, Expected], got: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], tuple[Check, ...]]:
-        """Take the chance out of the results of such a case: what to compare with the golden, and checks of what
-        chance did."""
-        return dict(got), ()
+        self,
+        case: Case,
+        problem: P,
+        arithmetic: Arithmetic,
+        expected: Mapping[str, Expected],
+        got: Mapping[str, Array],
+    ) -> Chanced:
+        """Take the chance out of results, where there is some. expected: as the method of that name has it."""
+        return Chanced(expected, got)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,12 +16,18 @@ import xattn
 Execute = Callable[..., Any]
 
 
+class NoSecondDerivativeError(Exception):
+    """The backend says that its gradients cannot be differentiated."""
+
+
 @dataclass(frozen=True)
 class Call:
     """op: the name of a function of xattn. tensors: its tensor arguments by name. options: all others but backend.
     lists: arguments that are lists, of the tensors named.
     wanted: names of the tensors whose gradients are asked for. incoming: gradients of the results, by name.
     twice: whether the backward pass runs through one graph twice, the first time on other gradients that come in.
+    along: directions by the name of a tensor, of all that are wanted. Where there are some, what comes back as
+           gradients are those of the sum of all first ones times their directions: second derivatives.
     returns: names of what comes back in a tuple; None for a place that holds None. Empty: a tensor or AttentionOutput.
     """
 
@@ -31,6 +38,7 @@ class Call:
     incoming: Mapping[str, Tensor] = field(default_factory=dict)
     returns: tuple[str | None, ...] = ()
     twice: bool = False
+    along: Mapping[str, Tensor] = field(default_factory=dict)
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -54,7 +62,8 @@ class Call:
         return replace(self, tensors={**self.tensors, **tensors})
 
     def run(self, backend: str, execute: Execute) -> dict[str, Tensor]:
-        """Results by name, in their own layouts: out, lse where it is asked for, and dq, dk, ... likewise."""
+        """Results by name, in their own layouts: out, lse where it is asked for, and dq, dk, ... likewise. Raises
+        NoSecondDerivativeError where the backend refuses those along some directions."""
         leaves = self._leaves()
         with torch.set_grad_enabled(bool(self.wanted)):
             results = self._named(execute(self.op, self._with(leaves), backend))
@@ -70,7 +79,11 @@ class Call:
             first = [grad / 2 for grad in given.values()]
             torch.autograd.grad(sources, wanted, first, retain_graph=True, allow_unused=True)
         grads = list(given.values())
-        found = torch.autograd.grad(sources, wanted, grads, allow_unused=True, materialize_grads=True)
+        kept: dict[str, bool] = {"allow_unused": True, "materialize_grads": True}
+        found = torch.autograd.grad(sources, wanted, grads, create_graph=bool(self.along), **kept)
+        if self.along:
+            products = [grad * self.along[name] for name, grad in zip(self.wanted, found, strict=True)]
+            found = _again([each.sum() for each in products if each.requires_grad], wanted)
         return {f"d{name}": grad for name, grad in zip(self.wanted, found, strict=True)}
 
     def _named(self, returned: Any) -> dict[str, Tensor]:
@@ -88,6 +101,18 @@ class Call:
         if isinstance(returned, Tensor):
             return {"out": returned}
         raise TypeError(f"the backend returned {type(returned).__name__}, want a tensor or xattn.AttentionOutput")
+
+
+def _again(sums: list[Tensor], wanted: list[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of first gradients. What came back as a constant has none, as it would beside another loss."""
+    if not sums:
+        return tuple(torch.zeros_like(each) for each in wanted)
+    try:
+        return torch.autograd.grad(sums, wanted, allow_unused=True, materialize_grads=True)
+    except RuntimeError as error:
+        if not re.search("derivative|differentiat", str(error)):
+            raise
+        raise NoSecondDerivativeError(str(error)) from error
 
 
 def execute(op: str, arguments: Mapping[str, Any], backend: str) -> Any:

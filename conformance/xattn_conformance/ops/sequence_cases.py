@@ -16,8 +16,8 @@ from xattn_conformance.ops.attention_like import window
 
 Features = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[str, ...]]
 
-# The version of the suite that has them first.
-_SINCE = "1.1"
+# The version of the suite that has the first of them.
+_FIRST = "1.1"
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,7 +28,9 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shapes: tuple[str, ...]
     families: tuple[str, ...]
     options: dict[str, Any]
+    grads: tuple[str, ...] = ("",)
     variations: tuple[str, ...] = ()
+    since: str = _FIRST
 
 
 class KnobRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +40,10 @@ class KnobRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     shape: str
     on: dict[str, Any]
     off: dict[str, Any]
+
+
+# What a knob's case is of.
+_KNOBS = Group(why="", level="core", shapes=(), families=(), options={})
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +67,8 @@ class Cases:
     """The cases of an op.
 
     package:    of its room. options: in the order in which a title has them. off: their values that no title has.
-    variations: those that a case may name. features: of a case, from its options and sizes.
+    variations: those that a case may name. features: of a case, from its options and sizes. grads: those that a case
+    may ask for.
     """
 
     op: str
@@ -70,6 +77,7 @@ class Cases:
     off: Mapping[str, Any]
     variations: tuple[str, ...]
     features: Features
+    grads: tuple[str, ...] = ()
 
     @cache  # noqa: B019
     def table(self) -> Table:
@@ -89,7 +97,7 @@ class Cases:
         return tuple(self._knob(row, dtype) for row in self.table().knob for dtype in DTYPES)
 
     def _knob(self, row: KnobRow, dtype: str) -> Knob:
-        case = self._case(row.shape, "normal", dtype, "core", {"return_lse": True, **row.on})
+        case = self._case(row.shape, "normal", dtype, {"return_lse": True, **row.on}, _KNOBS)
         off: dict[str, Any] = {name: None if value == "none" else value for name, value in row.off.items()}
         if isinstance(off.get("window"), str):
             off["window"] = tuple(window(off["window"]))
@@ -97,21 +105,22 @@ class Cases:
 
     def _cases(self, group: Group, dtype: str) -> Iterator[Case]:
         choices = [value if isinstance(value, list) else [value] for value in group.options.values()]
-        for *values, shape, family in product(*choices, group.shapes, group.families):
+        for *values, shape, family, grads in product(*choices, group.shapes, group.families, group.grads):
             options = {"return_lse": True, **dict(zip(group.options, values, strict=True))}
-            yield self._case(shape, family, dtype, group.level, options, group.variations)
+            yield self._case(shape, family, dtype, options, group, tuple(grads.split()))
 
     def _case(
         self,
         shape: str,
         family: str,
         dtype: str,
-        level: Level,
         options: Mapping[str, Any],
-        variations: tuple[str, ...] = (),
+        group: Group,
+        grads: tuple[str, ...] = (),
     ) -> Case:
-        if unknown := sorted(set(options) - set(self.options)) + sorted(set(variations) - set(self.variations)):
-            raise ValueError(f"cases.toml: unknown options or variations {', '.join(unknown)}")
+        known = {*self.options, *self.variations, *self.grads}
+        if unknown := sorted({*options, *group.variations, *grads} - known):
+            raise ValueError(f"cases.toml: unknown options, variations or gradients {', '.join(unknown)}")
         sizes = _sizes(shape)
         kept = {name: options[name] for name in self.options if name in options and options[name] != self.off.get(name)}
         if "window" in kept:
@@ -123,14 +132,15 @@ class Cases:
         return Case(
             op=self.op,
             title="+".join(map(_word, kept.items())),
-            level=level,
+            level=group.level,
             dtype=dtype,
             family=family,
             shape=sizes,
             options=kept,
-            variations=variations,
-            features=self.features(kept, sizes),
-            since=_SINCE,
+            grads=grads,
+            variations=group.variations,
+            features=(*self.features(kept, sizes), *([self.features({}, sizes)[0] + ".grad"] if grads else [])),
+            since=group.since,
         )
 
 

@@ -42,6 +42,7 @@ def made(
             case.dtype,
             (int(queries[b]), nheads, size["headdim"]),
             (int(keys[b]), nheads_k, size["headdim_v"]),
+            case.grads,
             **{**options, "align": aligned(aligns, b), "alibi_slopes": slopes_of(slopes, b)},
             **({} if masks is None else {"mask": masks[b]}),
         )

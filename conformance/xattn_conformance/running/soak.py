@@ -20,7 +20,15 @@ from xattn_conformance.tolerance.expected import Expected
 SOAK = "soak"
 
 
-def look(op: Op[Any], case: Case, call: Call, calls: Calls, expected: Mapping[str, Expected], found: Findings) -> None:
+def look(
+    op: Op[Any],
+    case: Case,
+    problem: Any,
+    call: Call,
+    calls: Calls,
+    expected: Mapping[str, Expected],
+    found: Findings,
+) -> None:
     """Make the call `calls.target.soak` times more. Where a repetition promises equal bits each must have those of the
     first call; elsewhere each is compared with the golden, and the furthest from it is recorded."""
     times, first = calls.target.soak, calls.results
@@ -36,7 +44,7 @@ def look(op: Op[Any], case: Case, call: Call, calls: Calls, expected: Mapping[st
             said = said or f"first in call {number}: {differ[0]}{bits.first(first[differ[0]], again[differ[0]])}"
         if exact or (furthest is not None and not differ):
             continue
-        comparison = varied.against(op, case, expected, again)
+        comparison = varied.against(op, case, problem, expected, again, calls.target)
         if furthest is None or _distance(comparison) > _distance(furthest):
             furthest = comparison
     if exact:

@@ -1,4 +1,5 @@
-"""Dropout shows in a case whose V is the identity: out then holds the probabilities, each kept or dropped."""
+"""Dropout shows in a case whose V is the identity: out then holds the probabilities, each kept or dropped. So gradients
+have a golden too: that of the mask which out shows."""
 
 from __future__ import annotations
 
@@ -23,13 +24,10 @@ _PAIRS = 64
 Flags = NDArray[np.bool_]
 
 
-def undropped(
-    dropout_p: float, expected: Mapping[str, Expected], got: Mapping[str, Array]
-) -> tuple[dict[str, Array], tuple[Check, ...]]:
+def undropped(dropout_p: float, golden: Expected, got: Mapping[str, Array]) -> tuple[Array, Array, tuple[Check, ...]]:
     """out as it would be without dropout: the kept probabilities scaled back, the dropped ones as the golden has them.
-    The checks are how far the share of the dropped is from dropout_p, in standard deviations, and how far neighbours
-    are dropped together."""
-    golden = expected["out"]
+    Then the factor of every probability that has a golden: 0, or 1 / (1 - dropout_p). The checks are how far the share
+    of the dropped is from dropout_p, in standard deviations, and how far neighbours are dropped together."""
     out = got["out"].copy()
     rows = slice(None) if golden.rows is None else golden.rows
     picked = out[:, :, rows]
@@ -44,7 +42,7 @@ def undropped(
     independence = Check(
         name="dropout.independence", value=apart, limit=limit("independence", pairs), count=max(pairs, 1)
     )
-    return {**got, "out": out}, (share, independence)
+    return out, np.where(dropped, 0.0, 1 / (1 - dropout_p)), (share, independence)
 
 
 def _dependence(dropped: Flags, sure: Flags, dropout_p: float) -> tuple[float, int]:

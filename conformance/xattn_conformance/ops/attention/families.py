@@ -40,6 +40,11 @@ STREAMS = {
     "target": 15,
     "direction": 16,
     "flips": 17,
+    "along.q": 18,
+    "along.k": 19,
+    "along.v": 20,
+    "along.bias": 21,
+    "along.sinks": 22,
 }
 
 # The tile over keys of most kernels.

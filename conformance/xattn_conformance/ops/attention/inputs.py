@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.formats import FORMATS, encode, round_to
@@ -54,20 +53,22 @@ def make(case: Case) -> Problem:
         **options,
     )
     problem = FAMILIES[case.family](problem, draw)
-    if case.grads:
-        problem = replace(
-            problem,
-            dout=_dout(case, draw, (batch, seqlen_q, nheads, size["headdim_v"])),
-            dlse=draw.normal("dlse", (batch, nheads, seqlen_q)) if "lse" in case.grads else None,
-            grads=tuple(name for asked in case.grads for name in _WANTED[asked]),
-        )
-    return rounded(problem)
+    return rounded(differentiated(problem, case.grads, case.family, draw))
 
 
-def _dout(case: Case, draw: Draw, shape: tuple[int, ...]) -> Array:
-    """Of the family "shared" that of out.sum(); of "through_lse" none comes in."""
-    constant = {"shared": 1.0, "through_lse": 0.0}.get(case.family)
-    return draw.normal("dout", shape) if constant is None else np.full(shape, constant)
+def differentiated(problem: Problem, grads: tuple[str, ...], family: str, draw: Draw) -> Problem:
+    """With the gradients that are asked for, by the names of xattn's GRADS, and those that come in: of the family
+    "shared" that of out.sum(), of "through_lse" none of out."""
+    if not grads:
+        return problem
+    batch, nheads, seqlen_q, _ = problem.scores_shape
+    shape, constant = (batch, seqlen_q, nheads, problem.v.shape[3]), {"shared": 1.0, "through_lse": 0.0}.get(family)
+    return replace(
+        problem,
+        dout=draw.normal("dout", shape) if constant is None else np.full(shape, constant),
+        dlse=draw.normal("dlse", (batch, nheads, seqlen_q)) if "lse" in grads else None,
+        grads=tuple(name for asked in grads for name in _WANTED[asked]),
+    )
 
 
 def rounded(problem: Problem) -> Problem:

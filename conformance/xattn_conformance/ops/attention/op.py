@@ -20,11 +20,10 @@ from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.attention import anchors, cases, dropout, inputs, oracle, rowwise, variations
 from xattn_conformance.ops.attention.mutants.right import RIGHT
 from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
-from xattn_conformance.ops.attention.noise import forward, gradient
+from xattn_conformance.ops.attention.noise import forward, gradient, second
 from xattn_conformance.ops.attention.problem import Problem
-from xattn_conformance.ops.base import Layout, Op, Switch, Variation, Wanted
+from xattn_conformance.ops.base import Chanced, Layout, Op, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
-from xattn_conformance.result import Check
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
 
@@ -149,6 +148,10 @@ class AttentionOp(Op[Problem]):
             if name == "big" and problem.dtype == "float16":
                 fill = 2.0**15
             return variations.other_inputs(self.call(case, inputs.poisoned_with(problem, fill), device))
+        if name == "second":
+            along = second.directions(case, problem)
+            tensors = {each: _tensor(values, call.tensors[each].dtype, device) for each, values in along.items()}
+            return variations.along(call, tensors, functools.partial(second.expected, problem, along))
         return variations.VARIATIONS[name](call)
 
     def mutants(self) -> Sequence[Mutant]:
@@ -193,9 +196,20 @@ class AttentionOp(Op[Problem]):
         return bool(case.options.get("dropout_p"))
 
     def without_chance(
-        self, case: Case, expected: Mapping[str, Expected], got: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], tuple[Check, ...]]:
-        return dropout.undropped(case.options["dropout_p"], expected, got)
+        self,
+        case: Case,
+        problem: Problem,
+        arithmetic: Arithmetic,
+        expected: Mapping[str, Expected],
+        got: Mapping[str, Array],
+    ) -> Chanced:
+        if not self.by_chance(case):
+            return super().without_chance(case, problem, arithmetic, expected, got)
+        out, factors, checks = dropout.undropped(problem.dropout_p, expected["out"], got)
+        # v may be wider than there are keys.
+        kept = factors[..., : problem.k.shape[1]]
+        shown = gradient.expected(problem, arithmetic, kept=kept) if problem.grads else {}
+        return Chanced({**expected, **shown}, {**got, "out": out}, checks)
 
 
 def _of_chance(case: Case) -> tuple[str, ...]:

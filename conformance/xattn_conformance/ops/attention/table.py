@@ -29,6 +29,7 @@ Variation = Literal[
     "double",
     "some",
     "twice",
+    "second",
     "far",
     "refilled",
     "thread",

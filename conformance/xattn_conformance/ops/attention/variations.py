@@ -3,7 +3,7 @@ keys that do not exist, gradients of some inputs alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.memory import at_edge, expanded, far_apart, inside, misaligned, transposed
+from xattn_conformance.tolerance.arithmetic import Arithmetic
+from xattn_conformance.tolerance.expected import Expected
 
 # More than a kernel's tile, and odd.
 _EXTRA_KEYS = 65
@@ -170,11 +172,18 @@ def twice(call: Call) -> Variation:
     return Variation("in a second backward pass through the same graph", (replace(call, twice=True),), _first)
 
 
+def along(call: Call, directions: Tensors, golden: Callable[[Arithmetic], Mapping[str, Expected]]) -> Variation:
+    """In place of gradients those of their sum along directions."""
+    return Variation("differentiated once more", (replace(call, along=directions),), _first, golden=golden)
+
+
 def far(call: Call) -> Variation:
     tensors = far_apart([call.tensors[name] for name in ("q", "k", "v")])
     other = call.with_tensors(**dict(zip(("q", "k", "v"), tensors, strict=True)))
     return Variation("with batch rows 2^31 elements apart", (other,), _first)
 
+
+strides_of_0 = _placed("with strides of 0 where values are equal", lambda n, t: expanded(t))
 
 VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
@@ -182,7 +191,7 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "padding": padding,
     "turned": _placed("with k, bias and mask stored the other way round", _turned),
     "misaligned": _placed("with every tensor one element past an aligned address", lambda n, t: misaligned(t)),
-    "expanded": _placed("with strides of 0 where values are equal", lambda n, t: expanded(t)),
+    "expanded": strides_of_0,
     "edge": _placed("with every tensor at the end of its memory", lambda n, t: at_edge(t)),
     "packed": packed,
     "types": types,

@@ -37,6 +37,7 @@ CASES = Cases(
         "return_lse",
     ),
     off={"padding": False, "bounds": "exact", "causal": False, "align": "bottom_right", "return_lse": False},
-    variations=("repeat", "batch", "order", "strides", "padding", "poison"),
+    variations=("repeat", "batch", "order", "strides", "padding", "poison", "expanded", "some", "twice"),
     features=_features,
+    grads=("qkv", "sinks", "lse"),
 )

@@ -10,8 +10,7 @@ import numpy as np
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import Mutant, Results
 from xattn_conformance.ops.attention_like import NOBODYS, right_answer
-from xattn_conformance.ops.sequences import joined
-from xattn_conformance.ops.varlen_attention.problem import Varlen, sequences
+from xattn_conformance.ops.varlen_attention.problem import Varlen, joined, sequences
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
 Change = Callable[[Varlen], Varlen]
@@ -20,15 +19,20 @@ Edit = Callable[[Varlen, Results], Results]
 
 def right(problem: Varlen, arithmetic: Arithmetic) -> Results:
     parts = [right_answer(each, arithmetic) for each in sequences(problem)]
-    return {
-        name: joined(problem.rows, problem.shape_of(name), [part[name] for part in parts], NOBODYS[name])
-        for name in NOBODYS
-    }
+    return {name: joined(problem, name, [part[name] for part in parts], nobodys) for name, nobodys in NOBODYS.items()}
+
+
+def forward(applies: Callable[[Varlen], bool]) -> Callable[[Varlen], bool]:
+    return lambda problem: not problem.grads and applies(problem)
 
 
 def misread(name: str, wrong: str, change: Change, applies: Callable[[Varlen], bool]) -> Mutant:
     """A right kernel for another problem."""
-    return Mutant(f"varlen-{name}", wrong, lambda problem, arithmetic: right(change(problem), arithmetic), applies)
+
+    def run(problem: Varlen, arithmetic: Arithmetic) -> Results:
+        return right(change(problem), arithmetic)
+
+    return Mutant(f"varlen-{name}", wrong, run, forward(applies))
 
 
 def misreturn(name: str, wrong: str, edit: Edit, applies: Callable[[Varlen], bool]) -> Mutant:
@@ -37,7 +41,7 @@ def misreturn(name: str, wrong: str, edit: Edit, applies: Callable[[Varlen], boo
     def run(problem: Varlen, arithmetic: Arithmetic) -> Results:
         return edit(problem, right(problem, arithmetic))
 
-    return Mutant(f"varlen-{name}", wrong, run, applies)
+    return Mutant(f"varlen-{name}", wrong, run, forward(applies))
 
 
 def with_keys(problem: Varlen, pick: Callable[[int], slice]) -> Varlen:
@@ -111,19 +115,19 @@ def slopes_of_first(problem: Varlen) -> Varlen:
 def padding_written(problem: Varlen, results: Results) -> Results:
     """The rows after the last sequence hold what its last query holds."""
     last = problem.rows[-1].stop
-    return {name: _with(x, slice(last, None), x[:, :, last - 1 : last]) for name, x in results.items()}
+    return {name: with_rows(x, slice(last, None), x[:, :, last - 1 : last]) for name, x in results.items()}
 
 
 def padding_left(problem: Varlen, results: Results) -> Results:
     """The rows after the last sequence are not written: whatever the memory held."""
     last = problem.rows[-1].stop if problem.rows else 0
-    return {name: _with(x, slice(last, None), 1.0) for name, x in results.items()}
+    return {name: with_rows(x, slice(last, None), 1.0) for name, x in results.items()}
 
 
 def last_query_lost(problem: Varlen, results: Results) -> Results:
     """The last query of every sequence is not computed."""
     ends = [rows.stop - 1 for rows in problem.rows if rows.stop > rows.start]
-    return {name: _with(x, ends, NOBODYS[name]) for name, x in results.items()}
+    return {name: with_rows(x, ends, NOBODYS[name]) for name, x in results.items()}
 
 
 def lse_of_neighbour(problem: Varlen, results: Results) -> Results:
@@ -141,11 +145,11 @@ def empty_nan(problem: Varlen, results: Results) -> Results:
     without = [rows for rows, keys in zip(problem.rows, problem.keys, strict=True) if keys.stop == keys.start]
     found = dict(results)
     for rows in without:
-        found = {name: _with(x, rows, np.nan) for name, x in found.items()}
+        found = {name: with_rows(x, rows, np.nan) for name, x in found.items()}
     return found
 
 
-def _with(x: Array, rows: slice | list[int], value: Array | float) -> Array:
+def with_rows(x: Array, rows: slice | list[int], value: Array | float) -> Array:
     x = x.copy()
     x[:, :, rows] = value
     return x

@@ -16,8 +16,9 @@ from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.ops.attention_like import AttentionLikeOp, Problem, slow_answer
 from xattn_conformance.ops.base import Layout, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.sequences import bits, digest, joined
+from xattn_conformance.ops.sequences import bits, digest
 from xattn_conformance.ops.varlen_attention import problem as problems
+from xattn_conformance.ops.varlen_attention.backwards import BACKWARDS
 from xattn_conformance.ops.varlen_attention.cases import CASES
 from xattn_conformance.ops.varlen_attention.mutants import MUTANTS
 from xattn_conformance.ops.varlen_attention.packed import one_call
@@ -33,6 +34,7 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
     """`xattn.varlen_attention`."""
 
     name = "varlen_attention"
+    differentiable = True
 
     def cases(self) -> Sequence[Case]:
         return CASES.load()
@@ -41,31 +43,39 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
         return problems.make(case)
 
     def inputs(self, problem: Varlen) -> Mapping[str, NDArray[Any]]:
-        return bits(problem.tensors)
+        return bits({**problem.tensors, **problem.incoming})
 
     def digest(self, problem: Varlen) -> str:
-        return digest(problem.tensors)
+        return digest({**problem.tensors, **problem.incoming})
 
     def sequences(self, problem: Varlen) -> list[Problem]:
         return problems.sequences(problem)
 
     def joined(self, problem: Varlen, name: str, parts: Sequence[Array], nobodys: float) -> Array:
-        return joined(problem.rows, problem.shape_of(name), parts, nobodys)
+        return problems.joined(problem, name, parts, nobodys)
+
+    def grads(self, problem: Varlen) -> tuple[str, ...]:
+        return problem.grads
 
     def returns_lse(self, problem: Varlen) -> bool:
         return problem.return_lse
 
     def own_mutants(self) -> Sequence[Mutant]:
-        return MUTANTS
+        return (*MUTANTS, *BACKWARDS)
 
     def call(self, case: Case, problem: Varlen, device: str) -> Call:
         tensors = {name: _tensor(values, kind, device) for name, (values, kind) in problem.tensors.items()}
         options = ("max_seqlen_q", "max_seqlen_k", "causal", "window", "align", "scale", "softcap", "deterministic")
         given = {name: getattr(problem, name) for name in (*options, "return_lse") if name not in tensors}
-        return Call(op=self.name, tensors=tensors, options=given)
+        incoming = {name[1:]: _tensor(values, kind, device) for name, (values, kind) in problem.incoming.items()}
+        if case.family == "through_lse":
+            del incoming["out"]
+        return Call(op=self.name, tensors=tensors, options=given, wanted=problem.grads, incoming=incoming)
 
     def layout(self, name: str, tensor: torch.Tensor) -> Array:
         values: Array = tensor.detach().cpu().double().numpy()
+        if name == "dsinks":
+            return values.reshape(1, -1, 1, 1)
         return values[None, ..., None] if name == "lse" else np.transpose(values, (1, 0, 2))[None]
 
     def results(self, call: Call) -> Mapping[str, Layout]:
@@ -73,13 +83,21 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
         found = {"out": Layout((*q.shape[:2], v.shape[2]), q.dtype, contiguous=True)}
         if call.options["return_lse"]:
             found["lse"] = Layout((q.shape[1], q.shape[0]), torch.float32)
+        for name in call.wanted:
+            found[f"d{name}"] = Layout(tuple(call.tensors[name].shape), call.tensors[name].dtype)
         return found
 
     def wanted(self, case: Case) -> Wanted:
-        columns: dict[str, int | None] = {"out": case.shape["headdim_v"]}
+        headdim, headdim_v = case.shape["headdim"], case.shape["headdim_v"]
+        columns: dict[str, int | None] = {"out": headdim_v}
         if case.options.get("return_lse"):
             columns["lse"] = 1
-        return Wanted(columns=columns, contiguous=("out",), per_row=("out", "lse"))
+        if "qkv" in case.grads:
+            columns |= {"dq": headdim, "dk": headdim, "dv": headdim_v}
+        if "sinks" in case.grads:
+            columns["dsinks"] = 1
+        # Every sequence adds to the gradient of the sinks.
+        return Wanted(columns=columns, contiguous=("out",), per_row=("out", "lse", "dq", "dk", "dv"))
 
     def vary(self, name: str, case: Case, problem: Varlen, call: Call, device: str) -> Variation:
         if name == "poison":
@@ -96,9 +114,11 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
         whole = slow_answer(one_call(problem))
         golden = self.expected(self.cases()[0], replace(problem, return_lse=True), Arithmetic())
         for name, one in golden.items():
-            used = problem.rows[-1].stop if problem.rows else 0
-            got, want = (x[:, :, :used] for x in (whole[name], one.value))
-            if not np.allclose(got, want, rtol=1e-12, atol=1e-12):
+            used = slice(None)
+            if name != "dsinks":
+                used = slice(problem.rows_of(name)[-1].stop if problem.rows else 0)
+            got, want = (x[:, :, used] for x in (whole[name], one.value))
+            if not np.allclose(got, want, rtol=1e-12, atol=1e-12 if name in ("out", "lse") else 1e-10):
                 return f"by the other oracle, {name} is another"
         return ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_conformance.array import Array
 from xattn_conformance.ops.attention_like import Problem
 from xattn_conformance.ops.varlen_attention.problem import Varlen
 
@@ -40,7 +41,16 @@ def one_call(problem: Varlen) -> Problem:
         bias=bias,
         mask=seen[None, None],
         return_lse=True,
+        dout=None if problem.dout is None else _of_sequences(problem.dout, owner_q, 0)[None],
+        dlse=None if problem.dlse is None else _of_sequences(problem.dlse, owner_q, 1)[None],
+        grads=problem.grads,
     )
+
+
+def _of_sequences(incoming: Array, owner: NDArray[np.int64], axis: int) -> Array:
+    """With 0 for padding."""
+    kept = (owner >= 0).reshape([-1 if each == axis else 1 for each in range(incoming.ndim)])
+    return np.where(kept, incoming, 0.0)
 
 
 def _owners(cu_seqlens: NDArray[np.int64], total: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

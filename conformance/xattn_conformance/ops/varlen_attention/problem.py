@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.ops.attention_like import Problem, poisoned_with
 from xattn_conformance.ops.sequences import Held, Ints, aligned, cumulated, lengths, made, slices, slopes_of
+from xattn_conformance.ops.sequences import joined as laid_out
 
 # Rows of padding after the last sequence, where a case has some.
 PADDING = 5
@@ -23,6 +26,8 @@ class Varlen:
 
     q: (total_q, nheads, headdim). k, v: (total_k, nheads_k, headdim or headdim_v). cu_seqlens_q, cu_seqlens_k:
     (batch + 1,); of the keys None where they are those of the queries. align: a name, an int, or (batch,) of them.
+    dout: (total_q, nheads, headdim_v), dlse: (nheads, total_q), as attention's are; dlse None where nothing comes in
+    through lse. grads: as attention's.
     """
 
     dtype: str
@@ -42,6 +47,9 @@ class Varlen:
     alibi_slopes: Array | None = None
     deterministic: bool = False
     return_lse: bool = False
+    dout: Array | None = None
+    dlse: Array | None = None
+    grads: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[slice]:
@@ -53,14 +61,29 @@ class Varlen:
         return slices(self.cu_seqlens_q if self.cu_seqlens_k is None else self.cu_seqlens_k)
 
     def shape_of(self, name: str) -> tuple[int, int, int]:
-        """(nheads, total_q, columns) of a result."""
-        return self.q.shape[1], self.q.shape[0], self.v.shape[2] if name == "out" else 1
+        """(heads, tokens, columns) of a result."""
+        if name == "lse":
+            return self.q.shape[1], self.q.shape[0], 1
+        like = {"out": self.q, "dq": self.q, "dk": self.k, "dv": self.v}[name]
+        return like.shape[1], like.shape[0], self.v.shape[2] if name == "out" else like.shape[2]
+
+    def rows_of(self, name: str) -> list[slice]:
+        """The rows of each sequence in a result."""
+        return self.keys if name in ("dk", "dv") else self.rows
 
     @property
     def tensors(self) -> Held:
         """The arrays that are there by name, each with the format that holds it."""
         formats = {"q": self.dtype, "k": self.dtype, "v": self.dtype, "sinks": "float32", "alibi_slopes": "float32"}
         formats |= {"cu_seqlens_q": "int32", "cu_seqlens_k": "int32", "align": "int32"}
+        return self._held(formats)
+
+    @property
+    def incoming(self) -> Held:
+        """The same of the gradients that come in."""
+        return self._held({"dout": self.dtype, "dlse": "float32"})
+
+    def _held(self, formats: Mapping[str, str]) -> Held:
         given = {name: (getattr(self, name), kind) for name, kind in formats.items()}
         return {name: (values, kind) for name, (values, kind) in given.items() if isinstance(values, np.ndarray)}
 
@@ -90,7 +113,26 @@ def make(case: Case) -> Varlen:
         max_seqlen_q=None if bounds is None else int(queries.max(initial=0)) + bounds,
         max_seqlen_k=None if bounds is None else int(keys.max(initial=0)) + bounds,
         **options,
+        **_incoming(parts, padding),
     )
+
+
+def _incoming(parts: Sequence[Problem], padding: int) -> dict[str, Any]:
+    """What asks for gradients. What comes in for padding goes nowhere."""
+    if not parts or not parts[0].grads:
+        return {}
+    douts, dlses = [each.dout[0] for each in parts if each.dout is not None], [each.dlse for each in parts]
+    through_lse = [each[0] for each in dlses if each is not None]
+    return {
+        "dout": np.concatenate([*douts, np.ones((padding, *douts[0].shape[1:]))]),
+        "dlse": np.concatenate([*through_lse, np.ones((len(through_lse[0]), padding))], 1) if through_lse else None,
+        "grads": parts[0].grads,
+    }
+
+
+def joined(problem: Varlen, name: str, parts: Sequence[Array], nobodys: float) -> Array:
+    """A result from its parts, one a sequence."""
+    return laid_out(problem.rows_of(name), problem.shape_of(name), parts, nobodys)
 
 
 def sequences(problem: Varlen) -> list[Problem]:
@@ -109,6 +151,9 @@ def sequences(problem: Varlen) -> list[Problem]:
             sinks=problem.sinks,
             alibi_slopes=slopes_of(problem.alibi_slopes, b),
             return_lse=problem.return_lse,
+            dout=None if problem.dout is None else problem.dout[None, rows],
+            dlse=None if problem.dlse is None else problem.dlse[None, :, rows],
+            grads=problem.grads,
         )
         for b, (rows, keys) in enumerate(zip(problem.rows, problem.keys, strict=True))
     ]

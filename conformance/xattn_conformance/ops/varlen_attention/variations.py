@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from xattn_conformance.ops.attention_like import some, strides_of_0, twice
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.memory import inside
@@ -21,7 +22,8 @@ def strides(call: Call) -> Variation:
     tensors = {
         name: _by_head(tensor) if name in ("q", "v") else inside(tensor) for name, tensor in call.tensors.items()
     }
-    other = replace(call, tensors=tensors)
+    incoming = {name: _by_head(tensor) if name == "out" else inside(tensor) for name, tensor in call.incoming.items()}
+    other = replace(call, tensors=tensors, incoming=incoming)
     return Variation("with the same values in another memory layout", (other,), lambda found: dict(found[0]))
 
 
@@ -42,11 +44,11 @@ def order(call: Call) -> Variation:
     turned = list(range(count))[::-1]
 
     def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
-        lengths = _lengths(call.tensors["cu_seqlens_q"])
-        used, sizes = sum(lengths), [lengths[b] for b in turned]
-        split = {
-            name: tensor.narrow(_tokens(name), 0, used).split(sizes, _tokens(name)) for name, tensor in found[0].items()
-        }
+        split = {}
+        for name, tensor in _of_tokens(found[0]).items():
+            lengths = _starts(call, name).diff().tolist()
+            used, sizes = sum(lengths), [lengths[b] for b in turned]
+            split[name] = tensor.narrow(_tokens(name), 0, used).split(sizes, _tokens(name))
         parts = [{name: pieces[n] for name, pieces in split.items()} for n in range(count)]
         return _laid_out(call, turned, parts)
 
@@ -55,16 +57,24 @@ def order(call: Call) -> Variation:
 
 def padding(call: Call) -> Variation:
     """More rows after the last sequence, all NaN."""
-    tensors = dict(call.tensors)
-    total_q = tensors["q"].shape[0]
-    for name in ("q", "k", "v"):
-        more = torch.full((_EXTRA_ROWS, *tensors[name].shape[1:]), float("nan"))
-        tensors[name] = torch.cat([tensors[name], more.to(tensors[name])])
+
+    def longer(tensor: Tensor, dimension: int, fill: float) -> Tensor:
+        shape = list(tensor.shape)
+        shape[dimension] = _EXTRA_ROWS
+        return torch.cat([tensor, torch.full(shape, fill, dtype=tensor.dtype, device=tensor.device)], dimension)
+
+    tensors = {name: longer(x, 0, float("nan")) if name in ("q", "k", "v") else x for name, x in call.tensors.items()}
+    incoming = {name: longer(tensor, _tokens(name), 1.0) for name, tensor in call.incoming.items()}
 
     def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
-        return {name: tensor.narrow(_tokens(name), 0, total_q) for name, tensor in found[0].items()}
+        cut = {
+            name: tensor.narrow(_tokens(name), 0, tensor.shape[_tokens(name)] - _EXTRA_ROWS)
+            for name, tensor in _of_tokens(found[0]).items()
+        }
+        return {**found[0], **cut}
 
-    return Variation("with rows after the last sequence appended", (replace(call, tensors=tensors),), gather)
+    other = replace(call, tensors=tensors, incoming=incoming)
+    return Variation("with rows after the last sequence appended", (other,), gather)
 
 
 VARIATIONS: dict[str, Callable[[Call], Variation]] = {
@@ -72,6 +82,9 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "batch": batch,
     "order": order,
     "padding": padding,
+    "expanded": strides_of_0,
+    "some": some,
+    "twice": twice,
 }
 
 
@@ -84,8 +97,15 @@ def _by_head(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, 1).contiguous().transpose(0, 1)
 
 
-def _lengths(cu_seqlens: Tensor) -> list[int]:
-    return cu_seqlens.diff().tolist()
+def _of_tokens(found: Tensors) -> dict[str, Tensor]:
+    """The results that have rows of tokens."""
+    return {name: tensor for name, tensor in found.items() if name != "dsinks"}
+
+
+def _starts(call: Call, name: str) -> Tensor:
+    """cu_seqlens of a result."""
+    given = call.tensors
+    return given.get("cu_seqlens_k", given["cu_seqlens_q"]) if name in ("dk", "dv") else given["cu_seqlens_q"]
 
 
 def _picked(call: Call, which: Sequence[int]) -> Call:
@@ -106,18 +126,22 @@ def _picked(call: Call, which: Sequence[int]) -> Call:
         tensors["align"] = given["align"][list(which)]
     if "alibi_slopes" in given and given["alibi_slopes"].ndim == 2:
         tensors["alibi_slopes"] = given["alibi_slopes"][list(which)]
-    return replace(call, tensors=tensors)
+    incoming = {
+        name: torch.cat([tensor.narrow(_tokens(name), at_q[b], at_q[b + 1] - at_q[b]) for b in which], _tokens(name))
+        for name, tensor in call.incoming.items()
+    }
+    return replace(call, tensors=tensors, incoming=incoming)
 
 
 def _laid_out(call: Call, which: Sequence[int], parts: Sequence[Tensors]) -> dict[str, Tensor]:
     """Results of the call from those of its sequences; what belongs to none is as the contract has it."""
-    starts, total_q = call.tensors["cu_seqlens_q"].tolist(), call.tensors["q"].shape[0]
     whole: dict[str, Tensor] = {}
     for b, part in zip(which, parts, strict=True):
-        for name, tensor in part.items():
+        for name, tensor in _of_tokens(part).items():
             shape = list(tensor.shape)
-            shape[_tokens(name)] = total_q
+            shape[_tokens(name)] = call.tensors[name[1:] if name in ("dq", "dk", "dv") else "q"].shape[0]
             fill = float("-inf") if name == "lse" else 0.0
             whole.setdefault(name, torch.full(shape, fill, dtype=tensor.dtype, device=tensor.device))
-            whole[name].narrow(_tokens(name), starts[b], tensor.shape[_tokens(name)]).copy_(tensor)
+            start = int(_starts(call, name)[b])
+            whole[name].narrow(_tokens(name), start, tensor.shape[_tokens(name)]).copy_(tensor)
     return whole

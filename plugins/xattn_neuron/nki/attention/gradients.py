@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_compiling
 
 from xattn import AttentionRequest
-from xattn.plugin import Plan
+from xattn.plugin import Plan, derivatives
 from xattn.plugin.geometry import Geometry
 from xattn_neuron import layout, torch_ops
 from xattn_neuron.installation import Installation
@@ -90,7 +89,7 @@ class Attend(Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.first_alone("nki")
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, each = ctx.saved_tensors
         options: Options = ctx.options

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.compiler import is_compiling
 
 from xattn import AttentionOutput, AttentionRequest
-from xattn.plugin import Plan
+from xattn.plugin import Plan, derivatives
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_neuron import layout, torch_ops
 from xattn_neuron.installation import Installation
@@ -139,7 +139,7 @@ class Attend(Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.first_alone("nki-legacy")
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         options: Options = ctx.options

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from xattn import AttentionOutput, AttentionRequest
-from xattn.plugin import Plan
+from xattn.plugin import Plan, derivatives
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import graphs, vendor
 from xattn_rocm.aiter.attention.routing import Passed
 
 
 def plan(request: AttentionRequest, passed: Passed) -> Plan:
-    return _varlen(request, passed) if passed.varlen else _dense(request, passed)
+    if passed.varlen:
+        return _varlen(request, passed)
+    run = _dense(request, passed)
+    return _with_first_gradients(run) if request.any_grad else run
+
+
+def _with_first_gradients(run: Plan) -> Plan:
+    """aiter's own backward returns constants, of which a second derivative would know nothing."""
+
+    def guarded(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Any:
+        return run(*derivatives.guarded("aiter", q, k, v), **given)
+
+    return guarded
 
 
 def _dense(request: AttentionRequest, passed: Passed) -> Plan:

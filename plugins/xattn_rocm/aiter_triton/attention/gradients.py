@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from xattn.plugin import derivatives
 from xattn_rocm import vendor
 
 _FORWARD = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.attention.mha"}
@@ -104,7 +105,7 @@ class Attend(Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.first_alone("aiter-triton")
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         sinks = ctx.saved_tensors[5]
         dq, dk, dv, dsinks = _backward(dout, *ctx.saved_tensors, *ctx.options)

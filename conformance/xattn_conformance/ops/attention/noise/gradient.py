@@ -7,6 +7,8 @@ of lse_i, c'_ij the derivative of the softcap:
     dq_i = scale sum_j dS_ij k_j    dk_j = scale sum_i dS_ij q_i    dv_j = sum_i p_ij g_i
     dbias = dZ, summed over what it was broadcast over    dsink = -sum_i p_sink,i delta_i
 
+Under dropout a factor m_ij, 0 or 1 / (1 - dropout_p), stands before p_ij in out and dv, and before dP_ij.
+
 A flash-style backward computes p again from the lse that the forward stored, takes delta from the out that was rounded,
 rounds P and dS before they meet the other operand, and adds up in float32. So the noise of dZ_ij has a part of its own
 (the score, dP, the rounding of dS) and two that a row has in common (lse and delta): sums over a row's keys add those
@@ -79,10 +81,12 @@ class _Sum:
         return Expected(self.value, sigma, slack=self.slack, common=common)
 
 
-def expected(problem: Problem, arithmetic: Arithmetic, share: slice | None = None) -> dict[str, Expected]:
+def expected(
+    problem: Problem, arithmetic: Arithmetic, share: slice | None = None, kept: Array | None = None
+) -> dict[str, Expected]:
     """dq (batch, nheads, seqlen_q, headdim), dk and dv (batch, nheads_k, seqlen_k, headdim or headdim_v), dbias (the
     bias's shape, ones in front), dsinks (1, nheads, 1, 1): those in `problem.grads`. share: the keys of which dq is the
-    sum; None is all of them."""
+    sum; None is all of them. kept: dropout's factor of every probability, (batch, nheads, seqlen_q, seqlen_k)."""
     batch, nheads, seqlen_q, seqlen_k = problem.scores_shape
     nheads_k, headdim, headdim_v = problem.k.shape[2], problem.q.shape[3], problem.v.shape[3]
     dq = _Sum(batch, nheads, seqlen_q, headdim)
@@ -95,10 +99,14 @@ def expected(problem: Problem, arithmetic: Arithmetic, share: slice | None = Non
     for head in heads(problem):
         with np.errstate(invalid="ignore", over="ignore"):
             at = noise(problem, head, arithmetic)
-            scores = _scores(problem, head, at, arithmetic)
+            factor: Array | float = 1.0
+            if kept is not None:
+                factor = kept[head.b, head.h]
+                head = replace(head, out=(head.p * factor) @ head.v)
+            scores = _scores(problem, head, at, arithmetic, factor)
             dq.add((head.b, head.h), *_dq(problem, _with_keys(head, share), scores, arithmetic))
             dk.add((head.b, head.kv), *_dk(problem, head, scores, arithmetic))
-            dv.add((head.b, head.kv), *_dv(problem, head, at, scores, arithmetic))
+            dv.add((head.b, head.kv), *_dv(problem, head, at, scores, arithmetic, factor))
             dsinks.add((0, head.h, 0, 0), *_dsink(head, at, scores))
             if "bias" in problem.grads:
                 _add_bias(dbias, head, scores)
@@ -118,19 +126,21 @@ def _with_keys(head: Head, share: slice | None) -> Head:
     return replace(head, k=np.where(inside[:, None], head.k, 0.0), visible=head.visible & inside)
 
 
-def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic) -> _Scores:
+def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic, factor: Array | float) -> _Scores:
     assert problem.dout is not None
     single = SINGLE.u**2
     g = problem.dout[head.b, head.rows, head.h]
-    dp = np.where(head.visible, g @ head.v.T, 0.0)
+    undropped = np.where(head.visible, g @ head.v.T, 0.0)
+    dp = factor * undropped
     through_lse = np.zeros(len(g)) if problem.dlse is None else problem.dlse[head.b, head.h, head.rows]
     delta = (g * head.out).sum(axis=1) - through_lse
     p2, difference = square(head.p), dp - delta[:, None]
     slope = np.ones_like(dp) if problem.softcap is None else 1 - square(head.capped / problem.softcap)
 
-    dp_variance = products(g.shape[1], square(g) @ square(head.v).T, square(dp))
+    dp_variance = products(g.shape[1], square(g) @ square(head.v).T, square(undropped))
     dp_variance = dp_variance + coarse(problem.dtype, arithmetic) * (square(g) @ square(head.v).T)
     dp_variance = dp_variance + square(truncation(g.shape[1], arithmetic) * (np.abs(g) @ np.abs(head.v).T))
+    dp_variance = factor * factor * dp_variance
     dp_variance = dp_variance + rounding(unit(arithmetic.probability_gradients, problem.dtype), square(dp))
     # delta from the out of the forward: rounded, and made of rounded probabilities.
     probabilities = unit(arithmetic.probabilities, problem.dtype)
@@ -184,16 +194,17 @@ def _dk(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -
 
 
 def _dv(
-    problem: Problem, head: Head, at: Noise, scores: _Scores, arithmetic: Arithmetic
+    problem: Problem, head: Head, at: Noise, scores: _Scores, arithmetic: Arithmetic, factor: Array | float
 ) -> tuple[Array, Array, Array, Array]:
     """(K, headdim_v)."""
+    p = head.p * factor
     probabilities = unit(arithmetic.probabilities, problem.dtype)
-    g2, p2 = square(scores.g), square(head.p)
-    value = head.p.T @ scores.g
+    g2, p2 = square(scores.g), square(p)
+    value = p.T @ scores.g
     relative = p2 * (at.p + at.exp) + np.where(head.visible, rounding(probabilities, p2), 0.0)
     queries = head.visible.sum(axis=0)[:, None]
     own = relative.T @ g2 + _summed(problem, value, p2.T @ g2, queries, arithmetic)
-    slack = truncation(queries, arithmetic) * (head.p.T @ np.abs(scores.g))
+    slack = truncation(queries, arithmetic) * (p.T @ np.abs(scores.g))
     return value, own, (p2 * scores.row[:, None]).T @ g2, slack
 
 

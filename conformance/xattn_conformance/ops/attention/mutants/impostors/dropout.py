@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xattn_conformance.case import Case
 from xattn_conformance.mutants.impostor import Impostor, Where
 from xattn_conformance.ops.attention.mutants.impostors.common import Arguments, closed, with_out
 from xattn_conformance.ops.call import Execute, execute
@@ -23,8 +24,70 @@ def dropping(name: str, wrong: str, drop: Callable[[Tensor, float], Tensor]) -> 
 
         return run
 
-    chance = Where(also=lambda case: "dropout_p" in case.options and case.since not in ("1.0", "1.1"))
-    return Impostor(f"dropout-{name}", wrong, closed(made), chance)
+    return Impostor(
+        f"dropout-{name}", wrong, closed(made), Where(also=lambda case: _of_chance(case) and not case.grads)
+    )
+
+
+def _of_chance(case: Case) -> bool:
+    return "dropout_p" in case.options and case.since not in ("1.0", "1.1")
+
+
+# Of (q, k, v) and options that take the place of the call's own.
+Forward = Callable[..., Tensor]
+# Of the forward, q, k, v, the gradient of out and dropout_p: an out, and the gradient that it is given.
+Again = Callable[[Forward, list[Tensor], Tensor, float], tuple[Tensor, Tensor]]
+
+
+class _Recomputed(torch.autograd.Function):
+    """The backward computes the forward anew, from the state of the generator that this one began with."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: Forward, again: Again, dropout_p: float, *qkv: Tensor) -> Tensor:
+        ctx.save_for_backward(*qkv)
+        ctx.made, ctx.state = (forward, again, dropout_p), torch.get_rng_state()
+        return forward(*qkv)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        forward, again, dropout_p = ctx.made
+        leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        before = torch.get_rng_state()
+        torch.set_rng_state(ctx.state)
+        with torch.enable_grad():
+            out, dout = again(forward, leaves, grads[0], dropout_p)
+        torch.set_rng_state(before)
+        return None, None, None, *torch.autograd.grad(out, leaves, dout)
+
+
+def recomputing(name: str, wrong: str, again: Again) -> Impostor:
+    def made() -> Execute:
+        def run(op: str, arguments: Arguments, backend: str) -> Any:
+            def forward(*qkv: Tensor, **changed: Any) -> Tensor:
+                given = {**arguments, **dict(zip("qkv", qkv, strict=True)), **changed}
+                out: Tensor = execute(op, given, backend)
+                return out
+
+            qkv = (arguments[each] for each in "qkv")
+            return _Recomputed.apply(forward, again, arguments["dropout_p"], *qkv)  # type: ignore[no-untyped-call]
+
+        return run
+
+    applies = Where(also=lambda case: _of_chance(case) and case.grads == ("qkv",) and "return_lse" not in case.options)
+    return Impostor(f"dropout-{name}", wrong, closed(made), applies)
+
+
+def _other_mask(forward: Forward, qkv: list[Tensor], dout: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
+    torch.rand(1)
+    return forward(*qkv), dout
+
+
+def _unscaled(forward: Forward, qkv: list[Tensor], dout: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
+    return forward(*qkv), dout * (1 - dropout_p)
+
+
+def _undropped(forward: Forward, qkv: list[Tensor], dout: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
+    return forward(*qkv, dropout_p=0.0), dout
 
 
 def _kept(out: Tensor, dropout_p: float, shape: tuple[int, ...]) -> Tensor:
@@ -65,4 +128,7 @@ DROPOUT = (
     dropping("by-tile", "all tiles of 64 keys drop alike", _shared_along(3, 64)),
     dropping("not-at-one-query", "one query drops nothing", _not_at_one_query),
     dropping("stuck", "the generator is read and not moved", _from_one_state),
+    recomputing("other-in-gradients", "gradients drop others than the forward did", _other_mask),
+    recomputing("unscaled-gradients", "gradients lack the factor 1 / (1 - dropout_p)", _unscaled),
+    recomputing("not-in-gradients", "gradients drop nothing", _undropped),
 )

@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 import xattn
-from xattn_conformance.mutants.impostor import Where
-from xattn_conformance.ops.attention.mutants.impostors.common import Arguments, Right, answering, varied, with_out
+from xattn_conformance.mutants.impostor import Impostor, Where
+from xattn_conformance.ops.attention.mutants.impostors.common import (
+    Arguments,
+    Right,
+    answering,
+    closed,
+    varied,
+    with_out,
+)
+from xattn_conformance.ops.call import execute
 
 
 class _Spent(torch.autograd.Function):
@@ -56,6 +64,27 @@ class _OutAlone(torch.autograd.Function):
         return dout, dlse * bool(dout.any())
 
 
+class _Second(torch.autograd.Function):
+    """Its gradient, which is what comes in, is a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].detach()
+
+
+def _cut(function: Any, *names: str) -> Any:
+    """An impostor of whose gradients those of some inputs are constants."""
+
+    def run(op: str, arguments: Arguments, backend: str) -> Any:
+        return execute(op, {**arguments, **{name: function.apply(arguments[name]) for name in names}}, backend)
+
+    return closed(lambda: run)
+
+
 def _spent(arguments: Arguments, right: Right) -> Any:
     return with_out(right(), _Spent.apply)
 
@@ -90,4 +119,6 @@ GRADIENTS = (
         lambda: _out_alone,
         Where(also=lambda case: case.family == "through_lse"),
     ),
+    Impostor("second-0", "second derivatives are 0, in silence", _cut(_Second, "q", "k", "v"), varied("second")),
+    Impostor("second-of-q-alone", "the gradients of k and v are constants", _cut(_Second, "k", "v"), varied("second")),
 )
