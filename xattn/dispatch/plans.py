@@ -47,7 +47,7 @@ class Planned:
     def first(self, *tensors: Any, **given: Any) -> Any:
         """The first call, whose result is looked at: raises BrokenBackendError."""
         result = self.run(*tensors, **given)
-        check_results(result, self.request, tensors, self.backend)
+        check_results(result, self.request, tensors, given, self.backend)
         return result
 
     def annotate(self, error: Exception) -> None:
