@@ -45,8 +45,8 @@ class UnknownBackendError(XattnError, LookupError):
 
 
 class BrokenBackendError(XattnError, RuntimeError):
-    """A backend's plan returned something else than the op promises: another type, dtype, shape or device. Raised
-    before the caller sees it; the plan is not kept."""
+    """A backend's plan returned something else than the op promises: another type, dtype, shape or device, an out that
+    is not contiguous, or no gradient where one was wanted. Raised before the caller sees it; the plan is not kept."""
 
     def __init__(self, backend: str, got: str, want: str, request: Request) -> None:
         self.backend, self.got, self.want, self.request = backend, got, want, request

@@ -49,7 +49,7 @@ EAGER = backend_source(
     def plan(self, request):
         def run(q, k, v, **tensors):
             type(self).served += 1
-            return q * 0
+            return q * 0 + sum(x.sum() for x in tensors.values()) * 0
         return run
     """,
 )

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ops.every_op import Counting, entries, every_entry, every_op, illegal, samples
+import torch
+from ops.every_op import Counting, entries, every_entry, every_op, every_sample, illegal, samples
 from sample import Illegal, equal
 
 import xattn
@@ -136,3 +137,16 @@ def test_an_illegal_call_reaches_no_backend(op: Op, mine: Callable[..., Counting
     for wrong in illegal(op).values():
         refusal(op.function, wrong)
     assert kernel.plans == 0
+
+
+@every_sample
+def test_a_held_plan_takes_by_name_what_it_was_made_with(op: Op, name: str) -> None:
+    """A tensor where there was a tensor, an int where there was an int; anything else computes nothing."""
+    sample = samples(op)[name]
+    run = sample.of(entries(op)["plan"], backend="reference")
+    takes = op.prepare(*sample.tensors, **sample.named)
+    for given, value in takes.given.items():
+        wrong: tuple[Any, ...] = ("top_left", 1, None) if isinstance(value, torch.Tensor) else (2.0, True, 2**70, None)
+        for each in wrong:
+            with pytest.raises(xattn.InvalidArgumentError, match=rf"^{given}: got .*, as the plan was made with$"):
+                run(*takes.tensors, **{**takes.given, given: each})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from ops.conftest import Mine
-from ops.every_op import Counting, entries, every_op, every_sample, reference, samples
+from ops.every_op import Counting, entries, every_op, every_op_with_gradients, every_sample, reference, samples
 from sample import Sample, equal, flat
 from torch import Tensor
 
@@ -21,6 +22,7 @@ import xattn
 from xattn.dispatch.op import Op
 from xattn.ops.table import OPS
 from xattn.plugin import Plan
+from xattn.testing import fresh
 
 
 def each(change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
@@ -37,14 +39,19 @@ def each(change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
     return changed
 
 
-def last(change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
-    """The same structure with the last of its tensors changed."""
+def only(place: int, change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
+    """The same structure with one of its tensors changed."""
 
     def changed(answer: Any) -> Any:
-        final = flat(answer)[-1]
-        return each(lambda x: change(x) if x is final else x)(answer)
+        chosen = flat(answer)[place]
+        return each(lambda x: change(x) if x is chosen else x)(answer)
 
     return changed
+
+
+def last(change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
+    """The same structure with the last of its tensors changed."""
+    return only(-1, change)
 
 
 WRONG: dict[str, Callable[[Any], Any]] = {
@@ -114,6 +121,52 @@ def test_a_wrong_result_of_a_held_plan(op: Op, wrong: str, mine: Mine) -> None:
     run = sample.of(entries(op)["plan"])
     with pytest.raises(xattn.BrokenBackendError, match="'mine'"):
         call_held(run, op, sample)
+
+
+def apart(x: Tensor) -> Tensor:
+    """The same values, not contiguous."""
+    return x.new_empty(*x.shape, 2)[..., 0].copy_(x)
+
+
+@every_sample
+def test_a_result_that_is_not_contiguous(op: Op, name: str, mine: Mine) -> None:
+    """The contract lets an lse have any strides, and nothing else that a call returns for `results` says so."""
+    sample = samples(op)[name]
+    prepared = op.prepare(*sample.tensors, **sample.named)
+    want = prepared.request.results(prepared.tensors)
+    specs = [spec for spec in (want if isinstance(want, tuple) else (want,)) if spec is not None]
+    for i, spec in enumerate(specs):
+        mine(op, plan=returning(only(i, apart)))
+        with fresh():
+            if spec.contiguous and math.prod(spec.shape) > 1:
+                with pytest.raises(
+                    xattn.BrokenBackendError, match=r"'mine' returned a tensor of strides .* contiguous"
+                ):
+                    sample.of(op.function)
+            else:
+                sample.of(op.function)
+
+
+@every_op_with_gradients
+def test_a_result_without_the_gradient_that_was_asked_for(op: Op, mine: Mine) -> None:
+    """Each result alone; where no gradient can be asked of it, it may be as it is."""
+    for place in samples(op)["plain"].differentiable:
+        sample = replace(samples(op)["plain"], differentiable=(place,)).requiring_grad()
+        right = flat(sample.of(op.function, backend="reference"))
+        prepared = op.prepare(*sample.tensors, **sample.named)
+        want = prepared.request.results(prepared.tensors)
+        specs = [spec for spec in (want if isinstance(want, tuple) else (want,)) if spec is not None]
+        for i, (spec, answer) in enumerate(zip(specs, right, strict=True)):
+            assert answer.requires_grad or not spec.requires_grad
+            mine(op, plan=returning(only(i, Tensor.detach)))
+            with fresh():
+                if spec.requires_grad:
+                    with pytest.raises(xattn.BrokenBackendError, match="'mine' returned a tensor without a gradient"):
+                        sample.of(op.function)
+                else:
+                    sample.of(op.function)
+                with torch.no_grad():
+                    sample.of(op.function)
 
 
 @every_op

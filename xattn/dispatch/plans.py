@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch.autocast import under_autocast
@@ -20,6 +21,7 @@ from xattn.errors import BrokenBackendError, InvalidArgumentError
 from xattn.plugin.backend import Plan
 from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
+from xattn.plugin.symbolic import is_int32
 from xattn.plugin.tensors import flat, is_plain
 
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
@@ -45,7 +47,7 @@ class Planned:
     def first(self, *tensors: Any, **given: Any) -> Any:
         """The first call, whose result is looked at: raises BrokenBackendError."""
         result = self.run(*tensors, **given)
-        check_results(result, self.request, tensors, self.backend)
+        check_results(result, self.request, tensors, given, self.backend)
         return result
 
     def annotate(self, error: Exception) -> None:
@@ -200,6 +202,8 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
             raise TypeError(f"this plan takes {sorted(given_names)} by name, got {sorted(given)}")
         if is_dynamo_compiling():
             return traced(op.prepare(*tensors, **given, **options), choice)
+        for name, value in given.items():
+            _check_given(name, value, prepared.given[name])
         if op.check_values is not None:
             op.check_values(*tensors, **given)
         try:
@@ -211,3 +215,15 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
     if given_names:
         return run_plan_with_given
     return run_plan_of_three if len(prepared.tensors) == 3 else run_plan
+
+
+def _check_given(name: str, value: Any, made_with: Any) -> None:
+    """What a held plan takes by name is of the kind that it was made with: a tensor, or an int, which no kernel has to
+    look at."""
+    if isinstance(made_with, Tensor):
+        fits, want = isinstance(value, Tensor), "a torch.Tensor"
+    else:
+        fits, want = is_int32(value), "an int of 32 bits"
+    if not fits:
+        got = f"a {type(value).__name__}" if isinstance(value, Tensor) else f"{value!r:.60}"
+        raise InvalidArgumentError(name, got, f"{want}, as the plan was made with")

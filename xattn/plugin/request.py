@@ -19,11 +19,15 @@ Phase = Literal["train", "decode", "prefill", "inference"]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of an optional tensor argument, and whether a gradient is wanted for it."""
+    """Shape and dtype of an optional tensor argument or of a result, and whether a gradient is wanted for it.
+
+    contiguous: what a result must be; arguments may have any strides.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     requires_grad: bool = False
+    contiguous: bool = False
 
     def __str__(self) -> str:
         return f"{tuple(self.shape)} {dtype_name(self.dtype)}" + (" requires_grad" if self.requires_grad else "")

@@ -68,3 +68,12 @@ def differ(one: Any, other: Any) -> bool:
         return True
     torch._check(one == other)
     return False
+
+
+def is_int32(value: object) -> bool:
+    """Whether it is an int, and may be one of 32 bits, as all that counts tokens. Never a guard."""
+    if isinstance(value, torch.SymInt):
+        return True
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return not known(value >= 2**31) and not known(value < -(2**31))

@@ -172,6 +172,18 @@ def test_a_held_plan_takes_the_offset_with_each_call() -> None:
         run(q, k, v)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_offset_of_32_bits_is_legal_and_no_other(backend: str) -> None:
+    """Past all keys and before all of them; a remembered plan lets no other through."""
+    q, k, v = (x.detach() for x in leaves(11, 19))
+    whole = xattn.attention(q, k, v, backend=backend)
+    torch.testing.assert_close(at_offset(backend, 2**31 - 1, q, k, v, causal=True).out, whole, atol=1e-12, rtol=1e-12)
+    assert (at_offset(backend, -(2**31), q, k, v, causal=True).out == 0).all()
+    for off in (2**31, -(2**31) - 1, 2**70):
+        with pytest.raises(xattn.InvalidArgumentError, match=f"align: got {off}, want .* an int of 32 bits"):
+            at_offset(backend, off, q, k, v, causal=True)
+
+
 def test_where_nothing_depends_on_the_diagonal_an_int_is_no_feature() -> None:
     q, k, v = (x.detach() for x in leaves(11, 19))
     assert xattn.explain(q, k, v, align=3).request == xattn.explain(q, k, v).request

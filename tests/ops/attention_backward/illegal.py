@@ -41,6 +41,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "tokens of v": ({"v": V[:, :5]}, "v", ("seqlen_k 5", "6, the seqlen_k of k")),
     "causal None": ({"causal": None}, "causal", ("got None", "True or False")),
     "deterministic 2": ({"deterministic": 2}, "deterministic", ("got 2", "True or False")),
+    "align beyond 32 bits": ({"align": 2**70}, "align", (f"got {2**70}", "an int of 32 bits")),
     "align misspelt": ({"align": "bottom-right"}, "align", ("'bottom-right'", "an int")),
     "window an int": ({"window": 4}, "window", ("got 4", "(left, right)")),
     "scale nan": ({"scale": float("nan")}, "scale", ("got nan",)),

@@ -92,8 +92,8 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "a bound of keys too small": ({"max_seqlen_k": 8}, "max_seqlen_k", ("got 8", "at least 9, the length of")),
     "a bound of queries too small": ({"max_seqlen_q": 2}, "max_seqlen_q", ("got 2", "at least 3, the length of")),
     "a bound below 0": ({"max_seqlen_q": -1}, "max_seqlen_q", ("got -1",)),
-    "a bound a float": ({"max_seqlen_k": 9.0}, "max_seqlen_k", ("got 9.0", "an int >= 0, or None")),
-    "a bound a tensor": ({"max_seqlen_k": KEYS.max()}, "max_seqlen_k", ("an int >= 0, or None",)),
+    "a bound a float": ({"max_seqlen_k": 9.0}, "max_seqlen_k", ("got 9.0", "an int >= 0 of 32 bits, or None")),
+    "a bound a tensor": ({"max_seqlen_k": KEYS.max()}, "max_seqlen_k", ("an int >= 0 of 32 bits, or None",)),
     # A batch object beside its own parts.
     "a batch and lengths": (
         {"block_table": xattn.PagedBatch(TABLE, KEYS, CU), "cu_seqlens_q": None},
@@ -112,6 +112,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "unseen_finite None": ({"unseen_finite": None}, "unseen_finite", ("got None", "True or False")),
     "deterministic None": ({"deterministic": None}, "deterministic", ("got None", "True or False")),
     "align misspelt": ({"align": "bottom-right"}, "align", ("'bottom-right'", "a (batch,) int32 tensor", "an int")),
+    "align beyond 32 bits": ({"align": 2**70}, "align", (f"got {2**70}", "an int of 32 bits")),
     "align int64": ({"align": ints(1, 2, 3, dtype=torch.int64)}, "align", ("int64", "int32", "align.int()")),
     "align of another batch": ({"align": ints(1, 2)}, "align", ("shape (2,)", "(3,)")),
     "window an int": ({"window": 4}, "window", ("got 4", "(left, right)", "(4 - 1, 0)")),

@@ -60,10 +60,12 @@ class RotaryRequest(Request):
         return {"headdim": self.headdim, "rotary_dim": self.rotary_dim}
 
     def results(self, tensors: Sequence[Any]) -> Any:
-        q = TensorSpec((self.batch, self.seqlen, self.nheads, self.headdim), self.dtype)
-        if self.nheads_k is None:
-            return q, None
-        return q, TensorSpec((self.batch, self.seqlen, self.nheads_k, self.headdim), self.dtype)
+        def rotated(x: Any, nheads: int) -> TensorSpec:
+            shape = (self.batch, self.seqlen, nheads, self.headdim)
+            return TensorSpec(shape, self.dtype, self.requires_grad and x.requires_grad, contiguous=True)
+
+        q, k, *_ = tensors
+        return rotated(q, self.nheads), None if self.nheads_k is None else rotated(k, self.nheads_k)
 
     @property
     def phase(self) -> Phase:

@@ -85,8 +85,8 @@ def attention(
     window: (left, right), each an int >= 0 or None for open: i + off - left <= j <= i + off + right. Independent of
         causal. Hugging Face's and Neuron's `sliding_window=W` is (W - 1, 0).
     align: where the diagonal lies: off = seqlen_k - seqlen_q for "bottom_right", 0 for "top_left", or `off` itself, an
-        int: the key that query 0 is aligned with, which may be negative or past the end. With seqlens_k, seqlen_k is
-        the row's valid length, and an int holds for every row. For causal, window and alibi_slopes alike.
+        int of 32 bits: the key that query 0 is aligned with, which may be negative or past the end. With seqlens_k,
+        seqlen_k is the row's valid length, and an int holds for every row. For causal, window and alibi_slopes alike.
     scale: factor on q @ k.T; None is 1/sqrt(headdim). 0.0 is legal.
     softcap: c > 0 maps a score s to c * tanh(s / c).
     sinks: (nheads,) logits, one extra term exp(sink) in the softmax's denominator; not scaled, capped or masked.

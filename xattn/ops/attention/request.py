@@ -92,8 +92,11 @@ class AttentionRequest(DenseRequest):
         return [*wanted, "bias"] if wants_grad(self.bias) else wanted
 
     def results(self, tensors: Sequence[Any]) -> Any:
-        out = TensorSpec((self.batch, self.seqlen_q, self.nheads, self.headdim_v), self.dtype)
-        return output(out, (self.batch, self.nheads, self.seqlen_q), self.return_lse)
+        return output(
+            (self.batch, self.seqlen_q, self.nheads, self.headdim_v), self.dtype,
+            (self.batch, self.nheads, self.seqlen_q), return_lse=self.return_lse,
+            out_grad=self.any_grad, lse_grad=self.lse_grad(tensors) or wants_grad(self.bias),
+        )  # fmt: skip
 
     @property
     def phase(self) -> Phase:

@@ -11,7 +11,7 @@ from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
-from xattn.plugin.request import Phase, Request, TensorSpec, dtype_name
+from xattn.plugin.request import Phase, Request, dtype_name
 from xattn.plugin.symbolic import holds
 
 MergeFeature = Literal["packed", "empty"]
@@ -54,7 +54,10 @@ class MergeRequest(Request):
     def results(self, tensors: Sequence[Any]) -> Any:
         outs, _ = tensors
         *batch, rows, nheads, headdim = outs[0].shape
-        return output(TensorSpec((*batch, rows, nheads, headdim), self.dtype), (*batch, nheads, rows), return_lse=True)
+        return output(
+            (*batch, rows, nheads, headdim), self.dtype, (*batch, nheads, rows), return_lse=True,
+            out_grad=self.outs_require_grad, lse_grad=self.lses_require_grad,
+        )  # fmt: skip
 
     @property
     def phase(self) -> Phase:

@@ -19,7 +19,7 @@ from xattn.ops.shared.softmax import Align, Window
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.request import dtype_name
 from xattn.plugin.storage import PagedBatch
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import holds, is_int32
 
 _FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz})
 
@@ -145,8 +145,7 @@ def kind_of_align(align: object) -> Any:
     """How a request names it."""
     if isinstance(align, Tensor):
         return "offsets"
-    whole = isinstance(align, (int, torch.SymInt)) and not isinstance(align, bool)
-    return "offset" if whole else align
+    return "offset" if is_int32(align) else align
 
 
 def _check_main(q: Any, k_cache: Any, v_cache: Any, given: dict[str, Tensor]) -> None:

@@ -118,8 +118,8 @@ class PagedRequest(SoftmaxRequest):
 
     def results(self, tensors: Sequence[Any]) -> Any:
         total_q = tensors[0].shape[0]
-        out = TensorSpec((total_q, self.nheads, self.headdim_v), self.out_dtype or self.dtype)
-        return output(out, (self.nheads, total_q), self.return_lse)
+        shape, dtype = (total_q, self.nheads, self.headdim_v), self.out_dtype or self.dtype
+        return output(shape, dtype, (self.nheads, total_q), return_lse=self.return_lse)
 
     @property
     def empty(self) -> bool:

@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared.softmax import ALIGNS
 from xattn.plugin.request import TensorSpec, dtype_name
-from xattn.plugin.symbolic import differ, holds
+from xattn.plugin.symbolic import differ, holds, is_int32
 from xattn.plugin.tensors import is_plain
 
 BNSH = "(batch, nheads, seqlen, headdim): pass x.transpose(1, 2), which copies nothing."
@@ -89,10 +89,10 @@ def check_flag(name: str, flag: Any) -> None:
 
 def check_align(align: Any, rows: str = "") -> None:
     """rows: what else is legal, for an op that takes an offset a sequence."""
-    if isinstance(align, torch.SymInt) or (isinstance(align, int) and not isinstance(align, bool)):
+    if is_int32(align):
         return
     if not isinstance(align, str) or align not in ALIGNS:
-        want = f'"bottom_right", "top_left"{rows} or an int, the key that query 0 is aligned with'
+        want = f'"bottom_right", "top_left"{rows} or an int of 32 bits, the key that query 0 is aligned with'
         raise InvalidArgumentError("align", short(align), want)
 
 

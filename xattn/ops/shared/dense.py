@@ -14,7 +14,7 @@ from xattn.ops.shared import checks
 from xattn.ops.shared.softmax import SoftmaxRequest
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.request import TensorSpec, dtype_name
-from xattn.plugin.symbolic import differ, holds, known
+from xattn.plugin.symbolic import differ, holds, is_int32, known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def described(
 
 def kind_of_align(align: Any, q: Tensor, k: Tensor) -> object:
     """What of an alignment decides a plan: of an offset, that it is one, and whether it lies inside."""
-    if not isinstance(align, int) or isinstance(align, bool):
+    if not is_int32(align):
         return align
     return "offset", all(checks.has_rank(x, 4) for x in (q, k)) and _is_inside(align, q, k)
 

@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import holds, is_int32
 from xattn.plugin.tensors import is_plain
 
 
@@ -60,9 +60,9 @@ def bound_of_lengths(name: str, given: int | None, seqlens: Tensor) -> int:
 
 def given_bound(name: str, given: Any) -> int:
     """A bound that the caller gave."""
-    if isinstance(given, torch.SymInt) or (isinstance(given, int) and not isinstance(given, bool) and given >= 0):
-        return given  # type: ignore[return-value]
-    raise InvalidArgumentError(name, checks.short(given), "an int >= 0, or None to read it from the lengths")
+    if is_int32(given) and (isinstance(given, torch.SymInt) or given >= 0):
+        return given  # type: ignore[no-any-return]
+    raise InvalidArgumentError(name, checks.short(given), "an int >= 0 of 32 bits, or None to read it from the lengths")
 
 
 def _read(name: str, lengths: Tensor) -> Tensor:

@@ -20,9 +20,19 @@ class AttentionOutput(NamedTuple):
     lse: Tensor
 
 
-def output(out: TensorSpec, lse: tuple[int, ...], return_lse: bool) -> Any:
-    """What a plan must return, as `Request.results` has it. lse: its shape."""
-    return AttentionOutput._make((out, TensorSpec(lse, torch.float32))) if return_lse else out
+def output(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    rows: tuple[int, ...],
+    *,
+    return_lse: bool,
+    out_grad: bool = False,
+    lse_grad: bool = False,
+) -> Any:
+    """What a plan must return, as `Request.results` has it. shape, dtype: of out. rows: the shape of lse. out_grad,
+    lse_grad: whether a gradient may be asked of them."""
+    out = TensorSpec(shape, dtype, out_grad, contiguous=True)
+    return AttentionOutput._make((out, TensorSpec(rows, torch.float32, lse_grad))) if return_lse else out
 
 
 # What a call returns: out, or both with return_lse=True.

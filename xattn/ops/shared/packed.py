@@ -15,7 +15,7 @@ from xattn.ops.shared import checks, lengths
 from xattn.ops.shared.softmax import SoftmaxRequest
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.request import dtype_name
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import holds, is_int32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +113,7 @@ def kind_of_align(align: Any) -> Any:
     """What of an alignment decides a plan: of an offset, or of one a sequence, that it is one."""
     if isinstance(align, Tensor):
         return "offsets"
-    if isinstance(align, (int, torch.SymInt)) and not isinstance(align, bool):
-        return "offset"
-    return align
+    return "offset" if is_int32(align) else align
 
 
 def by_sequence(tensor: Tensor) -> tuple[int, ...]:

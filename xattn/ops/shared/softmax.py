@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from xattn.plugin.request import Phase, Request, TensorSpec
 from xattn.plugin.symbolic import holds
@@ -77,6 +78,11 @@ class SoftmaxRequest(Request):
             ("lse", self.return_lse and self.any_grad),
         )
         return [name for name, is_wanted in wanted if is_wanted]
+
+    def lse_grad(self, tensors: Sequence[Any]) -> bool:
+        """Whether a gradient may be asked of lse. tensors: q, k, ..."""
+        q, k, *_ = tensors
+        return (self.requires_grad and (q.requires_grad or k.requires_grad)) or wants_grad(self.sinks)
 
     def sizes(self) -> dict[str, int]:
         return {"headdim": self.headdim, "headdim_v": self.headdim_v}

@@ -13,7 +13,7 @@ from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
-from xattn.plugin.request import Phase, TensorSpec
+from xattn.plugin.request import Phase
 
 VarlenFeature = Literal[
     "causal",
@@ -75,8 +75,10 @@ class VarlenRequest(PackedRequest):
 
     def results(self, tensors: Sequence[Any]) -> Any:
         total_q = tensors[0].shape[0]
-        out = TensorSpec((total_q, self.nheads, self.headdim_v), self.dtype)
-        return output(out, (self.nheads, total_q), self.return_lse)
+        return output(
+            (total_q, self.nheads, self.headdim_v), self.dtype, (self.nheads, total_q), return_lse=self.return_lse,
+            out_grad=self.any_grad, lse_grad=self.lse_grad(tensors),
+        )  # fmt: skip
 
     @property
     def phase(self) -> Phase:
