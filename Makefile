@@ -20,16 +20,18 @@ AITER_VENV ?= .venv-aiter
 AITER_BIN := $(AITER_VENV)/bin
 AITER_READY := $(AITER_VENV)/.ready
 
-# How many cases a run of the suite has. The lowest level is what every change must pass; `make extended` has the rest.
+# How many cases a run of the suite has, and which tests are run. What every change must pass; `make extended` has the
+# rest.
 LEVEL ?= core
+MARKED ?= not extended
 
 .PHONY: demo test quick conformance standins test-aiter extended lint bench docs browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
 
-test: $(READY)  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+test: $(READY)  ## the tests, but for those marked extended
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "$(MARKED)" $(PYTEST)
 
 quick: $(READY)  ## the tests of what changed since this branch left main, as many as fit into half a minute
 	$(BIN)/python tests/quick.py
@@ -55,7 +57,8 @@ test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compil
 	--level $(LEVEL) --out build/conformance/aiter-interpreter $(CONFORMANCE)
 	$(AITER_BIN)/python -m xattn_elsewhere.aiter.codeobjects
 
-extended:  ## the suite beyond level core: every backend present in full, vendors' code and stand-ins at level extended
+extended:  ## the other tests, and the suite beyond level core: every backend in full, vendors' and stand-ins extended
+	$(MAKE) test MARKED=extended
 	$(MAKE) conformance LEVEL=full
 	$(MAKE) standins test-aiter LEVEL=extended
 

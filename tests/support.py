@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 
 import xattn
@@ -20,6 +21,12 @@ from xattn.dispatch.registry import Registry
 from xattn.plugin.geometry import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def extended(*values: Any) -> list[Any]:
+    """Values of a parameter that show again what another value shows: for `make extended` alone."""
+    return [pytest.param(value, marks=pytest.mark.extended) for value in values]
+
 
 Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -9,6 +9,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
+from support import extended
 from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.ops.attention import oracle, rowwise
@@ -43,7 +44,7 @@ def assert_agree(got: tuple[Array, Array], want: tuple[Array, Array]) -> None:
 
 
 # In parts, so that they can run side by side.
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", [0, 3, *extended(1, 2, 4, 5, 6, 7)])
 def test_the_oracles_agree_on_every_small_case(part: int) -> None:
     cases = small()[part::8]
     assert len(cases) > 20

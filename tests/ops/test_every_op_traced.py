@@ -13,13 +13,14 @@ import torch
 from ops.conftest import Mine
 from ops.every_op import entries, every_op, every_sample, reference, samples
 from sample import Sample, equal, flat, mapped
-from support import Load
+from support import Load, extended
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import xattn
 from xattn.dispatch.op import Op
+from xattn.ops.table import OPS
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -40,7 +41,14 @@ def gradients(sample: Sample, answer: Any) -> list[Tensor]:
     return [x for x in torch.autograd.grad(outputs, sample.leaves, cotangents, allow_unused=True) if x is not None]
 
 
-@every_sample
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        pytest.param(op, name, id=f"{op.name}-{name}", marks=[pytest.mark.extended] if other else [])
+        for op in OPS.values()
+        for other, name in enumerate(samples(op))
+    ],
+)
 def test_a_compiled_call_is_one_graph(op: Op, name: str, load: Load) -> None:
     load([])
     sample = samples(op)[name]
@@ -77,7 +85,7 @@ def test_a_compiled_call_leaves_no_plan_behind(op: Op, mine: Mine) -> None:
 
 
 @every_op
-@pytest.mark.parametrize("backend", ["reference", ("mine", "reference"), ["other", "mine"]], ids=str)
+@pytest.mark.parametrize("backend", [("mine", "reference"), *extended("reference", ["other", "mine"])], ids=str)
 def test_a_compiled_call_of_named_backends(op: Op, backend: Any, mine: Mine) -> None:
     mine(op)
     sample = samples(op)["plain"]

@@ -194,6 +194,7 @@ def test_auto_takes_aiter_where_it_can(calls: Calls) -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("case", SMALL[::2], ids=lambda case: case.id)
 def test_the_suites_cases_pass_on_the_stand_in(case: Case) -> None:
     result = judge(case, target.make("aiter", "cpu", parse(PROFILE)))

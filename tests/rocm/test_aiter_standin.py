@@ -76,7 +76,12 @@ def _passed(given: Mapping[str, Any], return_lse: bool) -> Tensor | AttentionOut
 
 
 def _by_arch(traps: list[Trap]) -> list[Any]:
-    return [pytest.param(arch, trap, id=f"{arch}-{trap.name}") for trap in traps for arch in trap.archs]
+    """One architecture of each trap; the others are for `make extended`."""
+    return [
+        pytest.param(arch, trap, id=f"{arch}-{trap.name}", marks=[pytest.mark.extended] if others else [])
+        for trap in traps
+        for others, arch in enumerate(trap.archs)
+    ]
 
 
 def _wrong(case: Case, passed_on: Execute) -> bool:

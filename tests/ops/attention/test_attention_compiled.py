@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ops.attention.compiled_calls import CALLS, call, close, qkv, with_grads
+from support import extended
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._functorch.aot_autograd import aot_module_simplified
@@ -22,7 +23,7 @@ def _fresh() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
+@pytest.mark.parametrize("dynamic", [True, *extended(None)], ids=["dynamic", "automatic"])
 @pytest.mark.parametrize("name", CALLS)
 def test_compile_once_for_every_length(name: str, dynamic: bool | None) -> None:
     options = CALLS[name]
