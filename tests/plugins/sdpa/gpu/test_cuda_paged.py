@@ -165,7 +165,7 @@ def test_a_graph_replays_with_other_lengths_and_tables(kind: str, name: str) -> 
 
 def test_a_compiled_step_serves_other_lengths() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(attend, fullgraph=True, dynamic=True)
+    compiled: Any = torch.compile(attend, fullgraph=True, dynamic=True)
     for keys in (KEYS, (300, 5, 900)):
         pool = Pool(16, keys)
         q = randn(len(keys), 4, 64, seed=3)
