@@ -109,8 +109,9 @@ def test_caches(how: dict[str, Any], kind: str) -> None:
         check(name, kind, Pool(16, KEYS, **how))
 
 
-def test_some_sequences_at_a_time() -> None:
+def test_some_sequences_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a step of one query each gathers at once is bounded."""
+    monkeypatch.setattr(in_place, "_PAGE", 1000)
     keys = (16_000, 3, 0, 9_000) * 6
     pool = Pool(64, keys, nheads_k=4, headdims=(256, 256))
     before = torch.cuda.memory_allocated()
