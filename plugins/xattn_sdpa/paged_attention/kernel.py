@@ -71,7 +71,8 @@ class SdpaPaged(PagedKernel):
 
     def kernel_name(self, request: PagedRequest) -> str:
         if request.device == "cuda":
-            return "torch's flash kernel over gathered pages"
+            where = "pages where they lie, merged through lse, or gathered" if request.one_query else "gathered pages"
+            return f"torch's flash kernel over {where}"
         if request.softcap is not None:
             return "blocks of matmuls, sequence by sequence (torch's kernels have no softcap)"
         if request.max_seqlen_q == 1:

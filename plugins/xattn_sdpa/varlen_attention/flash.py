@@ -108,19 +108,17 @@ def backward(
     assert v is not None
     assert cu_seqlens_q is not None
     assert cu_seqlens_k is not None
-    grads = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
-    if not nothing(q, k, cu_seqlens_q, bounds):
-        given = (cu_seqlens_q, cu_seqlens_k), (len(q), len(k)), bounds, (settings.left, settings.right)
-        found = sequences(*given, every_key=True)
-        sign = dense.sign(settings.scale)
-        each = _gradients(
-            dout, dlse, out, lse, (q * sign if sign != 1.0 else q, k, v), found, abs(settings.scale) or 1.0
-        )
-        grads = [grad[..., : x.shape[-1]].contiguous() for grad, x in zip(each, (q, k, v), strict=True)]
-        if sign != 1.0:
-            grads[0] = grads[0] * sign
-    dq, dk, dv = grads
-    return dq, dk, dv, None if sinks is None else _sink_gradients(dout, dlse, out, lse, sinks)
+    dsinks = None if sinks is None else _sink_gradients(dout, dlse, out, lse, sinks)
+    if nothing(q, k, cu_seqlens_q, bounds):
+        dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        return dq, dk, dv, dsinks
+    given = (cu_seqlens_q, cu_seqlens_k), (len(q), len(k)), bounds, (settings.left, settings.right)
+    found = sequences(*given, every_key=True)
+    sign = dense.sign(settings.scale)
+    signed = q if sign == 1.0 else q * sign
+    each = _gradients(dout, dlse, out, lse, (signed, k, v), found, abs(settings.scale) or 1.0)
+    dq, dk, dv = (grad[..., : x.shape[-1]].contiguous() for grad, x in zip(each, (q, k, v), strict=True))
+    return dq if sign == 1.0 else dq * sign, dk, dv, dsinks
 
 
 def _gradients(
@@ -169,10 +167,10 @@ def _gradients(
 
 
 def _in_place_of_lse(dlse: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """dout and out whose product, summed over a head, is -dlse, (nheads, total_q), to 24 bits."""
+    """dout and out whose product, summed over a head, is -dlse, (nheads, total_q), to 16 bits at least."""
     dout, out = (torch.zeros(q.shape, dtype=q.dtype, device=q.device) for _ in range(2))
     rest = -dlse.t().float()
-    for column, weight in enumerate((1.0, 2.0**-11, 2.0**-22)):
+    for column, weight in enumerate((1.0, 2.0**-11)):
         out[..., column] = weight
         dout[..., column] = rest / weight
         rest = rest - dout[..., column].float() * weight

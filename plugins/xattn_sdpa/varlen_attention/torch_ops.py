@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from xattn.plugin.tensors import is_plain
 from xattn_sdpa.attention.engine import Settings
+from xattn_sdpa.attention.torch_ops import signed
 from xattn_sdpa.varlen_attention import engine, flash
 from xattn_sdpa.varlen_attention.engine import Tensors
 
@@ -44,11 +46,11 @@ def _forward_impl(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward_impl(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    with torch.autocast(dout.device.type, enabled=False):
-        tensors, bounds, settings = args[:_COUNT], args[_COUNT:_FIRST], Settings(*args[_FIRST:])
-        if dout.is_cuda:
-            *grads, dsinks = flash.backward(dout, dlse, out, lse, tensors, bounds, settings)
-        else:
+    tensors, settings = args[:_COUNT], Settings(*args[_FIRST:])
+    if dout.is_cuda:
+        *grads, dsinks = flash.backward(dout, dlse, out, lse, tensors, args[_COUNT:_FIRST], settings)
+    else:
+        with torch.autocast(dout.device.type, enabled=False):
             *grads, dsinks = engine.backward(dout, dlse, out, lse, tensors, settings)
     return *grads, dout.new_empty(0) if dsinks is None else dsinks
 
@@ -70,6 +72,11 @@ torch.library.register_fake("xattn_sdpa::varlen_forward", _forward_fake, lib=_li
 torch.library.register_fake("xattn_sdpa::varlen_backward", _backward_fake, lib=_library)
 
 
+def _alone(*tensors: Tensor | None) -> bool:
+    """Whether nobody traces or maps the call, which then needs no operator: one costs 20 us or more."""
+    return not torch.compiler.is_compiling() and all(tensor is None or is_plain(tensor) for tensor in tensors)
+
+
 def _one_by_one(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
     """The rule of vmap: packed tensors have no batch dimension into which another one could be folded."""
 
@@ -88,6 +95,7 @@ torch.library.register_vmap("xattn_sdpa::varlen_forward", _one_by_one(_forward),
 torch.library.register_vmap("xattn_sdpa::varlen_backward", _one_by_one(_backward), lib=_library)
 
 
+@signed
 class _Attend(Function):
     """The operator `varlen_forward` with its gradients."""
 
@@ -99,7 +107,8 @@ class _Attend(Function):
         cu_seqlens_k: Tensor, align: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, left: int | None,
         right: int | None, offset: int | None, scale: float, softcap: float | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        result: tuple[Tensor, Tensor] = _forward(
+        run = _forward_impl if _alone(q, k, v, sinks) else _forward
+        result: tuple[Tensor, Tensor] = run(
             q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, align, max_seqlen_q, max_seqlen_k, left, right,
             offset, scale, softcap,
         )  # fmt: skip
@@ -117,13 +126,15 @@ class _Attend(Function):
         dout, dlse = grads
         if dout is None:
             dout = torch.zeros_like(out)
-        dq, dk, dv, dsinks = _AttendBackward.apply(  # type: ignore[no-untyped-call]
-            dout, dlse, out, lse, *tensors, *ctx.numbers
-        )
+        # Where the gradients are not differentiated themselves, they need no function of their own.
+        alone = not torch.is_grad_enabled() and _alone(dout, dlse, *tensors[:4])
+        run = _backward_impl if alone else _AttendBackward.apply
+        dq, dk, dv, dsinks = run(dout, dlse, out, lse, *tensors, *ctx.numbers)
         found = [dq, dk, dv, dsinks if ctx.needs_input_grad[3] else None]
         return (*found, *(None for _ in range(_COUNT - 4 + len(ctx.numbers))))
 
 
+@signed
 class _AttendBackward(Function):
     """The gradients as a function of its own, so that differentiating them raises instead of giving zeros."""
 

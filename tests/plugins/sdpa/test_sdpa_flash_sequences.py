@@ -11,6 +11,7 @@ from plugins.sdpa import flash_standin
 from torch import Tensor
 from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.paged_attention import flash as pages
+from xattn_sdpa.paged_attention import in_place
 from xattn_sdpa.varlen_attention import flash
 
 import xattn
@@ -28,17 +29,18 @@ def _on_the_standin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SINKS = torch.linspace(-1, 1, 4)
-# Empty ones, more queries than keys, more keys than queries, one query, a length past a tile.
-QUERIES, KEYS = (5, 0, 20, 3, 1, 140, 7), (7, 4, 3, 0, 40, 150, 7)
+# Empty ones, more queries than keys, more keys than queries, one query.
+QUERIES, KEYS = (5, 0, 20, 3, 1, 65, 7), (7, 4, 3, 0, 40, 70, 7)
 OPTIONS: dict[str, dict[str, Any]] = {
     "full": {},
     "causal": {"causal": True},
     "window": {"window": (3, 2)},
     "left alone": {"window": (2, None)},
     "right alone": {"window": (None, 4)},
+    "right, past a tile": {"window": (None, 129)},
     "causal window": {"window": (6, 0)},
     "no side hides": {"window": (2**40, 2**40)},
-    "wide": {"window": (150, 139)},
+    "wide": {"window": (70, 64)},
     "negative scale": {"causal": True, "scale": -0.3},
     "scale 0": {"causal": True, "scale": 0.0},
     "sinks": {"causal": True, "sinks": SINKS},
@@ -69,12 +71,25 @@ def packed(queries: tuple[int, ...], keys: tuple[int, ...], window: Any, padding
     return [torch.cat((x, x.new_full((padding, *x.shape[1:]), torch.nan))) for x in made]
 
 
-@pytest.mark.parametrize("padding", [0, 3, 300])
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize(
-    "lengths", [(QUERIES, KEYS), (KEYS, QUERIES), (KEYS, None), ((0, 0), (3, 0)), ((2, 1), (0, 0))]
-)
-def test_packed(lengths: tuple[Any, Any], name: str, padding: int) -> None:
+@pytest.mark.parametrize("lengths", [(QUERIES, KEYS), (KEYS, QUERIES), (KEYS, None)], ids=["mixed", "turned", "shared"])
+def test_packed(lengths: tuple[Any, Any], name: str) -> None:
+    check(lengths, name, 3)
+
+
+@pytest.mark.parametrize("lengths", [((0, 0), (3, 0)), ((2, 1), (0, 0)), ((1, 0, 1), (5, 3, 9))])
+@pytest.mark.parametrize("padding", [0, 1, 300])
+def test_few_queries_and_much_padding(lengths: tuple[Any, Any], padding: int) -> None:
+    check(lengths, "causal", padding)
+
+
+@pytest.mark.parametrize("name", ["left alone", "right alone", "right, past a tile"])
+def test_many_more_queries_than_keys(name: str) -> None:
+    """A side past every key may hide some from queries that stand before them."""
+    check(((200, 3), (4, 2)), name, 0)
+
+
+def check(lengths: tuple[Any, Any], name: str, padding: int) -> None:
     options = {"scale": 0.25, **OPTIONS[name]}
     queries, keys = lengths[0], lengths[1] or lengths[0]
     q, k, v = packed(queries, keys, options.get("window"), padding)
@@ -115,17 +130,22 @@ def dead(queries: Any, keys: Any, options: dict[str, Any], padding: int) -> list
     return found
 
 
-@pytest.mark.parametrize("block_size", [1, 16, 60])
 @pytest.mark.parametrize("one_query", [True, False])
-@pytest.mark.parametrize("name", OPTIONS)
-def test_pages(name: str, one_query: bool, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "block_size"),
+    [*((name, 16) for name in OPTIONS), ("causal window", 4), ("window", 1), ("window", 60), ("causal", 60)],
+)
+@pytest.mark.parametrize("headdim_v", [12, 16])
+def test_pages(name: str, block_size: int, one_query: bool, headdim_v: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gathered; and, of one query each with one head size, where they lie."""
     monkeypatch.setattr(pages, "_BYTES", 40_000)  # some sequences at a time
+    monkeypatch.setattr(in_place, "AT_ONCE", 20)
     options = {"scale": 0.25, "causal": False, **OPTIONS[name]}
-    keys, queries = (7, 40, 0, 150, 7, 1, 0), (1,) * 7 if one_query else (9, 3, 2, 20, 7, 1, 0)
+    keys, queries = (7, 40, 0, 90, 7, 1, 0), (1,) * 7 if one_query else (9, 3, 2, 20, 7, 1, 0)
     left = (options.get("window") or (None, None))[0]
     counts = [-(-n // block_size) for n in keys]
     generator = torch.Generator().manual_seed(2)
-    caches = [torch.full((sum(counts) + 3, block_size, 2, n), torch.nan, dtype=torch.float64) for n in (16, 12)]
+    caches = [torch.full((sum(counts) + 3, block_size, 2, n), torch.nan, dtype=torch.float64) for n in (16, headdim_v)]
     table = torch.randint(-(2**31), 2**31 - 1, (len(keys), max(counts) + 2), generator=generator).int()
     free = torch.randperm(sum(counts) + 3, generator=generator).tolist()
     for b, length in enumerate(keys):
@@ -141,7 +161,7 @@ def test_pages(name: str, one_query: bool, block_size: int, monkeypatch: pytest.
     q[sum(queries) :] = torch.nan
     batch = PagedBatch(
         table, torch.tensor(keys).int(), None if one_query else cu(queries), max_seqlen_q=None if one_query else 25,
-        max_seqlen_k=160,
+        max_seqlen_k=100,
     )  # fmt: skip
     k_cache, v_cache = caches
     want = paged(q, k_cache, v_cache, batch, **options, return_lse=True, backend="reference")

@@ -106,7 +106,8 @@ class PagedRequest(SoftmaxRequest):
     @property
     def positional(self) -> bool:
         """Whether the answer depends on where the diagonal is. A tree begins there."""
-        return super().positional or self.tree_mask is not None
+        # Not by super(), whose properties torch.compile takes for data before torch 2.13.
+        return self.has_band or self.alibi_slopes is not None or self.tree_mask is not None
 
     @property
     def alignment_matters(self) -> bool:

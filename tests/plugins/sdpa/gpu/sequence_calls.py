@@ -63,7 +63,7 @@ def near(name: str, got: Tensor, want: Tensor, tolerance: float = 0.03) -> None:
     """Beside the largest number: sums of products of rounded numbers lose two or three bits."""
     assert got.shape == want.shape
     assert torch.equal(got == -torch.inf, want == -torch.inf), f"{name}: -inf elsewhere"
-    got, want = (x.double().masked_fill(x == -torch.inf, 0.0) for x in (got, want))
+    got, want = (x.detach().double().masked_fill(x == -torch.inf, 0.0) for x in (got, want))
     assert got.isfinite().all(), f"{name} is not finite"
     if got.numel():
         error = float((got - want).abs().max())

@@ -236,7 +236,7 @@ def test_inside_vmap_and_func_grad(view: str) -> None:
 
 def test_a_compiled_call_serves_other_lengths() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(attend, fullgraph=True, dynamic=True)
+    compiled: Any = torch.compile(attend, fullgraph=True, dynamic=True)
     for queries, keys in (MIXED, ((30, 50), (7, 90)), ((1, 3, 5), (2, 2, 200))):
         qkv = tensors(queries, keys, 2)
         leaves = [x.requires_grad_() for x in qkv]
