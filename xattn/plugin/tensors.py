@@ -21,6 +21,11 @@ def is_plain(tensor: object) -> bool:
     )
 
 
+def is_dtensor(tensor: object) -> bool:
+    """Whether it is a DTensor; without torch.distributed, whose import takes a second."""
+    return type(tensor).__name__ == "DTensor"
+
+
 def flat(tensors: Sequence[Any]) -> list[Tensor]:
     """The tensors of a plan, out of lists of them and without what is none."""
     found: list[Tensor] = []

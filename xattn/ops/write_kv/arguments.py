@@ -32,6 +32,7 @@ def prepare(
 ) -> Prepared:
     """Check a call against the contract and describe it. Raises InvalidArgumentError."""
     given = checks.given_tensors(k_scale=k_scale, v_scale=v_scale)
+    pages.check_local(k=k, v=v, k_cache=k_cache, v_cache=v_cache, slots=slots, **given)
     dtype = autocast_dtype(k)
     described = cast(k, dtype), cast(v, dtype)
     _check_tokens(*described)
