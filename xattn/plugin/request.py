@@ -90,8 +90,9 @@ class Request(ABC):
         """Number of elements of the full score matrix; 0 for an op that has none."""
         return 0
 
-    def notes(self) -> list[str]:
-        """What is legal in this call and unlikely to be meant, for `explain`, a sentence each."""
+    def notes(self, given: Mapping[str, Any]) -> list[str]:
+        """What is legal in this call and unlikely to be meant, for `explain`, a sentence each. given: what a plan takes
+        by name, as far as it is known: of a request alone, nothing."""
         return []
 
     @property
