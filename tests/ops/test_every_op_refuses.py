@@ -156,3 +156,11 @@ def test_a_held_plan_takes_by_name_what_it_was_made_with(op: Op, name: str) -> N
         for each in wrong:
             with pytest.raises(xattn.InvalidArgumentError, match=rf"^{given}: got .*, as the plan was made with$"):
                 run(*takes.tensors, **{**takes.given, given: each})
+
+
+@pytest.mark.parametrize("op", [pytest.param(op, id=name) for name, op in OPS.items() if not op.vocabulary.grads])
+def test_an_op_that_is_forward_only_refuses_tangents(op: Op) -> None:
+    """A derivative in forward mode would be 0 in silence."""
+    first, *others = samples(op)["plain"].tensors
+    with pytest.raises(xattn.UnsupportedError, match="grad"):
+        torch.func.jvp(lambda x: op.function(x, *others), (first,), (torch.ones_like(first),))

@@ -22,7 +22,7 @@ from xattn.plugin.backend import Plan
 from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
 from xattn.plugin.symbolic import is_int32
-from xattn.plugin.tensors import flat, is_plain
+from xattn.plugin.tensors import flat, in_forward_mode, is_plain
 
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
 _PLANS_MAX = 4096
@@ -55,6 +55,9 @@ class Planned:
         if isinstance(error, BrokenBackendError):
             return
         add_note(error, f"raised by xattn's backend {self.backend!r} for {self.request}")
+        has_gradients = bool(self.request.vocabulary.grads)
+        if isinstance(error, NotImplementedError) and in_forward_mode() and has_gradients:
+            add_note(error, 'Derivatives in forward mode, as torch.func.jvp wants them: backend="reference" has them.')
 
 
 class PlanTable:

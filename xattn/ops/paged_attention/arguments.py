@@ -137,7 +137,7 @@ def _described(
         unseen_finite=bool(options["unseen_finite"]),
         deterministic=bool(options["deterministic"]),
         return_lse=bool(options["return_lse"]),
-        requires_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_cache, v_cache)),
+        requires_grad=checks.wants_derivative(q, k_cache, v_cache),
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     )
 

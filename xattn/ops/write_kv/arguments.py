@@ -55,7 +55,7 @@ def prepare(
         nheads_k=k.shape[1],
         headdim=k.shape[2],
         headdim_v=v.shape[2],
-        requires_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (k, v, k_cache, v_cache)),
+        requires_grad=checks.wants_derivative(k, v, k_cache, v_cache),
         **{name: checks.spec(tensor) for name, tensor in given.items()},
     )
     return Prepared(request, (k, v, k_cache, v_cache, slots), given, {"check": check}, dtype, cast=2)
