@@ -84,6 +84,76 @@ def packed(mesh: Any) -> None:
     compare("packed", got, want, cut, leaves)
 
 
+def parts(found: Any) -> list[Any]:
+    return [x.full_tensor() for x in found]
+
+
+def rotary(mesh: Any) -> None:
+    """Tables that are on every rank, as DTensors or plain, for q and k that are cut in any way."""
+    x = torch.randn(2, 6, 4, 8, dtype=torch.float64)
+    for sizes in ((6, 4), (2, 6, 4), (6, 3)):
+        table = torch.randn(sizes, dtype=torch.float64)
+        leaf = x.clone().requires_grad_()
+        want = xattn.apply_rotary(leaf, leaf, table, table, interleaved=False)
+        for place in (Shard(0), Shard(1), Shard(2), Replicate()):
+            for of_table in (table, distribute_tensor(table, mesh, [Replicate()])):
+                cut = distribute_tensor(x, mesh, [place]).requires_grad_()
+                got = xattn.apply_rotary(cut, cut, of_table, of_table, interleaved=False)
+                compare_tuples(f"rotary {place}", got, want, cut, leaf)
+
+
+def compare_tuples(name: str, got: Any, want: Any, cut: Any, leaf: Tensor) -> None:
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours.full_tensor(), theirs, msg=lambda said: f"{name}: {said}")
+    (ours,) = torch.autograd.grad(sum(x.square().sum() for x in got), cut)
+    (theirs,) = torch.autograd.grad(sum(x.square().sum() for x in want), leaf, retain_graph=True)
+    torch.testing.assert_close(ours.full_tensor(), theirs, msg=lambda said: f"{name}, gradient: {said}")
+
+
+def backward_and_merge(mesh: Any) -> None:
+    """Of one key-value head, each rank adds up its own query heads."""
+    for nheads_k in (4, 2, 1):
+        q, dout = torch.randn(2, 6, 4, 8, dtype=torch.float64), torch.randn(2, 6, 4, 8, dtype=torch.float64)
+        k = torch.randn(2, 7, nheads_k, 8, dtype=torch.float64)
+        out, lse = xattn.attention(q, k, k, causal=True, return_lse=True)
+        want = xattn.attention_backward(dout, q, k, k, out, lse, causal=True)
+        merged = xattn.merge_attention([out, dout], [lse, lse])
+        for place, rows in ((Shard(0), Shard(0)), (Shard(2), Shard(1)), (Replicate(), Replicate())):
+            of_k = Replicate() if place == Shard(2) and nheads_k == 1 else place
+            douts, queries, outs = (distribute_tensor(x, mesh, [place]) for x in (dout, q, out))
+            keys, sums = distribute_tensor(k, mesh, [of_k]), distribute_tensor(lse, mesh, [rows])
+            for given in (lse, sums):
+                got = xattn.attention_backward(douts, queries, keys, keys, outs, given, causal=True)
+                torch.testing.assert_close(parts(got), list(want))
+                both = xattn.merge_attention([outs, douts], [given, sums])
+                torch.testing.assert_close(parts(both), list(merged))
+    q, k = torch.randn(9, 4, 8, dtype=torch.float64), torch.randn(9, 1, 8, dtype=torch.float64)
+    cu_seqlens = torch.tensor([0, 4, 9], dtype=torch.int32)
+    out, lse = xattn.varlen_attention(q, k, k, cu_seqlens, return_lse=True)
+    want = xattn.varlen_attention_backward(q, q, k, k, out, lse, cu_seqlens)
+    queries, outs = (distribute_tensor(x, mesh, [Shard(1)]) for x in (q, out))
+    keys, sums = distribute_tensor(k, mesh, [Replicate()]), distribute_tensor(lse, mesh, [Shard(0)])
+    got = xattn.varlen_attention_backward(queries, queries, keys, keys, outs, sums, cu_seqlens)
+    torch.testing.assert_close(parts(got), list(want))
+
+
+def caches_are_local(mesh: Any) -> None:
+    q, cache = torch.randn(2, 4, 8), torch.randn(8, 4, 4, 8)
+    table, lengths = torch.arange(8, dtype=torch.int32).view(2, 4), torch.tensor([5, 9], dtype=torch.int32)
+    calls: tuple[tuple[Any, dict[str, Tensor]], ...] = (
+        (
+            xattn.paged_attention,
+            {"q": q, "k_cache": cache, "v_cache": cache, "block_table": table, "seqlens_k": lengths},
+        ),
+        (xattn.write_kv, {"k": q, "v": q, "k_cache": cache, "v_cache": cache.clone(), "slots": torch.tensor([3, 30])}),
+    )
+    for function, given in calls:
+        for name, tensor in given.items():
+            wrong = {**given, name: distribute_tensor(tensor, mesh, [Replicate()])}
+            with pytest.raises(xattn.InvalidArgumentError, match=rf"^{name}: got a DTensor.*{name}\.to_local\(\)"):
+                function(**wrong)
+
+
 def refused(mesh: Any) -> None:
     def refuse(said: str, *tensors: Any, **options: Any) -> None:
         for function in (xattn.attention, xattn.plan):
@@ -96,6 +166,8 @@ def refused(mesh: Any) -> None:
     refuse("q: got a DTensor cut over headdim", *[cut[Shard(3)]] * 3)
     refuse("k: got placements (Shard(dim=1),), want (Shard(dim=2),)", cut[Shard(2)], cut[Shard(1)], cut[Shard(1)])
     refuse("q: got a plain tensor beside a DTensor", x, cut[Shard(0)], cut[Shard(0)])
+    sinks = distribute_tensor(torch.ones(4), mesh, [Replicate()])
+    refuse("q: got a plain tensor beside a DTensor", x, x, x, sinks=sinks)
     heads = distribute_tensor(torch.randn(2, 6, 3, 8), mesh, [Shard(2)])
     refuse("q: got nheads 3, want a multiple of 2", *[heads] * 3)
 
@@ -107,6 +179,9 @@ def main(rank: int, file: str) -> None:
     attention(mesh, xattn.attention)
     optional_tensors_that_are_cut(mesh)
     packed(mesh)
+    rotary(mesh)
+    backward_and_merge(mesh)
+    caches_are_local(mesh)
     refused(mesh)
     compiled: Any = torch.compile(xattn.attention, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 6, 4, 8)

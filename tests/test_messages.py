@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from support import ROOT
+from torch.distributed.tensor import DTensor
 
 import xattn
 from xattn.ops.table import OPS
@@ -73,7 +74,7 @@ def exists(word: str) -> bool:
         )
     if rest:  # a method of some tensor
         return resolves(torch.Tensor, rest)
-    return word in known_names() or hasattr(torch.Tensor, word)
+    return word in known_names() or hasattr(torch.Tensor, word) or hasattr(DTensor, word)
 
 
 ROOMS = [

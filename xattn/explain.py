@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor
@@ -106,11 +107,13 @@ def explain(*arguments: Any, backend: str | Sequence[str] = "auto", **named: Any
     InvalidArgumentError and UnknownBackendError.
     """
     _, prepared = described(arguments, named)
-    return explain_request(prepared.request, chosen(backend))
+    return explain_request(prepared.request, chosen(backend), prepared.given)
 
 
-def explain_request(request: Request, choice: Choice = "auto") -> Explanation:
-    """`explain` for a request that was made by hand: another device's, say."""
+def explain_request(
+    request: Request, choice: Choice = "auto", given: Mapping[str, Any] = MappingProxyType({})
+) -> Explanation:
+    """`explain` for a request that was made by hand: another device's, say. given: as in `Prepared`."""
     names = allowed(choice, request.op)
     found: list[Candidate] = []
     failures: list[str] = []
@@ -130,7 +133,7 @@ def explain_request(request: Request, choice: Choice = "auto") -> Explanation:
         backend,
         by_name[backend].kernel if backend is not None else None,
         tuple(found),
-        (*request.notes(), *_kept_away(backend, by_name), *failures, *registry().problems()),
+        (*request.notes(given), *_kept_away(backend, by_name), *failures, *registry().problems()),
     )
 
 

@@ -26,10 +26,7 @@ def info() -> dict[str, Any]:
 
     Imports no vendor package beyond what a backend's `info()` needs to say whether it can be used.
     """
-    problems = registry().problems()
-    named = (choice.environment,) if isinstance(choice.environment, str) else choice.environment
-    unknown = [name for name in named if name != "auto" and not registry().names(name)]
-    problems += [f"XATTN_BACKEND: {registry().unknown(name)}" for name in unknown]
+    problems = registry().problems() + choice.problems()
     return {
         "xattn": __version__,
         "plugin_api": API_VERSION,

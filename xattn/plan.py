@@ -11,7 +11,7 @@ from torch import Tensor
 from xattn.dispatch.choice import chosen
 from xattn.dispatch.op import Op, Prepared
 from xattn.dispatch.plans import held_plan
-from xattn.ops.shared.spelling import unexpected
+from xattn.ops.shared.spelling import in_place, unexpected
 from xattn.ops.table import DEFAULT, op_of
 from xattn.plugin.backend import Plan
 
@@ -51,7 +51,9 @@ def described(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Op, Pr
     else:
         op = DEFAULT
     if unknown := [name for name in named if name not in inspect.signature(op.prepare).parameters]:
-        raise unexpected(op.function, unknown)
+        raise unexpected(op.function, (), unknown)
+    if unnamed := arguments[len(in_place(op.function)) :]:
+        raise unexpected(op.function, unnamed, ())
     try:
         return op, op.prepare(*arguments, **named)
     except TypeError:
@@ -60,7 +62,7 @@ def described(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Op, Pr
 
 
 def _check_given(op: Op, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """An argument too few or too many is told of the function that the caller knows."""
+    """An argument too few is told of the function that the caller knows."""
     try:
         inspect.signature(op.function).bind(*arguments, **named)
     except TypeError as error:

@@ -39,12 +39,14 @@ def apply_rotary(
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     rotary_dim = 2 * cos.shape[-1]
-    # Splits, not slices: the gradient of a slice is a tensor of zeros as large as x, and sums of them.
-    turned, rest = x.split([rotary_dim, x.shape[-1] - rotary_dim], -1)
+    rests = [] if rotary_dim == x.shape[-1] else [x.shape[-1] - rotary_dim]
+    # Splits, not slices: the gradient of a slice is a tensor of zeros as large as x, and sums of them. Into no empty
+    # part, of which the gradient of a DTensor would be none.
+    turned, *rest = x.split([rotary_dim, *rests], -1)
     # A view of the pairs: (..., rotary_dim / 2, 2) or (..., 2, rotary_dim / 2).
     axis, sizes = (-1, (-1, 2)) if interleaved else (-2, (2, -1))
     # Widened before the products: a gradient is then summed in float32 and rounded once.
     one, other = turned.to(cos.dtype).unflatten(-1, sizes).unbind(axis)
     pairs = torch.stack(((one * cos - other * sin).to(x.dtype), (other * cos + one * sin).to(x.dtype)), axis)
     rotated = pairs.flatten(-2)
-    return (rotated if rotary_dim == x.shape[-1] else torch.cat((rotated, rest), -1)).contiguous()
+    return (torch.cat((rotated, *rest), -1) if rest else rotated).contiguous()

@@ -148,3 +148,8 @@ def test_the_usual_dtype_is_one_that_is_declared(run: Run, strangers: Path, load
     load(stranger(strangers, "xattn-acme", source))
     request = json.loads(run("explain", *SMALL, "--device", "privateuseone", "--json").stdout)["request"]
     assert ", float32, privateuseone" in request
+
+
+def test_explain_notes_what_an_offset_hides(run: Run) -> None:
+    result = run("explain", "--shape", "1,8,2,16", "--causal", "--align=-3")
+    assert "the first 3 of 8 queries see no key" in " ".join(result.stdout.split())

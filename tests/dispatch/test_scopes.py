@@ -170,3 +170,20 @@ def test_environment_names_nobody(tmp_path: Path) -> None:
         assert line.endswith('. Did you mean "reference"?')
         assert more.startswith('"auto", which is the default')
     assert lines[6:] == ["0.0", str([lines[0]])]
+
+
+def test_auto_among_names_in_the_environment(tmp_path: Path) -> None:
+    """`auto` stands for every backend: a list in which it is one of several has no meaning, and info says so too."""
+    code = """
+    import torch, xattn
+
+    q = torch.zeros(1, 2, 1, 8)
+    try:
+        xattn.attention(q, q, q)
+    except xattn.UnknownBackendError as error:
+        print(error)
+    print(xattn.info()["problems"])
+    """
+    told, problems = run_python(code, tmp_path, XATTN_BACKEND="auto,sdpa").splitlines()
+    assert told.startswith('XATTN_BACKEND: "auto" stands for every backend, so it stands alone')
+    assert problems == str([told])

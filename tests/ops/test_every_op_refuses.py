@@ -99,16 +99,22 @@ def test_a_misspelt_keyword(op: Op, entry: str) -> None:
 
 @every_op
 def test_what_is_unexpected_is_no_part_of_the_signature(op: Op) -> None:
-    kinds = [each.kind for each in inspect.signature(op.function).parameters.values()]
-    assert inspect.Parameter.VAR_KEYWORD not in kinds
+    kinds = {each.kind for each in inspect.signature(op.function).parameters.values()}
+    assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 @every_op
 @every_entry
 def test_an_argument_too_many_in_place(op: Op, entry: str) -> None:
-    sample = samples(op)["plain"]
-    with pytest.raises(TypeError, match="positional argument"):
-        entries(op)[entry](*sample.tensors, True)
+    places = [
+        each.name
+        for each in inspect.signature(op.function).parameters.values()
+        if each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    counts = f"{op.name}() takes {len(places)} positional arguments but {len(places) + 2} were given"
+    said = re.escape(f"{counts}. In place are {', '.join(places)}, the others go by name")
+    with pytest.raises(TypeError, match=f"^{said}"):
+        entries(op)[entry](*[None] * len(places), True, None)
 
 
 @every_op
@@ -150,3 +156,11 @@ def test_a_held_plan_takes_by_name_what_it_was_made_with(op: Op, name: str) -> N
         for each in wrong:
             with pytest.raises(xattn.InvalidArgumentError, match=rf"^{given}: got .*, as the plan was made with$"):
                 run(*takes.tensors, **{**takes.given, given: each})
+
+
+@pytest.mark.parametrize("op", [pytest.param(op, id=name) for name, op in OPS.items() if not op.vocabulary.grads])
+def test_an_op_that_is_forward_only_refuses_tangents(op: Op) -> None:
+    """A derivative in forward mode would be 0 in silence."""
+    first, *others = samples(op)["plain"].tensors
+    with pytest.raises(xattn.UnsupportedError, match="grad"):
+        torch.func.jvp(lambda x: op.function(x, *others), (first,), (torch.ones_like(first),))

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from xattn import AttentionRequest
 from xattn.cli.candidates import TORCH, candidates_of
 from xattn.cli.explain import show
 from xattn.cli.flags import Flags, takes_flags
@@ -92,8 +93,10 @@ def bench(
     """
     with usage_errors():
         device = _device(flags.device)
-        request = flags.request()
-        explanation = explain_request(request, flags.choice)
+        prepared = flags.prepared()
+        request = prepared.request
+        assert isinstance(request, AttentionRequest)
+        explanation = explain_request(request, flags.choice, prepared.given)
         if explanation.backend is None:
             show(explanation, err())
             raise typer.Exit(FAILED)

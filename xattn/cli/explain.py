@@ -11,12 +11,11 @@ from rich.text import Text
 
 from xattn.cli.arguments import arguments_of, split
 from xattn.cli.flags import WHERE, Flags, takes_flags
-from xattn.cli.request import request_of
+from xattn.cli.request import prepared_of
 from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
-from xattn.dispatch.op import Op
+from xattn.dispatch.op import Op, Prepared
 from xattn.explain import Candidate, Explanation, explain_request
 from xattn.ops.table import DEFAULT
-from xattn.plugin.request import Request
 
 # Reasons that take a line below the table, where a backend has no other: code -> what the line says.
 ELSEWHERE = {"device": "For other devices", "op": "Without {op}"}
@@ -53,8 +52,8 @@ def explain(
     op, named = split(words or ())
     with usage_errors(), err().status("Asking every backend"):
         by_name = named or op is not DEFAULT
-        request = _by_name(op, named, flags, arch) if by_name else flags.request(arch)
-        explanation = explain_request(request, flags.choice)
+        prepared = _by_name(op, named, flags, arch) if by_name else flags.prepared(arch)
+        explanation = explain_request(prepared.request, flags.choice, prepared.given)
     if json:
         print_json(explanation.as_dict())
     else:
@@ -63,10 +62,10 @@ def explain(
         raise typer.Exit(FAILED)
 
 
-def _by_name(op: Op, named: list[str], flags: Flags, arch: str | None) -> Request:
+def _by_name(op: Op, named: list[str], flags: Flags, arch: str | None) -> Prepared:
     flags.refuse_shape_and_features()
     arguments = arguments_of(op, named, flags.tensor_dtype)
-    return request_of(op, arguments, flags.device, arch)
+    return prepared_of(op, arguments, flags.device, arch)
 
 
 def show(explanation: Explanation, console: Console) -> None:

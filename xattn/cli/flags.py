@@ -12,10 +12,10 @@ import torch
 import typer
 from torch import Tensor
 
-from xattn import AttentionRequest
 from xattn.cli import values
-from xattn.cli.request import NOWHERE, request_of, usual_dtype
+from xattn.cli.request import NOWHERE, prepared_of, usual_dtype
 from xattn.dispatch.choice import Choice, chosen
+from xattn.dispatch.op import Prepared
 from xattn.dispatch.registry import split_names
 from xattn.ops.table import DEFAULT
 
@@ -144,16 +144,15 @@ class Flags:
             **tensors,
         }
 
-    def request(self, arch: str | None = None) -> AttentionRequest:
+    def prepared(self, arch: str | None = None) -> Prepared:
         """The call on a device that this machine need not have: validated with tensors that hold no data."""
         q, k, v, tensors = self.tensors(NOWHERE)
         arguments = {"q": q, "k": k, "v": v, **self.arguments(tensors)}
-        request = request_of(DEFAULT, arguments, self.device, arch)
+        prepared = prepared_of(DEFAULT, arguments, self.device, arch)
         # What its values say, no tensor without data tells.
         if self.seqlens_k is not None and DEFAULT.check_values is not None:
             DEFAULT.check_values(q, k, v, seqlens_k=torch.tensor(values.sizes(self.seqlens_k, "--seqlens-k")))
-        assert isinstance(request, AttentionRequest)
-        return request
+        return prepared
 
     def refuse_shape_and_features(self) -> None:
         """Raise where an option is given that has no place beside arguments by name."""

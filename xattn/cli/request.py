@@ -1,4 +1,4 @@
-"""The request of a call on a device that this machine need not have."""
+"""A call on a device that this machine need not have."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from typing import Any
 import torch
 import typer
 
-from xattn.dispatch.op import Op
+from xattn.dispatch.op import Op, Prepared
 from xattn.dispatch.registry import registry
 from xattn.plugin import Capabilities
 from xattn.plugin.devices import device_and_arch, taken_for
-from xattn.plugin.request import Request
 
 # What a call's tensors are made on where nothing is run: they have shapes and no data.
 NOWHERE = torch.device("meta")
 
 
-def request_of(op: Op, arguments: Mapping[str, Any], device: str, arch: str | None) -> Request:
-    """The request of an op's call. Its tensors are on NOWHERE, and described as if they were on `device`; without
-    `arch`, that of this machine's first such device is taken, if there is one."""
+def prepared_of(op: Op, arguments: Mapping[str, Any], device: str, arch: str | None) -> Prepared:
+    """An op's call, described. Its tensors are on NOWHERE, and described as if they were on `device`; without `arch`,
+    that of this machine's first such device is taken, if there is one."""
     with taken_for(NOWHERE.type, _known(device), arch or _present_arch(device)):
-        return op.prepare(**arguments).request
+        return op.prepare(**arguments)
 
 
 def usual_dtype(device: str) -> torch.dtype:

@@ -141,10 +141,24 @@ def allowed(choice: Choice, op: str) -> list[str] | None:
 
 def _unknown(name: str, choice: Choice) -> str:
     source = "XATTN_BACKEND: " if isinstance(choice, Wish) and choice.backend == environment else ""
+    text = source + stands_for_nothing(name)
     if name == "auto":
-        return f'{source}"auto" stands for every backend, so it stands alone: in a sequence, name the backends'
+        return text
     default = '"auto", which is the default, takes the best that can serve the call'
-    return "\n".join([source + registry().unknown(name), default, *registry().problems()])
+    return "\n".join([text, default, *registry().problems()])
+
+
+def stands_for_nothing(name: str) -> str:
+    """What to tell of a name, among others, that no backend and no plugin has."""
+    if name == "auto":
+        return '"auto" stands for every backend, so it stands alone: in a sequence, name the backends'
+    return registry().unknown(name)
+
+
+def problems() -> list[str]:
+    """What is wrong with XATTN_BACKEND, a line each."""
+    names = () if environment == "auto" else (environment,) if isinstance(environment, str) else environment
+    return [f"XATTN_BACKEND: {stands_for_nothing(name)}" for name in names if not registry().names(name)]
 
 
 class use_backend:  # noqa: N801 - a context manager reads as a function

@@ -16,13 +16,13 @@ from xattn.dispatch.guard import Check, Free, guard, kind
 from xattn.dispatch.op import Op, Prepared
 from xattn.dispatch.results import check_results
 from xattn.dispatch.selection import select
-from xattn.dispatch.sharded import Sharding, is_sharded
+from xattn.dispatch.sharded import Sharding, is_sharded, replicated
 from xattn.errors import BrokenBackendError, InvalidArgumentError
 from xattn.plugin.backend import Plan
 from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
 from xattn.plugin.symbolic import is_int32
-from xattn.plugin.tensors import flat, is_plain
+from xattn.plugin.tensors import flat, in_forward_mode, is_plain
 
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
 _PLANS_MAX = 4096
@@ -55,6 +55,9 @@ class Planned:
         if isinstance(error, BrokenBackendError):
             return
         add_note(error, f"raised by xattn's backend {self.backend!r} for {self.request}")
+        has_gradients = bool(self.request.vocabulary.grads)
+        if isinstance(error, NotImplementedError) and in_forward_mode() and has_gradients:
+            add_note(error, 'Derivatives in forward mode, as torch.func.jvp wants them: backend="reference" has them.')
 
 
 class PlanTable:
@@ -135,10 +138,19 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
         raise
     if not callable(run):
         raise BrokenBackendError(entry.name, f"{type(run).__name__} as its plan", "a callable", request)
+    if is_sharded(prepared):
+        run = _of_replicated(run)
     if prepared.autocast is not None:
         device = next(tensor.device.type for tensor in flat(prepared.tensors))
         run = under_autocast(run, prepared.autocast, device, prepared.cast)
     return Planned(request, entry.name, run, tuple(prepared.given))
+
+
+def _of_replicated(run: Plan) -> Plan:
+    def run_of_dtensors(*tensors: Any, **given: Any) -> Any:
+        return run(*replicated(tensors), **given)
+
+    return run_of_dtensors
 
 
 def _sharded_plan(prepared: Prepared, choice: Choice) -> Planned:

@@ -13,6 +13,7 @@ from torch import Tensor
 from xattn.dispatch.op import Prepared
 from xattn.errors import InvalidArgumentError
 from xattn.plugin.request import Request, TensorSpec
+from xattn.plugin.tensors import flat, is_dtensor
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -24,7 +25,24 @@ _AXES = {"batch": ("batch",), "nheads": ("nheads", "nheads_k")}
 
 
 def is_sharded(prepared: Prepared) -> bool:
-    return any(map(_is_dtensor, prepared.tensors))
+    return any(map(is_dtensor, flat([*prepared.tensors, *prepared.given.values()])))
+
+
+def replicated(tensors: Sequence[Any], mesh: Any = None) -> list[Any]:
+    """The tensors of a call whose kernels are torch's own operators, which serve DTensors alone: a plain one is the
+    same on every rank."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if mesh is None:
+        mesh = next(each.device_mesh for each in flat(tensors) if isinstance(each, DTensor))
+    found: list[Any] = []
+    for each in tensors:
+        if isinstance(each, (list, tuple)):
+            each = replicated(each, mesh)
+        elif isinstance(each, Tensor) and not is_dtensor(each):
+            each = DTensor.from_local(each, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        found.append(each)
+    return found
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,7 @@ class Sharding:
     def of(cls, prepared: Prepared) -> Sharding:
         """Raises InvalidArgumentError for a q that is cut over anything else."""
         (name, names), q = next(iter(_dims(prepared.request).items())), prepared.tensors[0]
-        if not _is_dtensor(q):
+        if not is_dtensor(q):
             raise InvalidArgumentError(name, "a plain tensor beside a DTensor", "a DTensor of the same mesh")
         return cls(q.device_mesh, tuple([_axis(name, names, place) for place in q.placements]))
 
@@ -68,13 +86,18 @@ class Sharding:
         want = request.results(tensors)
         if isinstance(want, TensorSpec):
             return self._whole("out", answer, want, request)
-        parts = zip(want._fields, answer, want, strict=True)
-        return type(want)._make([self._whole(name, each, spec, request) for name, each, spec in parts])
+        names = list(request.dims)[-len(want) :]
+        parts = [self._whole(*each, request) for each in zip(names, answer, want, strict=True)]
+        return type(want)._make(parts) if hasattr(want, "_make") else tuple(parts)
 
     def _whole(self, name: str, part: Tensor, spec: TensorSpec, request: Request) -> DTensor:
-        from torch.distributed.tensor import DTensor
+        from torch.distributed.tensor import DTensor, Partial
 
         placements = self._placements(spec.shape, request.dims[name].split())
+        if name in request.summed:  # over query heads, of a key-value head that is on every rank
+            for i, axis in enumerate(self.axes):
+                if axis == "nheads" and placements[i].is_replicate():
+                    placements[i] = Partial()
         strides = [math.prod(spec.shape[i + 1 :]) for i in range(len(spec.shape))]
         return DTensor.from_local(
             part.contiguous(),
@@ -102,7 +125,7 @@ class Sharding:
         from torch.distributed.tensor import DTensor, Partial, Replicate
 
         wanted = self._placements(tensor.shape, names)
-        if not _is_dtensor(tensor):
+        if not is_dtensor(tensor):
             tensor = DTensor.from_local(tensor, self.mesh, [Replicate()] * self.mesh.ndim, run_check=False)
         given: Any = tensor
         if given.device_mesh != self.mesh:
@@ -149,7 +172,3 @@ def _described(request: Request, tensors: Sequence[Tensor], given: Mapping[str, 
         if isinstance(spec, TensorSpec):
             changed[name] = replace(spec, shape=tuple(tensor.shape))
     return replace(request, **changed)
-
-
-def _is_dtensor(tensor: object) -> bool:
-    return type(tensor).__name__ == "DTensor"

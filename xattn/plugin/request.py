@@ -42,6 +42,7 @@ class Request(ABC):
     vocabulary: the words that a capability block may use of it.
     dims:       the names of the sizes of each tensor, those in place first, and of each result; a tensor may lack the
                 first ones. Empty for an op whose calls are no sum of calls over batch rows and heads.
+    summed:     the results that are sums over query heads.
     device:     torch's device type, but "rocm" where torch was built for HIP ("cuda" is NVIDIA alone).
     dtype:      of the tensors that are computed with, under autocast the one they are cast to.
     arch:       "sm_90", "gfx942", ...; None where the device has no such name.
@@ -51,6 +52,7 @@ class Request(ABC):
     op: ClassVar[str]
     vocabulary: ClassVar[Vocabulary]
     dims: ClassVar[Mapping[str, str]] = {}
+    summed: ClassVar[frozenset[str]] = frozenset()
 
     device: str
     dtype: torch.dtype
@@ -88,8 +90,9 @@ class Request(ABC):
         """Number of elements of the full score matrix; 0 for an op that has none."""
         return 0
 
-    def notes(self) -> list[str]:
-        """What is legal in this call and unlikely to be meant, for `explain`, a sentence each."""
+    def notes(self, given: Mapping[str, Any]) -> list[str]:
+        """What is legal in this call and unlikely to be meant, for `explain`, a sentence each. given: what a plan takes
+        by name, as far as it is known: of a request alone, nothing."""
         return []
 
     @property

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 
 def is_plain(tensor: object) -> bool:
@@ -19,6 +21,20 @@ def is_plain(tensor: object) -> bool:
         and not tensor.is_nested
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Whether a forward-mode derivative is wanted of one of them, by torch.func.jvp or torch.autograd.forward_ad."""
+    return in_forward_mode() and any(forward_ad.unpack_dual(each).tangent is not None for each in tensors)
+
+
+def in_forward_mode() -> bool:
+    return not is_dynamo_compiling() and forward_ad._current_level >= 0
+
+
+def is_dtensor(tensor: object) -> bool:
+    """Whether it is a DTensor; without torch.distributed, whose import takes a second."""
+    return type(tensor).__name__ == "DTensor"
 
 
 def flat(tensors: Sequence[Any]) -> list[Tensor]:

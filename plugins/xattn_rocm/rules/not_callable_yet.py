@@ -6,8 +6,8 @@ from xattn_rocm.rules.rule import Rule, issue, line, pull
 
 _MHA = "aiter/ops/mha.py"
 _TRITON = "aiter/ops/triton/attention"
-_VARLEN = "no kernel of aiter's is behind varlen_attention yet."
-_PAGED = "xattn has no paged cache yet."
+_VARLEN = "No kernel of aiter's is behind varlen_attention yet."
+_PAGED = "No kernel of aiter's is behind paged_attention yet."
 _MLA = "xattn has no MLA yet."
 
 

@@ -190,8 +190,16 @@ def test_where_nothing_depends_on_the_diagonal_an_int_is_no_feature() -> None:
     assert torch.equal(xattn.attention(q, k, v, align=3), xattn.attention(q, k, v))
 
 
-def test_explain_knows_no_offset_and_notes_what_it_knows() -> None:
+def test_explain_notes_the_queries_that_an_offset_leaves_without_a_key() -> None:
     q, k, v = (x.detach() for x in leaves(19, 11))
-    assert xattn.explain(q, k, v, causal=True, align=-4).notes == ()
     (note,) = xattn.explain(q, k, v, causal=True).notes
     assert note.startswith("the first 8 of 19 queries see no key")
+    (note,) = xattn.explain(q, k, v, causal=True, align=-4).notes
+    assert note == (
+        "the first 4 of 19 queries see no key, so their out is 0: align=-4 aligns query 0 with key -4 of 11"
+    )
+    (note,) = xattn.explain(q, k, v, window=(2, 0), align=0).notes
+    assert note.startswith("the last 6 of 19 queries see no key")
+    # With lengths each row has keys of its own; past all keys causal hides nothing.
+    assert xattn.explain(q, k, v, causal=True, align=-4, seqlens_k=torch.tensor([3, 11])).notes == ()
+    assert xattn.explain(q, k, v, causal=True, align=40).notes == ()

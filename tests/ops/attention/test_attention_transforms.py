@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from ops.attention.compiled_calls import CALLS, call, close, qkv, with_grads
+from support import notes_of
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import xattn
@@ -130,7 +132,23 @@ def test_second_derivatives_raise_instead_of_being_zero(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["causal", "window"])
-def test_forward_mode_raises_instead_of_being_zero(name: str) -> None:
+def test_forward_mode_raises_and_says_who_has_it(name: str) -> None:
     q, k, v = qkv(12, grad=False)
-    with pytest.raises((NotImplementedError, RuntimeError)):
-        torch.func.jvp(lambda q: call(q, k, v, CALLS[name]), (q,), (torch.ones_like(q),))
+    tangent = torch.linspace(-1, 1, q.numel(), dtype=q.dtype).view(q.shape)
+    with pytest.raises(NotImplementedError) as caught:
+        torch.func.jvp(lambda q: call(q, k, v, CALLS[name]), (q,), (tangent,))
+    assert any('backend="reference" has them' in note for note in notes_of(caught.value))
+    # So has a plan that is remembered, which sees tensors of the same kind.
+    call(q, k, v, CALLS[name])
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError) as caught:
+        call(forward_ad.make_dual(q, tangent), k, v, CALLS[name])
+    assert any('backend="reference" has them' in note for note in notes_of(caught.value))
+
+    def named(q: Tensor) -> Tensor:
+        return call(q, k, v, {**CALLS[name], "backend": "reference"})
+
+    got = torch.func.jvp(named, (q,), (tangent,))[1]
+    step = 1e-3
+    torch.testing.assert_close(
+        got, (named(q + step * tangent) - named(q - step * tangent)) / (2 * step), atol=1e-2, rtol=1e-2
+    )

@@ -11,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from xattn.dispatch import plans
 from xattn.dispatch.choice import chosen, scoped
 from xattn.ops.apply_rotary.arguments import prepare
-from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.plugin.tensors import is_plain
 
 Rotated = tuple[Tensor, Tensor | None]
@@ -41,13 +41,13 @@ def apply_rotary(
     interleaved: bool = False,
     backend: str | Sequence[str] = "auto",
 ) -> tuple[Tensor, None]: ...
-@without_unknown
+@without_unexpected
 def apply_rotary(
     q: Tensor,
     k: Tensor | None,
     cos: Tensor,
     sin: Tensor,
-    *,
+    *unnamed: object,
     interleaved: bool = False,
     backend: str | Sequence[str] = "auto",
     **unknown: object,
@@ -76,8 +76,8 @@ def apply_rotary(
     Raises InvalidArgumentError for a call that contradicts the above, UnsupportedError if a backend asked for by name
     cannot serve it (with every reason), UnknownBackendError for an unknown name.
     """
-    if unknown:
-        raise unexpected(apply_rotary, unknown)
+    if unnamed or unknown:
+        raise unexpected(apply_rotary, unnamed, unknown)
     if not is_dynamo_compiling():
         try:
             nested = q.is_nested or cos.is_nested or sin.is_nested or (k is not None and k.is_nested)

@@ -15,7 +15,7 @@ from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.dense import check_values, kind_of_align
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Align, Window
-from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.ops.shared.spelling import unexpected, without_unexpected
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,12 +54,12 @@ def attention(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **rest: Unpack[Arguments]
 ) -> AttentionOutput: ...
-@without_unknown
+@without_unexpected
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    *,
+    *unnamed: object,
     causal: bool = False,
     window: Window | None = None,
     align: Align | int = "bottom_right",
@@ -109,8 +109,8 @@ def attention(
     serve it (with every reason), UnknownBackendError for an unknown name. An exception of a vendor's kernel comes
     through with the request and the backend added as a note.
     """
-    if unknown:
-        raise unexpected(attention, unknown)
+    if unnamed or unknown:
+        raise unexpected(attention, unnamed, unknown)
     if not is_dynamo_compiling():
         choice = _scope.get() if backend == "auto" else backend
         # One look-up says which options are on, that no optional tensor is there (a tensor is never a key), and what

@@ -102,14 +102,17 @@ class AttentionRequest(DenseRequest):
     def phase(self) -> Phase:
         return phase_of(self.any_grad, self.seqlen_q)
 
-    def notes(self) -> list[str]:
+    def notes(self, given: Mapping[str, Any]) -> list[str]:
         found = []
-        if self.offset is not None and self.seqlens_k is None and not self.empty:
-            geometry = Geometry.of(self)
+        align = given.get("align", self.align)
+        off = align if self.align == "offset" and align != "offset" else self.offset
+        if off is not None and self.seqlens_k is None and not self.empty:
+            geometry = Geometry(self.seqlen_q, self.seqlen_k, *self.band, off)
             for which, unseen in (("first", geometry.first_q), ("last", self.seqlen_q - geometry.end_q)):
                 if unseen > 0:
                     rows = f"the {which} {unseen} of {self.seqlen_q} queries see no key, so their out is 0"
-                    why = f'align="{self.align}" aligns query 0 with key {self.offset} of {self.seqlen_k}'
+                    said = f'"{align}"' if isinstance(align, str) else align
+                    why = f"align={said} aligns query 0 with key {off} of {self.seqlen_k}"
                     found.append(f"{rows}: {why}")
         if self.nheads > self.seqlen_q and self.nheads_k > self.seqlen_k and not self.empty:
             counts = f"{self.nheads} and {self.seqlen_q} of q, {self.nheads_k} and {self.seqlen_k} of k"

@@ -15,12 +15,12 @@ from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.dense import check_values, kind_of_align
 from xattn.ops.shared.gradients import Gradients
 from xattn.ops.shared.softmax import Align, Window
-from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.ops.shared.spelling import unexpected, without_unexpected
 
 _table = plans.PlanTable()
 
 
-@without_unknown
+@without_unexpected
 def attention_backward(
     dout: Tensor,
     q: Tensor,
@@ -28,7 +28,7 @@ def attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    *,
+    *unnamed: object,
     causal: bool = False,
     window: Window | None = None,
     align: Align | int = "bottom_right",
@@ -59,8 +59,8 @@ def attention_backward(
     Returns (dq, dk, dv) in the dtypes and shapes of q, k and v. A query whose lse is -inf has no share, and a key that
     no query sees gets 0. Raises as `attention`.
     """
-    if unknown:
-        raise unexpected(attention_backward, unknown)
+    if unnamed or unknown:
+        raise unexpected(attention_backward, unnamed, unknown)
     choice = chosen(backend)
     tensors = given_tensors(alibi_slopes=alibi_slopes, bias=bias, mask=mask, seqlens_k=seqlens_k)
     options: dict[str, Any] = {

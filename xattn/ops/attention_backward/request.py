@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -62,6 +62,23 @@ class AttentionBackwardRequest(DenseRequest):
         sizes=("headdim", "headdim_v"),
         phases=("train",),
     )
+
+    dims: ClassVar[Mapping[str, str]] = {
+        "dout": "batch seqlen_q nheads headdim_v",
+        "q": "batch seqlen_q nheads headdim",
+        "k": "batch seqlen_k nheads_k headdim",
+        "v": "batch seqlen_k nheads_k headdim_v",
+        "out": "batch seqlen_q nheads headdim_v",
+        "lse": "batch nheads seqlen_q",
+        "alibi_slopes": "batch nheads",
+        "bias": "batch nheads seqlen_q seqlen_k",
+        "mask": "batch nheads seqlen_q seqlen_k",
+        "seqlens_k": "batch",
+        "dq": "batch seqlen_q nheads headdim",
+        "dk": "batch seqlen_k nheads_k headdim",
+        "dv": "batch seqlen_k nheads_k headdim_v",
+    }
+    summed: ClassVar[frozenset[str]] = frozenset({"dk", "dv"})
 
     inputs_require_grad: bool = False
 

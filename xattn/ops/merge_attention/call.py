@@ -13,14 +13,18 @@ from xattn.ops.merge_attention.arguments import prepare
 from xattn.ops.shared.checks import has_rank
 from xattn.ops.shared.lengths import bucket
 from xattn.ops.shared.output import AttentionOutput
-from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.ops.shared.spelling import unexpected, without_unexpected
 
 _table = plans.PlanTable()
 
 
-@without_unknown
+@without_unexpected
 def merge_attention(
-    outs: Sequence[Tensor], lses: Sequence[Tensor], *, backend: str | Sequence[str] = "auto", **unknown: object
+    outs: Sequence[Tensor],
+    lses: Sequence[Tensor],
+    *unnamed: object,
+    backend: str | Sequence[str] = "auto",
+    **unknown: object,
 ) -> AttentionOutput:
     """The attention over all keys, out of its parts over disjoint sets of them.
 
@@ -40,8 +44,8 @@ def merge_attention(
     Raises InvalidArgumentError for a call that contradicts the above, UnsupportedError if no allowed backend can serve
     it, UnknownBackendError for an unknown name.
     """
-    if unknown:
-        raise unexpected(merge_attention, unknown)
+    if unnamed or unknown:
+        raise unexpected(merge_attention, unnamed, unknown)
     choice = chosen(backend)
     if is_dynamo_compiling():
         return plans.traced(prepare(outs, lses), choice)  # type: ignore[no-any-return]

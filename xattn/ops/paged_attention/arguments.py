@@ -66,6 +66,7 @@ def prepare(
     given = checks.given_tensors(
         sinks=sinks, alibi_slopes=alibi_slopes, tree_mask=tree_mask, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale
     )
+    pages.check_local(q=q, k_cache=k_cache, v_cache=v_cache, align=align, **given)
     dtype = autocast_dtype(q)
     described = cast(q, dtype)
     _check_main(described, k_cache, v_cache, given)
@@ -136,7 +137,7 @@ def _described(
         unseen_finite=bool(options["unseen_finite"]),
         deterministic=bool(options["deterministic"]),
         return_lse=bool(options["return_lse"]),
-        requires_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_cache, v_cache)),
+        requires_grad=checks.wants_derivative(q, k_cache, v_cache),
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     )
 

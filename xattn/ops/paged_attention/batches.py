@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from xattn.errors import InvalidArgumentError
-from xattn.ops.shared import checks, lengths
+from xattn.ops.shared import checks, lengths, pages
 from xattn.plugin.storage import PagedBatch
 from xattn.plugin.symbolic import holds
 
@@ -62,6 +62,7 @@ def kind_of(batch: PagedBatch) -> Hashable:
 def _check_parts(batch: PagedBatch, q: Tensor) -> None:
     """Types, dtypes, devices and sizes."""
     table, keys, starts = batch.block_table, batch.seqlens_k, batch.cu_seqlens_q
+    pages.check_local(block_table=table, seqlens_k=keys, cu_seqlens_q=starts)
     for name, tensor in (("block_table", table), ("seqlens_k", keys), ("cu_seqlens_q", starts)):
         if name == "cu_seqlens_q" and tensor is None:
             continue

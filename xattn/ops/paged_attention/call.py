@@ -18,7 +18,7 @@ from xattn.ops.paged_attention.values import check_values
 from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Align, Window
-from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.plugin.storage import PagedBatch
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def paged_attention(
     return_lse: Literal[True],
     **rest: Unpack[Arguments],
 ) -> AttentionOutput: ...
-@without_unknown
+@without_unexpected
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -85,7 +85,7 @@ def paged_attention(
     block_table: Tensor | PagedBatch,
     seqlens_k: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
-    *,
+    *unnamed: object,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
     causal: bool = True,
@@ -133,8 +133,8 @@ def paged_attention(
     Returns out (total_q, nheads, headdim_v), contiguous, in the dtype of q (under autocast, in its dtype), and lse
     (nheads, total_q) float32. There are no gradients. Raises as `attention`.
     """
-    if unknown:
-        raise unexpected(paged_attention, unknown)
+    if unnamed or unknown:
+        raise unexpected(paged_attention, unnamed, unknown)
     if not is_dynamo_compiling():
         choice = _scope.get() if backend == "auto" else backend
         # As in `attention`: of a batch object whose step was looked at, one look-up and one guard.

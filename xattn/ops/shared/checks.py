@@ -15,7 +15,7 @@ from xattn.errors import InvalidArgumentError
 from xattn.ops.shared.softmax import ALIGNS
 from xattn.plugin.request import TensorSpec, dtype_name
 from xattn.plugin.symbolic import differ, holds, is_int32
-from xattn.plugin.tensors import is_plain
+from xattn.plugin.tensors import has_tangent, is_plain
 
 BNSH = "(batch, nheads, seqlen, headdim): pass x.transpose(1, 2), which copies nothing."
 
@@ -181,6 +181,11 @@ def check_slopes(slopes: Tensor | None) -> None:
 def check_without_grad(name: str, tensor: Tensor, hint: str) -> None:
     if torch.is_grad_enabled() and tensor.requires_grad:
         raise InvalidArgumentError(name, "a tensor that requires grad", "one that does not", hint)
+
+
+def wants_derivative(*tensors: Tensor) -> bool:
+    """Of an op that is forward only: whether a derivative of any mode is wanted, which would be 0 in silence."""
+    return (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)) or has_tangent(*tensors)
 
 
 def is_number(value: object) -> bool:

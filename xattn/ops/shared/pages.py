@@ -11,10 +11,19 @@ from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks
 from xattn.plugin.request import dtype_name
 from xattn.plugin.symbolic import holds
+from xattn.plugin.tensors import is_dtensor
 
 QUANTISED = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8, torch.uint8})
 
 _SHAPE = "4 dimensions (num_blocks, block_size, nheads_k, headdim)"
+
+
+def check_local(**tensors: Any) -> None:
+    """No DTensor: a cache is written to in place, and by each rank in its own part."""
+    for name, tensor in tensors.items():
+        if is_dtensor(tensor):
+            hint = f"Pass {name}.to_local() on each rank, which serves its own heads."
+            raise InvalidArgumentError(name, "a DTensor", "a plain torch.Tensor", hint)
 
 
 def check_caches(k_cache: Any, v_cache: Any, model: str, like: Tensor) -> None:

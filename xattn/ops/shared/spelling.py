@@ -1,10 +1,10 @@
-"""Keywords of other libraries' attention, and what they are called here."""
+"""Arguments of other libraries' attention, and what they are called here."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,17 +48,36 @@ OTHERS: dict[str, tuple[str, str]] = {
 }
 
 
-def without_unknown(function: F) -> F:
-    """Leave `**unknown` out of the signature that people and tools see. It is there so that the function itself can say
-    what a keyword of another library is called; a call without one pays nothing for it that can be measured."""
+# What other libraries take in place after the arguments that a function here takes there, and what it is by name.
+_FLASH = ("dropout_p=", "scale=", "causal=", "window=, None where -1 is", "softcap=", "alibi_slopes=")
+ORDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "flash_attn_func": (("q", "k", "v"), _FLASH),
+    "scaled_dot_product_attention": (
+        ("q", "k", "v"),
+        ("mask=, of floats bias=", "dropout_p=", 'causal= beside align="top_left"', "scale="),
+    ),
+    "flash_attn_varlen_func": (
+        ("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k"),
+        ("max_seqlen_q=", "max_seqlen_k=", *_FLASH),
+    ),
+}
+
+
+def without_unexpected(function: F) -> F:
+    """Leave `*unnamed` and `**unknown` out of the signature that people and tools see. They are there so that the
+    function itself can say what an argument of another library is called; a call without one pays nothing for it that
+    can be measured."""
     shown = inspect.signature(function)
-    known = [each for each in shown.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    unexpected = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    known = [each for each in shown.parameters.values() if each.kind not in unexpected]
     function.__signature__ = shown.replace(parameters=known)  # type: ignore[attr-defined]
     return function
 
 
-def unexpected(function: Callable[..., Any], unknown: Mapping[str, Any] | Iterable[str]) -> TypeError:
-    """The error for keywords that a function does not have."""
+def unexpected(function: Callable[..., Any], unnamed: Sequence[Any], unknown: Iterable[str]) -> TypeError:
+    """The error for arguments that a function does not have: more in place than it takes, or keywords."""
+    if unnamed:
+        return _too_many(function, unnamed)
     wrong = next(iter(unknown))
     names = list(inspect.signature(function).parameters)
     argument, text = OTHERS.get(wrong, ("", ""))
@@ -66,3 +85,21 @@ def unexpected(function: Callable[..., Any], unknown: Mapping[str, Any] | Iterab
         close = difflib.get_close_matches(wrong, names, n=1)
         text = f"Did you mean {close[0]}=?" if close else f"It takes {', '.join(names)}."
     return TypeError(f"{function.__name__}() got an unexpected keyword argument {wrong!r}. {text}")
+
+
+def in_place(function: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that may stand in place."""
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+
+
+def _too_many(function: Callable[..., Any], unnamed: Sequence[Any]) -> TypeError:
+    names, takes = in_place(function), inspect.signature(function).parameters
+    counts = f"takes {len(names)} positional arguments but {len(names) + len(unnamed)} were given"
+    text = f"{function.__name__}() {counts}. In place are {', '.join(names)}, the others go by name"
+    for library, (before, order) in ORDERS.items():
+        # After q, k and v, torch goes on with a mask and flash-attn with a number.
+        if before == tuple(names) and isinstance(unnamed[0], (int, float)) is not order[0].startswith("mask"):
+            here = [each if each.split("=")[0] in takes else f"{each} (not here)" for each in order[: len(unnamed)]]
+            text += f". In the order of {library} they are {'; '.join(here)}"
+    return TypeError(f"{text}.")

@@ -17,7 +17,7 @@ from xattn.ops.shared.lengths import are_cu_seqlens, bound, bucket_of
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.packed import by_sequence, check_values, kind_of_align
 from xattn.ops.shared.softmax import Align, Window
-from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.varlen_attention.arguments import prepare
 
 if TYPE_CHECKING:
@@ -68,14 +68,14 @@ def varlen_attention(
     return_lse: Literal[True],
     **rest: Unpack[Arguments],
 ) -> AttentionOutput: ...
-@without_unknown
+@without_unexpected
 def varlen_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor | None = None,
-    *,
+    *unnamed: object,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
     causal: bool = False,
@@ -108,8 +108,8 @@ def varlen_attention(
     Returns out (total_q, nheads, headdim_v), contiguous, in the dtype of q (under autocast, in its dtype), and lse
     (nheads, total_q) float32. Raises as `attention`.
     """
-    if unknown:
-        raise unexpected(varlen_attention, unknown)
+    if unnamed or unknown:
+        raise unexpected(varlen_attention, unnamed, unknown)
     keys = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     if not is_dynamo_compiling():
         choice = _scope.get() if backend == "auto" else backend

@@ -15,7 +15,7 @@ from xattn.ops.shared.gradients import Gradients
 from xattn.ops.shared.lengths import are_cu_seqlens, bucket_of
 from xattn.ops.shared.packed import by_sequence, kind_of_align, read_bounds
 from xattn.ops.shared.softmax import Align, Window
-from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.varlen_attention_backward.arguments import check_values, prepare
 
 _table = plans.PlanTable()
@@ -23,7 +23,7 @@ _table = plans.PlanTable()
 _FREE = (*[(0,)] * 5, (1,), (0,), (0,))
 
 
-@without_unknown
+@without_unexpected
 def varlen_attention_backward(
     dout: Tensor,
     q: Tensor,
@@ -33,7 +33,7 @@ def varlen_attention_backward(
     lse: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor | None = None,
-    *,
+    *unnamed: object,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
     causal: bool = False,
@@ -59,8 +59,8 @@ def varlen_attention_backward(
     Returns (dq, dk, dv) in the dtypes and shapes of q, k and v, with 0 in the rows of no sequence, which are not read.
     Raises as `attention`.
     """
-    if unknown:
-        raise unexpected(varlen_attention_backward, unknown)
+    if unnamed or unknown:
+        raise unexpected(varlen_attention_backward, unnamed, unknown)
     choice = chosen(backend)
     keys = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     tensors = given_tensors(alibi_slopes=alibi_slopes)

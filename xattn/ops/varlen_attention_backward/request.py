@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -58,6 +58,23 @@ class VarlenBackwardRequest(PackedRequest):
         sizes=("headdim", "headdim_v"),
         phases=("train",),
     )
+
+    dims: ClassVar[Mapping[str, str]] = {
+        "dout": "total_q nheads headdim_v",
+        "q": "total_q nheads headdim",
+        "k": "total_k nheads_k headdim",
+        "v": "total_k nheads_k headdim_v",
+        "out": "total_q nheads headdim_v",
+        "lse": "nheads total_q",
+        "cu_seqlens_q": "sequences",
+        "cu_seqlens_k": "sequences",
+        "alibi_slopes": "sequences nheads",
+        "align": "sequences",
+        "dq": "total_q nheads headdim",
+        "dk": "total_k nheads_k headdim",
+        "dv": "total_k nheads_k headdim_v",
+    }
+    summed: ClassVar[frozenset[str]] = frozenset({"dk", "dv"})
 
     inputs_require_grad: bool = False
 

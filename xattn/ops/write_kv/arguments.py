@@ -32,6 +32,7 @@ def prepare(
 ) -> Prepared:
     """Check a call against the contract and describe it. Raises InvalidArgumentError."""
     given = checks.given_tensors(k_scale=k_scale, v_scale=v_scale)
+    pages.check_local(k=k, v=v, k_cache=k_cache, v_cache=v_cache, slots=slots, **given)
     dtype = autocast_dtype(k)
     described = cast(k, dtype), cast(v, dtype)
     _check_tokens(*described)
@@ -54,7 +55,7 @@ def prepare(
         nheads_k=k.shape[1],
         headdim=k.shape[2],
         headdim_v=v.shape[2],
-        requires_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (k, v, k_cache, v_cache)),
+        requires_grad=checks.wants_derivative(k, v, k_cache, v_cache),
         **{name: checks.spec(tensor) for name, tensor in given.items()},
     )
     return Prepared(request, (k, v, k_cache, v_cache, slots), given, {"check": check}, dtype, cast=2)

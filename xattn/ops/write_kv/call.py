@@ -12,7 +12,7 @@ from xattn.dispatch import plans
 from xattn.dispatch.choice import chosen
 from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.lengths import bucket
-from xattn.ops.shared.spelling import unexpected, without_unknown
+from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.write_kv.arguments import check_values, prepare
 
 _table = plans.PlanTable()
@@ -21,14 +21,14 @@ _table = plans.PlanTable()
 _TOKENS = ((0,), (0,), (), (), (0,))
 
 
-@without_unknown
+@without_unexpected
 def write_kv(
     k: Tensor,
     v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     slots: Tensor,
-    *,
+    *unnamed: object,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
     check: bool = False,
@@ -50,8 +50,8 @@ def write_kv(
     gradients. Raises InvalidArgumentError for a call that contradicts the above, a slot outside the caches or twice
     among them; then nothing was written. Else raises as `attention`.
     """
-    if unknown:
-        raise unexpected(write_kv, unknown)
+    if unnamed or unknown:
+        raise unexpected(write_kv, unnamed, unknown)
     choice = chosen(backend)
     tensors = given_tensors(k_scale=k_scale, v_scale=v_scale)
     if is_dynamo_compiling():
