@@ -26,8 +26,8 @@ def mutants(
     level: Annotated[str, typer.Option(help=f"{', '.join(LEVELS)}: each with all before it.")] = "full",
     case: Annotated[str, typer.Option(help="A pattern of case ids, as a shell's.")] = "*",
     dtype: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(DTYPES)}; may be repeated.")] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Wrong kernels on every case too, and no sample: hours.")
+    sample: Annotated[
+        bool, typer.Option("--sample", help=f"Of the cases the witnesses, and one in {SAMPLE} of the others.")
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at once.")] = 2,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, as docs/mutants.md has them.")] = None,
@@ -35,8 +35,7 @@ def mutants(
 ) -> None:
     """Every wrong kernel on the cases on which it can show, and every right one: who was caught, by what.
 
-    Right kernels on every case that is not too large; wrong ones on a sample that has the witnesses of each, and with a
-    pattern on all that match; impostors on their witnesses.
+    On every case that is not too large, half an hour on two cores; impostors on their witnesses.
 
     Exits with 1 where a mutant lives in a dtype in which it is wrong, no case gives it a chance to show, or a right
     kernel fails.
@@ -48,15 +47,15 @@ def mutants(
     compared = {each.id for op in OPS.values() if op.mutants() for each in op.cases()}
     possible = [each for each in select(a_level(level), dtypes, case) if each.id in compared]
     small = [each for each in possible if scores(each) <= SCORES_MAX]
-    cases = small if full or case != "*" else witnesses.sample(small)
+    cases = witnesses.sample(small) if sample else small
     if not cases:
         stop("no case is left")
     found = _all("Mutants", table.run_mutants(cases, jobs=jobs), cases)
-    posed = _all("Impostors", witnesses.run_impostors(small), small)
-    right = _all("Right kernels", table.run_right(small, jobs=jobs), small)
+    posed = _all("Impostors", witnesses.run_impostors(cases), cases)
+    right = _all("Right kernels", table.run_right(cases, jobs=jobs), cases)
     if markdown is not None:
-        command = f"xattn-conformance mutants{' --full' if full else ''} --markdown {markdown}"
-        markdown.write_text(page(found, posed, right, command, _described(cases, small, possible)), encoding="utf-8")
+        command = f"xattn-conformance mutants{' --sample' if sample else ''} --markdown {markdown}"
+        markdown.write_text(page(found, posed, right, command, _described(cases, possible)), encoding="utf-8")
     if json:
         print(js.dumps(table.counted(found), indent=1))
     else:
@@ -82,11 +81,7 @@ def _all(what: str, found: Iterator[list[Outcome]], cases: Sequence[Case]) -> li
         return [one for each in progress.track(found, total=len(cases), description=what) for one in each]
 
 
-def _described(sampled: Sequence[Case], small: Sequence[Case], possible: Sequence[Case]) -> str:
-    levels = {level: sum(case.level == level for case in small) for level in LEVELS}
+def _described(cases: Sequence[Case], possible: Sequence[Case]) -> str:
+    levels = {level: sum(case.level == level for case in cases) for level in LEVELS}
     of_each = ", ".join(f"{count} of level {level}" for level, count in levels.items() if count)
-    which = f": the witnesses of each, and one in {SAMPLE} of the others" if len(sampled) < len(small) else ""
-    return (
-        f"{len(small)} of {len(possible)} cases ({of_each}), those of up to {SCORES_MAX:,} scores. "
-        f"Right kernels are run on all of them, wrong ones on {len(sampled)}{which}"
-    )
+    return f"{len(cases)} of {len(possible)} cases ({of_each}), up to {max(map(scores, cases)):,} scores"
