@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 from xattn_conformance.case import DTYPES
 from xattn_conformance.cli.app import app
-from xattn_conformance.mutants import table
+from xattn_conformance.mutants import table, witnesses
 from xattn_conformance.mutants.page import declared, page
 from xattn_conformance.mutants.render import by_family, by_metric, metric_of, percent, result_of, terminal
 from xattn_conformance.mutants.table import ANY, Outcome, counted, right_on, run_mutants, survivors, unshown
@@ -97,13 +97,15 @@ def test_a_mutant_that_lives_is_red() -> None:
 
 def test_the_page_has_each_mutant_once_and_what_is_not_caught() -> None:
     alarm = Outcome("tf32", "a case", "huge", "float32", ("out.zmax",), 3.5)
-    text = page(OUTCOMES, [alarm, outcome("tf32", dtype="float16")], "a command", "7 cases")
+    posed = Outcome("one-buffer", "a case", "normal", "float16", ("state.refilled",), math.inf)
+    text = page(OUTCOMES, [posed], [alarm, outcome("tf32", dtype="float16")], "a command", "7 cases")
     forward, backward = text.split("## Backward")[0], text.split("## Backward")[1].split("##")[0]
     assert "| `causal+1` | causal shows one key behind the diagonal |" in forward
     assert "`dq-zero`" in backward
     assert "`dq-zero`" not in forward
     of = [sum(dtype not in mutant.equivalent_in for mutant in OWN) for dtype in ("float32", "float16", "bfloat16")]
     assert f"| mutants killed | **0 of {of[0]}** | **1 of {of[1]}** | **3 of {of[2]}** |" in text
+    assert "| `one-buffer` | out is written into the buffer of the call before |  | 1/1 |  | state.refilled |" in text
     assert "| `out-8-bit` | bfloat16 | out is bfloat16 already |" in text
     assert '| tf32 | products = "tf32" | 1/1 | 0/1 |  | 3.50 |' in text
 
@@ -165,6 +167,7 @@ def test_the_command_prints_and_writes_what_became_of_each(tmp_path: Path) -> No
 
 def test_the_command_fails_for_a_survivor_and_for_a_false_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     wronged = Outcome("tiles of 64", ONE, "needle", "bfloat16", ("lse.finite",), math.inf)
+    monkeypatch.setattr(witnesses, "run_impostors", lambda cases: iter([]))
     monkeypatch.setattr(table, "run_mutants", lambda cases, jobs: iter([OUTCOMES]))
     monkeypatch.setattr(table, "run_right", lambda cases, jobs: iter([[outcome("tiles of 16")]]))
     code, _, errors = cli("--case", ONE)
@@ -179,6 +182,8 @@ def test_the_command_fails_for_a_survivor_and_for_a_false_alarm(monkeypatch: pyt
     code, _, errors = cli("--case", ONE)
     assert code == 1
     assert f"Wronged: tiles of 64 in {ONE}: lse.finite" in errors
+    monkeypatch.setattr(witnesses, "run_impostors", lambda cases: iter([[outcome("one-buffer")]]))
+    assert "Alive: one-buffer in bfloat16" in cli("--case", ONE)[2]
 
 
 @pytest.mark.parametrize("words", [("--case", "no/such/*"), ("--dtype", "float8"), ("--level", "most")])

@@ -14,10 +14,10 @@ from rich.text import Text
 from xattn_conformance.case import DTYPES, LEVELS, Case, scores
 from xattn_conformance.cli.suite import a_level
 from xattn_conformance.cli.terminal import FAILED, OK, err, out, stop
-from xattn_conformance.mutants import render, table
+from xattn_conformance.mutants import render, table, witnesses
 from xattn_conformance.mutants.page import page
 from xattn_conformance.mutants.table import Outcome
-from xattn_conformance.mutants.witnesses import SCORES_MAX, sample
+from xattn_conformance.mutants.witnesses import SAMPLE, SCORES_MAX
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.running.selection import select
 
@@ -26,14 +26,16 @@ def mutants(
     level: Annotated[str, typer.Option(help=f"{', '.join(LEVELS)}: each with all before it.")] = "full",
     case: Annotated[str, typer.Option(help="A pattern of case ids, as a shell's.")] = "*",
     dtype: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(DTYPES)}; may be repeated.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Every case that is not too large, and no sample.")] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help=f"Of the cases the witnesses, and one in {SAMPLE} of the others.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at once.")] = 2,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, as docs/mutants.md has them.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Counts by mutant, dtype, family and check, on stdout.")] = False,
 ) -> None:
     """Every wrong kernel on the cases on which it can show, and every right one: who was caught, by what.
 
-    A sample of the cases that always has the mutants' witnesses; with a pattern, all that match.
+    On every case that is not too large, half an hour on two cores; impostors on their witnesses.
 
     Exits with 1 where a mutant lives in a dtype in which it is wrong, no case gives it a chance to show, or a right
     kernel fails.
@@ -45,14 +47,15 @@ def mutants(
     compared = {each.id for op in OPS.values() if op.mutants() for each in op.cases()}
     possible = [each for each in select(a_level(level), dtypes, case) if each.id in compared]
     small = [each for each in possible if scores(each) <= SCORES_MAX]
-    cases = small if full or case != "*" else sample(small)
+    cases = witnesses.sample(small) if sample else small
     if not cases:
         stop("no case is left")
     found = _all("Mutants", table.run_mutants(cases, jobs=jobs), cases)
+    posed = _all("Impostors", witnesses.run_impostors(cases), cases)
     right = _all("Right kernels", table.run_right(cases, jobs=jobs), cases)
     if markdown is not None:
-        command = f"xattn-conformance mutants{' --full' if full else ''} --markdown {markdown}"
-        markdown.write_text(page(found, right, command, _described(cases, possible)), encoding="utf-8")
+        command = f"xattn-conformance mutants{' --sample' if sample else ''} --markdown {markdown}"
+        markdown.write_text(page(found, posed, right, command, _described(cases, possible)), encoding="utf-8")
     if json:
         print(js.dumps(table.counted(found), indent=1))
     else:
@@ -60,7 +63,8 @@ def mutants(
             out().print(shown)
     # A pattern or a level below the last leaves mutants without a case.
     missing = table.unshown(found, dtypes) if case == "*" and level == "full" else []
-    for name, where in (*table.survivors(found), *missing):
+    alive = table.survivors([*found, *posed])
+    for name, where in (*alive, *missing):
         err().print(Text.assemble(("Alive: ", "bold red"), f"{name} in {where}"), soft_wrap=True)
     wronged = [outcome for outcome in right if outcome.failed]
     for outcome in wronged:
@@ -68,7 +72,7 @@ def mutants(
         err().print(
             Text.assemble(("Wronged: ", "bold red"), f"{outcome.kernel} in {outcome.case}: {checks}"), soft_wrap=True
         )
-    raise typer.Exit(FAILED if table.survivors(found) or missing or wronged else OK)
+    raise typer.Exit(FAILED if alive or missing or wronged else OK)
 
 
 def _all(what: str, found: Iterator[list[Outcome]], cases: Sequence[Case]) -> list[Outcome]:
@@ -79,5 +83,5 @@ def _all(what: str, found: Iterator[list[Outcome]], cases: Sequence[Case]) -> li
 
 def _described(cases: Sequence[Case], possible: Sequence[Case]) -> str:
     levels = {level: sum(case.level == level for case in cases) for level in LEVELS}
-    of_each = ", ".join(f"{count} of level {level}" for level, count in levels.items())
+    of_each = ", ".join(f"{count} of level {level}" for level, count in levels.items() if count)
     return f"{len(cases)} of {len(possible)} cases ({of_each}), up to {max(map(scores, cases)):,} scores"

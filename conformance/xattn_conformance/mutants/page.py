@@ -1,4 +1,4 @@
-"""docs/mutants.md: every mutant and every right kernel, and what became of it."""
+"""docs/mutants.md: every mutant, impostor and right kernel, and what became of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from xattn_conformance.case import DTYPES
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.render import METRICS, by_mutant, fraction, grouped, metric_of, nearest, percent
 from xattn_conformance.mutants.table import Outcome, survivors
+from xattn_conformance.mutants.witnesses import witnesses
 from xattn_conformance.mutants.zoo import OWN, RIGHT
+from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import SUITE
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 
@@ -23,10 +25,11 @@ Made by `{command}`; not edited by hand.
 The suite is worth what it catches. Each kernel below is wrong in one way that kernels have been wrong, and goes through
 the comparison that backends go through, under the arithmetic of a tiled kernel that declares nothing. It is *killed* in
 a case in which a check is over its limit. Not every case can kill it: 0.5 % too much is within bfloat16's own rounding
-where a sum is short. What is held to is that in every dtype some case does, and the cheapest clear ones are its
-witnesses, by which profiles are admitted.
+where a sum is short. What is held to is that in every dtype some case does; the cheapest clear ones are its witnesses,
+by which profiles are admitted. [blind-mutants.md](blind-mutants.md) has kernels that no case was written for.
 
-Suite {suite}, NumPy {numpy}, {cases}. A cell is *killed / cases on which the mistake can show*.
+Suite {suite}, NumPy {numpy}, {cases}. A cell is *killed / cases on which the mistake can show*; a witness is given with
+`*` for the dtype.
 
 {summary}
 
@@ -39,6 +42,13 @@ Suite {suite}, NumPy {numpy}, {cases}. A cell is *killed / cases on which the mi
 Their out and lse are right.
 
 {backward}
+
+## Impostors
+
+Right numbers, wrongly called: what is wrong is a layout that is not looked at, a buffer that is used again, a setting
+that is left behind. They go through the judgement of a whole case, their witness, with its further calls.
+
+{impostors}
 
 ## In other layouts
 
@@ -62,13 +72,16 @@ the golden is, 0 and -inf where no key is seen. *any* is what counts.
 ## Right kernels
 
 The other half: a kernel that does what it declares must never fail. Each is judged under its own arithmetic, by all
-checks, on the same cases. *nearest* is the largest value of a check relative to its limit: at 1 it would fail.
+checks, on every case that it serves. *nearest* is the largest value of a check relative to its limit: at 1 it would
+fail.
 
 {right}
 """
 
 
-def page(outcomes: Sequence[Outcome], right: Sequence[Outcome], command: str, cases: str) -> str:
+def page(
+    outcomes: Sequence[Outcome], impostors: Sequence[Outcome], right: Sequence[Outcome], command: str, cases: str
+) -> str:
     """command: what makes the page; cases: which cases it is about."""
     backward = {mutant.name for mutant in OWN if mutant.backward}
     own = {mutant.name for mutant in OWN}
@@ -82,6 +95,7 @@ def page(outcomes: Sequence[Outcome], right: Sequence[Outcome], command: str, ca
         summary=_summary(outcomes, right),
         forward=_mutants([outcome for outcome in outcomes if outcome.kernel not in backward]),
         backward=_mutants([outcome for outcome in outcomes if outcome.kernel in backward]),
+        impostors=_impostors(impostors),
         inherited=_inherited(inherited),
         equivalent=_table(["mutant", "dtype", "why"], _equivalents(OWN)),
         checks=_checks(outcomes),
@@ -110,8 +124,27 @@ def _mutants(outcomes: Sequence[Outcome]) -> str:
         checks = Counter(check for outcome in some for check in outcome.failed)
         most = max(sorted(checks), key=checks.__getitem__, default="")
         cells = [fraction(dtypes.get(dtype, ())) or "right" for dtype in DTYPES]
-        lines.append([f"`{name}`", wrong[name], *cells, f"{most} ({checks[most]})" if most else "nothing"])
-    return _table(["mutant", "what is wrong", *DTYPES, "most often by"], lines)
+        often = f"{most} ({checks[most]})" if most else "nothing"
+        lines.append([f"`{name}`", wrong[name], *cells, often, f"`{witnesses()[name][0]}`"])
+    return _table(["mutant", "what is wrong", *DTYPES, "most often by", "first witness"], lines)
+
+
+def _impostors(outcomes: Sequence[Outcome]) -> str:
+    wrong = {impostor.name: impostor.wrong for op in OPS.values() for impostor in op.impostors()}
+    lines = []
+    for name, some in grouped(outcomes, lambda outcome: outcome.kernel).items():
+        dtypes = grouped(some, lambda outcome: outcome.dtype)
+        found = ", ".join(sorted({_brief(check) for outcome in some for check in outcome.failed})) or "nothing"
+        cells = [fraction(dtypes.get(dtype, ())) for dtype in DTYPES]
+        lines.append([f"`{name}`", wrong[name], *cells, found, f"`{witnesses()[name][0]}`"])
+    return _table(["impostor", "what is wrong", *DTYPES, "by", "witness"], lines)
+
+
+def _brief(check: str) -> str:
+    """A further call by its name, a result without its metric; other checks as they are called."""
+    call, colon, _ = check.partition(":")
+    result, _, metric = check.rpartition(".")
+    return call if colon else result if metric in METRICS else check
 
 
 def _inherited(outcomes: Sequence[Outcome]) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -63,11 +63,12 @@ def right_on(case: Case, kernels: Sequence[Right] | None = None) -> list[Outcome
     """Every right kernel that serves a case, each under its own arithmetic. kernels: of its op; None is all."""
     op = OPS[case.op]
     problem = op.problem(case)
+    expected_by = cache(lambda arithmetic: op.expected(case, problem, arithmetic))  # many declare the same
     found = []
     for kernel in op.right_kernels() if kernels is None else kernels:
         if kernel.serves(problem):
             results = kernel.run(problem)
-            expected = op.expected(case, problem, kernel.arithmetic)
+            expected = expected_by(kernel.arithmetic)
             # A kernel that returns no lse is not asked for it.
             asked = {name: one for name, one in expected.items() if name in results or one.part is not None}
             found.append(_outcome(case, kernel.name, asked, results))

@@ -18,7 +18,7 @@ import msgspec
 from xattn_conformance.case import DTYPES, LEVELS, Case, scores
 from xattn_conformance.mutants.impostor import UNDECLARED, Impostor, outcome
 from xattn_conformance.mutants.mutant import Mutant
-from xattn_conformance.mutants.table import mutants_on
+from xattn_conformance.mutants.table import Outcome, mutants_on
 from xattn_conformance.ops.base import Op
 from xattn_conformance.ops.registry import OPS
 
@@ -141,6 +141,13 @@ def shown(impostor: Impostor, cases: Sequence[Case]) -> tuple[str, ...]:
         if all(outcome(impostor, case, UNDECLARED).failed for case in row):
             return (name,)
     return ()
+
+
+def run_impostors(cases: Sequence[Case]) -> Iterator[list[Outcome]]:
+    """Of each case the impostors whose witness it is. In this process: what they leave behind, they put back."""
+    for case in cases:
+        witnessed = [one for one in OPS[case.op].impostors() if case.id in witnesses_in(one.name, case.dtype)]
+        yield [outcome(impostor, case, UNDECLARED) for impostor in witnessed]
 
 
 def main() -> int:

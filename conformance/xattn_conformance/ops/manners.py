@@ -3,6 +3,7 @@ from other threads, in other grad modes, compiled, replayed from a CUDA graph.""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -18,12 +19,20 @@ _ROUNDS = 3
 
 
 def other_values(call: Call) -> Call:
-    """The same request on other floats: half of each, which every dtype holds and every argument may be."""
+    """The same request on other values: half of each float and of each length, which every dtype holds and every
+    argument may be, and the reverse of a mask. Other integers are places, and stay."""
 
-    def halves(tensors: Any) -> dict[str, Tensor]:
-        return {name: each / 2 if each.is_floating_point() else each.clone() for name, each in tensors.items()}
+    def other(name: str, tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            return tensor / 2
+        if tensor.dtype == torch.bool:
+            return ~tensor
+        return tensor // 2 if name == "seqlens_k" else tensor.clone()
 
-    return replace(call, tensors=halves(call.tensors), incoming=halves(call.incoming))
+    def others(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: other(name, each) for name, each in tensors.items()}
+
+    return replace(call, tensors=others(call.tensors), incoming=others(call.incoming))
 
 
 def refilled(call: Call, run: Run) -> dict[str, Tensor]:

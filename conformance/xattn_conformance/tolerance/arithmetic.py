@@ -21,7 +21,8 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     products:        how two float32 numbers are multiplied: "tf32" rounds both to 11 bits first.
     sums:            how sums of products are rounded: "truncated" toward zero, as NVIDIA's matrix units do, so that
                      long sums come out too small.
-    scores:          what Q K^T is rounded to before the softmax.
+    scores:          what Q K^T is rounded to before the softmax. Tolerances follow where that moves no logit by more
+                     than about 1: it does not make a right kernel for logits of thousands in 16 bits.
     recomputed_scores: the same where a backward pass computes it again.
     probabilities:   what the probabilities are rounded to before they meet V.
     partial_outputs: what partial outputs are rounded to where a split over the keys is merged.

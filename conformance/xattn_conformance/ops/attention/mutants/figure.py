@@ -55,7 +55,9 @@ def runs(cases: Sequence[Case]) -> tuple[Points, Points]:
         golden = OP.expected(case, problem, CANONICAL)
         for number, mutant in enumerate(MUTANTS):
             if DTYPE not in mutant.equivalent_in and mutant.applies(problem):
-                wrong += _point(number, golden, mutant.run(problem, CANONICAL))
+                with np.errstate(all="ignore"):  # as `mutants_on`
+                    results = mutant.run(problem, CANONICAL)
+                wrong += _point(number, golden, results)
     return np.array(right), np.array(wrong)
 
 

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xattn_conformance.mutants.impostor import Impostor
 from xattn_conformance.ops.attention.mutants.impostors.common import (
     Answer,
     Arguments,
     Right,
     answering,
+    closed,
     varied,
     with_out,
 )
+from xattn_conformance.ops.attention.mutants.impostors.layouts import with_option
+from xattn_conformance.ops.call import Execute, execute
 
 
 def one_buffer() -> Answer:
@@ -39,6 +43,22 @@ def kept_by(key: Callable[[Arguments], Any]) -> Callable[[], Answer]:
         return answer
 
     return fresh
+
+
+def keeping(name: str) -> Callable[[], Execute]:
+    """An argument is looked at once for each address."""
+
+    def made() -> Execute:
+        held: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+        def run(op: str, arguments: Arguments, backend: str) -> Any:
+            given = arguments[name]
+            kept = held.setdefault((given.data_ptr(), tuple(arguments["q"].shape)), given.clone())
+            return execute(op, {**arguments, name: kept}, backend)
+
+        return run
+
+    return made
 
 
 def in_one_workspace() -> Answer:
@@ -102,6 +122,12 @@ STATE = (
         "what was computed for some shapes is kept",
         kept_by(lambda arguments: tuple(arguments[name].shape for name in ("q", "k", "v"))),
         PLAIN_FORWARD,
+    ),
+    Impostor(
+        "mask-kept",
+        "a mask is looked at once for each address",
+        closed(keeping("mask")),
+        with_option("mask", "refilled"),
     ),
     answering("one-workspace", "calls at once share a workspace", in_one_workspace, varied("threads")),
     answering(
