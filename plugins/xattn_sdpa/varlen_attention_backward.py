@@ -31,7 +31,7 @@ class SdpaVarlenBackward(VarlenBackwardKernel):
             # torch's fused backward adds up dq in no fixed order.
             features=frozenset({"causal", "window", "bottom_right", "gqa", "headdim_v", "empty"}),
             sizes={"headdim": (1, 256, 1), "headdim_v": (1, 256, 1)},
-            checked="declared, never run",
+            checked="run on an NVIDIA H100, torch 2.11",
         ),
     )
 

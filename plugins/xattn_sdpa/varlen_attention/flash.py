@@ -133,7 +133,7 @@ def _gradients(
     """dq, dk, dv as wide as the kernel makes them."""
     q, k, v = _operands(*qkv)
     # The kernel takes lse by its memory, whatever its strides say.
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
+    lse = lse.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=torch.inf).contiguous()
     causal, window = _band(found)
 
     def run(dout: Tensor, out: Tensor, v: Tensor) -> list[Tensor]:

@@ -13,7 +13,6 @@ import torch
 from plugins.sdpa.gpu.gpu_calls import needs_cuda, randn
 from plugins.sdpa.gpu.sequence_calls import attended, captured, cu, joined, near, no_sync
 from torch import Tensor
-from xattn_sdpa.paged_attention import in_place
 
 import xattn
 from xattn import PagedBatch
@@ -109,9 +108,8 @@ def test_caches(how: dict[str, Any], kind: str) -> None:
         check(name, kind, Pool(16, KEYS, **how))
 
 
-def test_some_sequences_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_sequences_at_a_time() -> None:
     """What a step of one query each gathers at once is bounded."""
-    monkeypatch.setattr(in_place, "_PAGE", 1000)
     keys = (16_000, 3, 0, 9_000) * 6
     pool = Pool(64, keys, nheads_k=4, headdims=(256, 256))
     before = torch.cuda.memory_allocated()
@@ -174,15 +172,3 @@ def test_a_compiled_step_serves_other_lengths() -> None:
         lengths = torch.tensor(keys, dtype=torch.int32, device="cuda")
         out = compiled(q, pool.k, pool.v, pool.table, lengths, max_seqlen_k=max(keys), backend="sdpa")  # type: ignore[no-untyped-call]
         near("out", out, right(q, pool, None)[0])
-
-
-@pytest.mark.parametrize("name", ["causal", "causal window", "sinks"])
-@pytest.mark.parametrize("keys", [KEYS, (3000, 1, 0, 20_000) * 8], ids=["few", "many"])
-def test_pages_where_they_lie_are_the_gathered_ones(
-    keys: tuple[int, ...], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which of the two serves is a matter of speed alone; past some pages it is done in parts."""
-    for smallest in (1, 1000):
-        monkeypatch.setattr(in_place, "_PAGE", smallest)
-        for how in ({}, {"apart": False}, {"nheads_k": 4}, {"headdims": (128, 128)}):
-            check(name, "one", Pool(16, keys, **how), keys)
