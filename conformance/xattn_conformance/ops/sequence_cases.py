@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, SHORT, Case, Level
+from xattn_conformance.case import DTYPES, SHORT, Case
+from xattn_conformance.levels import Level
 from xattn_conformance.ops.attention_like import window
 
 Features = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[str, ...]]
