@@ -11,6 +11,7 @@ from xattn_conformance.ops.base import Op
 from xattn_conformance.ops.merge_attention.op import MergeOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
+from xattn_conformance.ops.varlen_attention_backward.op import VarlenAttentionBackwardOp
 from xattn_conformance.ops.write_kv.op import WriteOp
 
 # By the name that its function has in xattn.
@@ -23,6 +24,7 @@ OPS: dict[str, Op[Any]] = {
         PagedAttentionOp(),
         MergeOp(),
         AttentionBackwardOp(),
+        VarlenAttentionBackwardOp(),
         WriteOp(),
     )
 }
