@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-Level = Literal["core", "extended", "full", "large"]
-LEVELS: tuple[Level, ...] = ("core", "extended", "full", "large")
-# The highest that a run takes by itself: the one above is for machines with some 20 GB to spare.
-HIGHEST: Level = "full"
+from xattn_conformance.levels import Level
 
 # Versions of the suite, of its cases, goldens and limits. A later one of the same first number adds cases and changes
 # none, so a report of an earlier one is still held to what there was.

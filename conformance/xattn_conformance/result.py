@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from xattn_conformance.case import SUITES, Case, Level
+from xattn_conformance.case import SUITES, Case
+from xattn_conformance.levels import Level
 
 # Version of the report's JSON.
 SCHEMA = 1

@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 from msgspec.structs import replace
-from xattn_conformance.case import DTYPES, Case, Level
+from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.levels import Level
 from xattn_conformance.result import (
     HISTOGRAM_BINS,
     HISTOGRAM_STEP,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from support import extended
-from xattn_conformance.case import DTYPES, LEVELS, Case
+from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.levels import LEVELS
 from xattn_conformance.ops.attention import rowwise
 from xattn_conformance.ops.attention import table as tables
 from xattn_conformance.ops.attention.cases import build, knobs, load

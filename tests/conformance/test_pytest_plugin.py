@@ -145,4 +145,5 @@ def test_the_plugin_is_light() -> None:
     """Every pytest session of an environment loads it."""
     source = Path(session.__file__).parents[1].joinpath("plugin.py").read_text()
     top = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
-    assert top == ["from __future__ import annotations", "from pathlib import Path", "import pytest"]
+    levels = "from xattn_conformance.levels import LEVELS"
+    assert top == ["from __future__ import annotations", "from pathlib import Path", "import pytest", levels]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from conformance.reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from msgspec.structs import replace
-from xattn_conformance.case import LEVELS, Case, Level
+from xattn_conformance.case import Case
+from xattn_conformance.levels import LEVELS, Level
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
 from xattn_conformance.reports import suite as suite_module

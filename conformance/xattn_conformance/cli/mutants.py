@@ -11,9 +11,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from xattn_conformance.case import DTYPES, LEVELS, Case, scores
+from xattn_conformance.case import DTYPES, Case, scores
 from xattn_conformance.cli.suite import a_level
 from xattn_conformance.cli.terminal import FAILED, OK, err, out, stop
+from xattn_conformance.levels import LEVELS
 from xattn_conformance.mutants import render, table, witnesses
 from xattn_conformance.mutants.page import page
 from xattn_conformance.mutants.table import Outcome

@@ -12,10 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 import xattn
-from xattn_conformance.case import DTYPES, LEVELS
+from xattn_conformance.case import DTYPES
 from xattn_conformance.cli.suite import a_level
 from xattn_conformance.cli.summary import failure, summary
 from xattn_conformance.cli.terminal import FAILED, INVALID, OK, err, out, stop
+from xattn_conformance.levels import LEVELS
 from xattn_conformance.reports.html import html
 from xattn_conformance.reports.junit import junit
 from xattn_conformance.reports.tally import STATUSES

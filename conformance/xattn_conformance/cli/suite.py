@@ -9,10 +9,11 @@ import msgspec
 import typer
 from rich.text import Text
 
-from xattn_conformance.case import DTYPES, LEVELS, Level
+from xattn_conformance.case import DTYPES
 from xattn_conformance.cli.terminal import INVALID, OK, err, out, stop
 from xattn_conformance.golden.manifest import manifest_digest
 from xattn_conformance.golden.verify import verify
+from xattn_conformance.levels import LEVELS, Level
 from xattn_conformance.running.selection import select
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, LEVELS, Case, scores
+from xattn_conformance.case import DTYPES, Case, scores
+from xattn_conformance.levels import LEVELS
 from xattn_conformance.mutants.impostor import UNDECLARED, Impostor, outcome
 from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.mutants.table import Outcome, mutants_on

@@ -29,6 +29,8 @@ class Call:
     along: directions by the name of a tensor, of all that are wanted. Where there are some, what comes back as
            gradients are those of the sum of all first ones times their directions: second derivatives.
     returns: names of what comes back in a tuple; None for a place that holds None. Empty: a tensor or AttentionOutput.
+    writes: names of the tensors that the op writes to, and returns nothing. It gets copies, of all memory that they are
+           views of; the results are what these hold after the call, and as "around" what none of them covers.
     """
 
     op: str
@@ -40,6 +42,7 @@ class Call:
     twice: bool = False
     along: Mapping[str, Tensor] = field(default_factory=dict)
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    writes: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -65,11 +68,32 @@ class Call:
         """Results by name, in their own layouts: out, lse where it is asked for, and dq, dk, ... likewise. Raises
         NoSecondDerivativeError where the backend refuses those along some directions."""
         leaves = self._leaves()
+        if self.writes:
+            return self._write(leaves, backend, execute)
         with torch.set_grad_enabled(bool(self.wanted)):
             results = self._named(execute(self.op, self._with(leaves), backend))
             if self.wanted:
                 results |= self._gradients(results, [leaves[name] for name in self.wanted])
         return {name: tensor.detach() for name, tensor in results.items()}
+
+    def _write(self, leaves: dict[str, Tensor], backend: str, execute: Execute) -> dict[str, Tensor]:
+        memory: dict[int, tuple[Tensor, Tensor]] = {}
+        for name in self.writes:
+            tensor = self.tensors[name]
+            key = tensor.untyped_storage().data_ptr()
+            if key not in memory:
+                whole = tensor.new_empty(0).set_(tensor.untyped_storage()).clone()
+                memory[key] = whole, torch.ones_like(whole, dtype=torch.bool)
+            whole, around = memory[key]
+            place = tensor.shape, tensor.stride(), tensor.storage_offset()
+            leaves[name] = whole.as_strided(*place)
+            around.as_strided(*place).fill_(False)
+        with torch.no_grad():
+            returned = execute(self.op, self._with(leaves), backend)
+        if returned is not None:
+            raise TypeError(f"the backend returned {type(returned).__name__}, want None")
+        beside = torch.cat([whole[around] for whole, around in memory.values()])
+        return {**{name: leaves[name] for name in self.writes}, "around": beside}
 
     def _gradients(self, results: Mapping[str, Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
         """0 where nothing that a gradient comes in for depends on an input, as lse on v."""

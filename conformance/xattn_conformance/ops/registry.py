@@ -11,6 +11,8 @@ from xattn_conformance.ops.base import Op
 from xattn_conformance.ops.merge_attention.op import MergeOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
+from xattn_conformance.ops.varlen_attention_backward.op import VarlenAttentionBackwardOp
+from xattn_conformance.ops.write_kv.op import WriteOp
 
 # By the name that its function has in xattn.
 OPS: dict[str, Op[Any]] = {
@@ -22,5 +24,7 @@ OPS: dict[str, Op[Any]] = {
         PagedAttentionOp(),
         MergeOp(),
         AttentionBackwardOp(),
+        VarlenAttentionBackwardOp(),
+        WriteOp(),
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from itertools import product
@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, SHORT, Case, Level
+from xattn_conformance.case import DTYPES, SHORT, Case
+from xattn_conformance.levels import Level
 from xattn_conformance.ops.attention_like import window
 
 Features = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[str, ...]]
@@ -51,7 +52,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     lengths: dict[str, str]
     group: list[Group]
-    knob: list[KnobRow]
+    knob: list[KnobRow] = []
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Cases:
 
     package:    of its room. options: in the order in which a title has them. off: their values that no title has.
     variations: those that a case may name. features: of a case, from its options and sizes. grads: those that a case
-    may ask for.
+    may ask for. always: options of every case that says nothing else.
     """
 
     op: str
@@ -78,6 +79,7 @@ class Cases:
     variations: tuple[str, ...]
     features: Features
     grads: tuple[str, ...] = ()
+    always: Mapping[str, Any] = field(default_factory=lambda: {"return_lse": True})
 
     @cache  # noqa: B019
     def table(self) -> Table:
@@ -97,7 +99,7 @@ class Cases:
         return tuple(self._knob(row, dtype) for row in self.table().knob for dtype in DTYPES)
 
     def _knob(self, row: KnobRow, dtype: str) -> Knob:
-        case = self._case(row.shape, "normal", dtype, {"return_lse": True, **row.on}, _KNOBS)
+        case = self._case(row.shape, "normal", dtype, {**self.always, **row.on}, _KNOBS)
         off: dict[str, Any] = {name: None if value == "none" else value for name, value in row.off.items()}
         if isinstance(off.get("window"), str):
             off["window"] = tuple(window(off["window"]))
@@ -106,7 +108,7 @@ class Cases:
     def _cases(self, group: Group, dtype: str) -> Iterator[Case]:
         choices = [value if isinstance(value, list) else [value] for value in group.options.values()]
         for *values, shape, family, grads in product(*choices, group.shapes, group.families, group.grads):
-            options = {"return_lse": True, **dict(zip(group.options, values, strict=True))}
+            options = {**self.always, **dict(zip(group.options, values, strict=True))}
             yield self._case(shape, family, dtype, options, group, tuple(grads.split()))
 
     def _case(

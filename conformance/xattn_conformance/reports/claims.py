@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xattn_conformance.case import DTYPES, LEVELS, Level
+from xattn_conformance.case import DTYPES
+from xattn_conformance.levels import LEVELS, Level
 from xattn_conformance.profiles.schema import ProfileError, parse
 from xattn_conformance.reports.tally import required, share, tally
 from xattn_conformance.result import EVERY, CaseResult, Provenance, Report

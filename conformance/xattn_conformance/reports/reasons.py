@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from xattn_conformance.case import LEVELS
+from xattn_conformance.levels import LEVELS
 from xattn_conformance.ops import manners
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import CaseResult

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xattn_conformance.case import SUITES, Case, Level
+from xattn_conformance.case import SUITES, Case
 from xattn_conformance.golden.inputs import digest_of
 from xattn_conformance.golden.manifest import manifest_digest
+from xattn_conformance.levels import Level
 from xattn_conformance.mutants.zoo import OWN
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles import load

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from xattn.dispatch.registry import registry
-from xattn_conformance.case import HIGHEST, LEVELS, Level
+from xattn_conformance.levels import HIGHEST, LEVELS, Level
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.result import CaseResult
 

@@ -10,7 +10,8 @@ from math import prod
 import msgspec
 
 from xattn.dispatch.registry import registry
-from xattn_conformance.case import LEVELS, Case, Level
+from xattn_conformance.case import Case
+from xattn_conformance.levels import LEVELS, Level
 from xattn_conformance.ops.registry import OPS
 
 # Cases on fresh inputs in a run, of each op and dtype, and the size of the largest: seconds in all.

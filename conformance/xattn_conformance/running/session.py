@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xattn_conformance.case import DTYPES, HIGHEST, Case, Level
+from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.golden.manifest import manifest_digest
 from xattn_conformance.golden.verify import verify
+from xattn_conformance.levels import HIGHEST, Level
 from xattn_conformance.profiles import load as profiles
 from xattn_conformance.profiles.schema import ProfileError
 from xattn_conformance.result import EVERY, SCHEMA, SUITE, Canary, CaseResult, Provenance, Report

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from xattn_conformance.case import DTYPES, Level
+from xattn_conformance.case import DTYPES
 from xattn_conformance.cli.run import write
+from xattn_conformance.levels import Level
 from xattn_conformance.reports.claims import claims
 from xattn_conformance.reports.junit import check_text, worst_text
 from xattn_conformance.reports.tally import failing

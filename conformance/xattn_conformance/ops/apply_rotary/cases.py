@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, Case, Level
+from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.levels import Level
 
 _SIZES = {"b": "batch", "q": "seqlen_q", "h": "nheads", "g": "nheads_k", "d": "headdim"}
 _OPTIONS = ("interleaved", "rotary_dim", "batched", "table", "alone")

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from xattn_conformance.case import SHORT, SUITES, Level
+from xattn_conformance.case import SHORT, SUITES
+from xattn_conformance.levels import Level
 
 Axis = Literal["shapes", "families", "grads"]
 Variation = Literal[

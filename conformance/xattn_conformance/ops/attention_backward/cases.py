@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, Case, Level
+from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.levels import Level
 from xattn_conformance.ops.attention_like import features, normal, sizes, title
 
-# The version of the suite that has them first.
-_SINCE = "1.1"
+# The version of the suite that has the first of them.
+_FIRST = "1.1"
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,6 +28,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shapes: tuple[str, ...]
     families: tuple[str, ...]
     variations: tuple[Literal["repeat", "strides", "poison"], ...] = ()
+    since: str = _FIRST
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,5 +63,5 @@ def _cases(group: Group, dtype: str) -> Iterator[Case]:
             options={"part": part, **options},
             variations=group.variations,
             features=("backward", *named, *(["backward.part"] if part != "1/1" else [])),
-            since=_SINCE,
+            since=group.since,
         )

@@ -64,10 +64,10 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
         return (*MUTANTS, *BACKWARDS)
 
     def call(self, case: Case, problem: Varlen, device: str) -> Call:
-        tensors = {name: _tensor(values, kind, device) for name, (values, kind) in problem.tensors.items()}
+        tensors = {name: tensor_of(values, kind, device) for name, (values, kind) in problem.tensors.items()}
         options = ("max_seqlen_q", "max_seqlen_k", "causal", "window", "align", "scale", "softcap", "deterministic")
         given = {name: getattr(problem, name) for name in (*options, "return_lse") if name not in tensors}
-        incoming = {name[1:]: _tensor(values, kind, device) for name, (values, kind) in problem.incoming.items()}
+        incoming = {name[1:]: tensor_of(values, kind, device) for name, (values, kind) in problem.incoming.items()}
         if case.family == "through_lse":
             del incoming["out"]
         return Call(op=self.name, tensors=tensors, options=given, wanted=problem.grads, incoming=incoming)
@@ -136,7 +136,7 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
         )
 
 
-def _tensor(values: NDArray[Any], dtype: str, device: str) -> torch.Tensor:
+def tensor_of(values: NDArray[Any], dtype: str, device: str) -> torch.Tensor:
     """Exact: the values are representable in the dtype, and float32 holds those of every narrower one."""
     if values.dtype == np.float64:
         values = values.astype(np.float32)

@@ -1,0 +1,181 @@
+"""Kernels that write to the wrong place, or the wrong thing, and a right one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from xattn_conformance.array import Array
+from xattn_conformance.mutants.mutant import Mutant, Results, Right
+from xattn_conformance.ops.write_kv.problem import CACHES, Ints, Place, Write, results, written
+from xattn_conformance.tolerance.arithmetic import CANONICAL
+
+Test = Callable[[Write], bool]
+
+
+def misread(name: str, wrong: str, change: Callable[[Write], Write], applies: Test) -> Mutant:
+    """A right kernel for another problem, in the same memory."""
+    return Mutant(
+        f"write-{name}", wrong, lambda problem, arithmetic: results(problem, written(change(problem))), applies
+    )
+
+
+def to_slots(change: Callable[[Write], Ints]) -> Callable[[Write], Write]:
+    """Tokens that have a slot go to another one."""
+
+    def changed(problem: Write) -> Write:
+        moved = change(problem) % problem.capacity
+        return replace(problem, slots=np.where(problem.slots < 0, -1, moved))
+
+    return changed
+
+
+def last_for_none(problem: Write) -> Write:
+    return replace(problem, slots=np.where(problem.slots < 0, problem.capacity - 1, problem.slots))
+
+
+def first_for_none(problem: Write) -> Write:
+    return replace(problem, slots=np.where(problem.slots < 0, 0, problem.slots))
+
+
+def pages_turned(problem: Write) -> Ints:
+    """Page and place in the page the other way round."""
+    pages = problem.places["k_cache"].shape[0]
+    return problem.slots // problem.block_size + problem.slots % problem.block_size * pages
+
+
+def page_begun(problem: Write) -> Ints:
+    return problem.slots // problem.block_size * problem.block_size
+
+
+def pages_of_16_bits(problem: Write) -> Ints:
+    block = problem.block_size
+    return problem.slots // block % 65_536 * block + problem.slots % block
+
+
+def of_next(problem: Write) -> Write:
+    return replace(problem, k=np.roll(problem.k, -1, axis=0), v=np.roll(problem.v, -1, axis=0))
+
+
+def in_order(problem: Write) -> Write:
+    """Tokens without a slot are left out, and the others move up to the first slots given."""
+    kept = problem.slots >= 0
+    first = np.concatenate([np.flatnonzero(kept), np.flatnonzero(~kept)])
+    slots = np.full_like(problem.slots, -1)
+    slots[: kept.sum()] = problem.slots[kept]
+    return replace(problem, slots=slots, k=problem.k[np.sort(first)], v=problem.v[np.sort(first)])
+
+
+def heads_turned(problem: Write) -> Write:
+    return replace(problem, k=problem.k[:, ::-1], v=problem.v[:, ::-1])
+
+
+def last_lost(problem: Write) -> Write:
+    slots = problem.slots.copy()
+    slots[np.flatnonzero(slots >= 0)[-1]] = -1
+    return replace(problem, slots=slots)
+
+
+def dense(problem: Write) -> Write:
+    """The strides of the caches are not looked at."""
+
+    def contiguous(place: Place) -> Place:
+        *_, block, nheads, width = place.shape
+        return replace(place, strides=(block * nheads * width, nheads * width, width, 1))
+
+    return replace(problem, places={name: contiguous(place) for name, place in problem.places.items()})
+
+
+def values_of_keys(problem: Write) -> Write:
+    """The values go with the strides of the keys."""
+    keys, values = (problem.places[name] for name in CACHES)
+    return replace(problem, places={"k_cache": keys, "v_cache": replace(values, strides=keys.strides)})
+
+
+def page_cleared(problem: Write, arithmetic: object) -> Results:
+    """What else lies in a page that is written to is 0 afterwards."""
+    cleared = [memory.copy() for memory in problem.memories]
+    for place in problem.places.values():
+        cache = place.view(list(cleared))
+        cache[np.unique(problem.slots[problem.slots >= 0] // problem.block_size)] = 0.0
+    return results(problem, written(replace(problem, memories=tuple(cleared))))
+
+
+def nothing(problem: Write, arithmetic: object) -> Results:
+    return results(problem, list(problem.memories))
+
+
+def keys_alone(problem: Write, arithmetic: object) -> Results:
+    found = results(problem, written(problem))
+    return {**found, "v_cache": results(problem, list(problem.memories))["v_cache"]}
+
+
+def writes(problem: Write) -> bool:
+    return bool((problem.slots >= 0).any())
+
+
+def several(problem: Write) -> bool:
+    return int((problem.slots >= 0).sum()) > 1
+
+
+def skips(problem: Write) -> bool:
+    return bool((problem.slots < 0).any()) and problem.capacity > 0
+
+
+def skips_between(problem: Write) -> bool:
+    kept = np.flatnonzero(problem.slots >= 0)
+    return len(kept) > 1 and kept[-1] >= len(kept)
+
+
+def paged(problem: Write) -> bool:
+    return several(problem) and problem.block_size > 1 and problem.capacity > problem.block_size
+
+
+def strided(problem: Write) -> bool:
+    return several(problem) and dense(problem).places != problem.places
+
+
+def unlike(problem: Write) -> bool:
+    """Whether the strides of values are others than those of keys, and within the memory theirs would do."""
+    keys, values = (problem.places[name] for name in CACHES)
+    fits = keys.strides[0] * (keys.shape[0] - 1) <= values.strides[0] * (values.shape[0] - 1)
+    return several(problem) and keys.strides != values.strides and fits
+
+
+def rest_of_pages(problem: Write) -> bool:
+    return writes(problem) and problem.block_size > 1
+
+
+def _right(problem: Write) -> dict[str, Array]:
+    """All tokens at once."""
+    memories = [memory.copy() for memory in problem.memories]
+    kept = problem.slots >= 0
+    for name, new in zip(CACHES, (problem.k, problem.v), strict=True):
+        page, place = np.divmod(problem.slots[kept], problem.block_size)
+        problem.places[name].view(list(memories))[page, place] = new[kept]
+    return results(problem, memories)
+
+
+MUTANTS = (
+    misread("last-for-none", "-1 is the last slot", last_for_none, skips),
+    misread("first-for-none", "-1 is slot 0", first_for_none, skips),
+    misread("slot+1", "every slot is one too far", to_slots(lambda p: p.slots + 1), paged),
+    misread("page+1", "every page is one too far", to_slots(lambda p: p.slots + p.block_size), paged),
+    misread("pages-turned", "page and place in the page are the other way round", to_slots(pages_turned), paged),
+    misread("page-begun", "a token goes to the first place of its page", to_slots(page_begun), paged),
+    misread("16-bits", "the number of a page is cut to 16 bits", to_slots(pages_of_16_bits),
+            lambda p: writes(p) and p.places["k_cache"].shape[0] > 65_536),
+    misread("of-next", "a slot gets the token after its own", of_next, several),
+    misread("closed-up", "tokens without a slot are counted out, not passed over", in_order, skips_between),
+    misread("heads-turned", "the heads of a token are stored the other way round", heads_turned,
+            lambda p: writes(p) and p.k.shape[1] > 1),
+    misread("last-lost", "the last token is not written", last_lost, writes),
+    misread("as-contiguous", "the caches are written as if they were contiguous", dense, strided),
+    misread("values-as-keys", "the values are written with the strides of the keys", values_of_keys, unlike),
+    Mutant("write-page-cleared", "the rest of a page is cleared", page_cleared, rest_of_pages),
+    Mutant("write-nothing", "nothing is written", nothing, writes),
+    Mutant("write-keys-alone", "the values are not written", keys_alone, writes),
+)  # fmt: skip
+RIGHTS = (Right("write_kv: all tokens at once", CANONICAL, _right, lambda problem: True),)
