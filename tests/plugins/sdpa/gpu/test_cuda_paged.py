@@ -170,5 +170,5 @@ def test_a_compiled_step_serves_other_lengths() -> None:
         pool = Pool(16, keys)
         q = randn(len(keys), 4, 64, seed=3)
         lengths = torch.tensor(keys, dtype=torch.int32, device="cuda")
-        out = compiled(q, pool.k, pool.v, pool.table, lengths, max_seqlen_k=max(keys), backend="sdpa")  # type: ignore[no-untyped-call]
+        out = compiled(q, pool.k, pool.v, pool.table, lengths, max_seqlen_k=max(keys), backend="sdpa")
         near("out", out, right(q, pool, None)[0])

@@ -241,7 +241,7 @@ def test_a_compiled_call_serves_other_lengths() -> None:
         qkv = tensors(queries, keys, 2)
         leaves = [x.requires_grad_() for x in qkv]
         bounds = {"max_seqlen_q": max(queries), "max_seqlen_k": max(keys)}
-        out = compiled(*leaves, cu(queries), cu(keys), **bounds, causal=True, backend="sdpa")  # type: ignore[no-untyped-call]
+        out = compiled(*leaves, cu(queries), cu(keys), **bounds, causal=True, backend="sdpa")
         dout, zero = randn(*out.shape, seed=7), torch.zeros(4, len(out), device="cuda")
         found = [out, *torch.autograd.grad(out, leaves, dout)]
         want = right(qkv, (queries, keys), {"causal": True}, (dout, zero))
