@@ -193,6 +193,7 @@ NEW = torch.zeros(2, 1, 2, 8)
         (NEW, NEW.double(), r"v: got \(2, 1, 2, 8\) torch.float64"),
         (NEW, NEW[:, :0], r"v: got \(2, 0, 2, 8\)"),
         (NEW[0], NEW, r"k: got \(1, 2, 8\)"),
+        (NEW.transpose(1, 2), NEW, r"k: got \(2, 2, 1, 8\).*pass x\.transpose\(1, 2\)"),
         (NEW.to("meta"), NEW, "k: got .* on meta, want .* on cpu"),
         (NEW, None, "v: got NoneType"),
         (NEW, NEW.clone().requires_grad_(), "v: got requires_grad, .* Detach it"),
@@ -210,9 +211,17 @@ def test_a_static_cache_refuses_and_writes_nothing(k: Any, v: Any, said: str) ->
 
 
 def test_sizes_and_counts_that_no_cache_has() -> None:
-    for name, sizes in (("num_blocks", (0, 4)), ("block_size", (4, 0))):
-        with pytest.raises(xattn.InvalidArgumentError, match=name):
-            PagedKVCache(*sizes, 2, 8)
+    legal = {"nheads_k": 2, "headdim": 8, "headdim_v": 4, "dtype": torch.float16}
+    made: tuple[tuple[Any, dict[str, Any]], ...] = (
+        (PagedKVCache, {**legal, "num_blocks": 4, "block_size": 4, "num_layers": 2}),
+        (StaticKVCache, {**legal, "batch": 2, "max_seqlen": 4}),
+    )
+    for cache_of, sizes in made:
+        cache_of(**sizes)
+        for name in sizes:
+            for wrong in (torch.int32, "float16") if name == "dtype" else (0, -1, 4.0, True):
+                with pytest.raises(xattn.InvalidArgumentError, match=f"^{name}: got {wrong!r}, want "):
+                    cache_of(**{**sizes, name: wrong})
     cache = PagedKVCache(4, 4, 2, 8)
     cache.allocate("a")
     with pytest.raises(xattn.InvalidArgumentError, match=r"tokens: got 1\.5"):

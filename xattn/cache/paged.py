@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from xattn.cache.sizes import check_sizes
 from xattn.errors import InvalidArgumentError
 
 
@@ -38,9 +39,10 @@ class PagedKVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, size in (("num_blocks", num_blocks), ("block_size", block_size)):
-            if size < 1:
-                raise InvalidArgumentError(name, str(size), "an int >= 1")
+        check_sizes(
+            dtype, num_blocks=num_blocks, block_size=block_size, nheads_k=nheads_k, headdim=headdim,
+            headdim_v=headdim_v, num_layers=num_layers,
+        )  # fmt: skip
 
         def pool(size: int) -> list[torch.Tensor]:
             shape = (num_blocks, block_size, nheads_k, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xattn.cache.sizes import check_sizes
 from xattn.errors import InvalidArgumentError
 
 
@@ -26,6 +27,7 @@ class StaticKVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        check_sizes(dtype, batch=batch, max_seqlen=max_seqlen, nheads_k=nheads_k, headdim=headdim, headdim_v=headdim_v)
         self.k = torch.zeros(batch, max_seqlen, nheads_k, headdim, dtype=dtype, device=device)
         self.v = torch.zeros(
             batch, max_seqlen, nheads_k, headdim if headdim_v is None else headdim_v, dtype=dtype, device=device
@@ -46,7 +48,9 @@ class StaticKVCache:
             want = (cache.shape[0], count, *cache.shape[2:])
             if (tuple(new.shape), new.dtype, new.device) != (want, cache.dtype, cache.device):
                 got = f"{tuple(new.shape)} {new.dtype} on {new.device}"
-                raise InvalidArgumentError(name, got, f"{want} {cache.dtype} on {cache.device}")
+                heads_first = (tuple(new.shape[:2]), new.shape[3:]) == ((want[0], want[2]), cache.shape[3:])
+                hint = "Of (batch, nheads_k, new, headdim) pass x.transpose(1, 2)." if heads_first else ""
+                raise InvalidArgumentError(name, got, f"{want} {cache.dtype} on {cache.device}", hint)
             if new.requires_grad and torch.is_grad_enabled():
                 hint = "Detach it, or append under torch.no_grad()."
                 raise InvalidArgumentError(name, "requires_grad", "a tensor without: a cache keeps no graph", hint)

@@ -66,8 +66,8 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "mixed page sizes": ({"v_cache": V[:, :2]}, "v_cache", ("block_size 2", "4, the block_size of k_cache")),
     "v_cache of fewer blocks": ({"v_cache": V[:5]}, "v_cache", ("num_blocks 5", "13, the num_blocks of k_cache")),
     "k_cache of another dtype": ({"k_cache": K.half()}, "k_cache", ("float16", "float32, the dtype of q")),
-    "int8 without a scale": ({"k_cache": INT8}, "k_scale", ("got None", "the scale of a int8 cache")),
-    "a scale beside float32": ({"k_scale": ONE}, "k_scale", ("a scale", "None beside a float32 cache")),
+    "int8 without a scale": ({"k_cache": INT8}, "k_scale", ("got None", "the scale of the int8 cache")),
+    "a scale beside float32": ({"k_scale": ONE}, "k_scale", ("a scale", "None beside the float32 cache")),
     "a scale of float32 queries": ({"q_scale": ONE}, "q_scale", ("a scale", "None beside float32 queries")),
     # Table and lengths.
     "table None": ({"block_table": None}, "block_table", ("got None",)),

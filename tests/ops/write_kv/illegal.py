@@ -45,8 +45,8 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "k_cache of another dtype": ({"k_cache": K_CACHE.half()}, "k_cache", ("float16", "float32, the dtype of k")),
     "v_cache elsewhere": ({"v_cache": V_CACHE.to("meta")}, "v_cache", ("device meta", "cpu, the device of k")),
     "one page for all": ({"k_cache": K_CACHE[:1].expand(6, -1, -1, -1)}, "k_cache", ("strides (0,", "a place for")),
-    "int8 without a scale": ({"k_cache": INT8}, "k_scale", ("got None", "the scale of a int8 cache")),
-    "a scale beside float32": ({"k_scale": torch.ones(())}, "k_scale", ("a scale", "None beside a float32 cache")),
+    "int8 without a scale": ({"k_cache": INT8}, "k_scale", ("got None", "the scale of the int8 cache")),
+    "a scale beside float32": ({"k_scale": torch.ones(())}, "k_scale", ("a scale", "None beside the float32 cache")),
     "a scale of float64": (
         {"k_cache": INT8, "k_scale": torch.ones((), dtype=torch.float64)},
         "k_scale",

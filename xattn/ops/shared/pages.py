@@ -47,13 +47,13 @@ def check_storage(name: str, cache: Tensor, scale: Tensor | None, model: str, li
     its scale."""
     where, quantised = f"{name}_cache", cache.dtype in QUANTISED
     if quantised and scale is None:
-        raise InvalidArgumentError(f"{name}_scale", "None", f"the scale of a {dtype_name(cache.dtype)} cache")
+        raise InvalidArgumentError(f"{name}_scale", "None", f"the scale of the {dtype_name(cache.dtype)} cache")
     if not quantised and cache.dtype != like.dtype:
         want = f"{dtype_name(like.dtype)}, the dtype of {model}, or a quantised one"
         raise InvalidArgumentError(where, dtype_name(cache.dtype), want)
     if scale is not None:
         if not quantised:
-            raise InvalidArgumentError(f"{name}_scale", "a scale", f"None beside a {dtype_name(cache.dtype)} cache")
+            raise InvalidArgumentError(f"{name}_scale", "a scale", f"None beside the {dtype_name(cache.dtype)} cache")
         checks.check_device(f"{name}_scale", scale, model, like)
         checks.check_option(f"{name}_scale", scale, like, "float32", {})
 

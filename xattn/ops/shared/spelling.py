@@ -82,7 +82,7 @@ def unexpected(function: Callable[..., Any], unnamed: Sequence[Any], unknown: It
     names = list(inspect.signature(function).parameters)
     argument, text = OTHERS.get(wrong, ("", ""))
     if argument not in names:
-        close = difflib.get_close_matches(wrong, names, n=1)
+        close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.65)
         text = f"Did you mean {close[0]}=?" if close else f"It takes {', '.join(names)}."
     return TypeError(f"{function.__name__}() got an unexpected keyword argument {wrong!r}. {text}")
 
