@@ -45,6 +45,14 @@ every_op_with_gradients = pytest.mark.parametrize(
 every_sample = pytest.mark.parametrize(
     ("op", "name"), [pytest.param(op, name, id=f"{op.name}-{name}") for op in OPS.values() for name in samples(op)]
 )
+
+
+def for_all(*names: str) -> pytest.MarkDecorator:
+    """Over every op, for what costs seconds an op: these stand for the others, which `make extended` has."""
+    marks = {name: [] if name in names else [pytest.mark.extended] for name in OPS}
+    return pytest.mark.parametrize("op", [pytest.param(op, id=name, marks=marks[name]) for name, op in OPS.items()])
+
+
 every_entry = pytest.mark.parametrize("entry", ["call", "explain", "plan"])
 
 

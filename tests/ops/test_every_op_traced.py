@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ops.conftest import Mine
-from ops.every_op import entries, every_op, every_sample, reference, samples
+from ops.every_op import entries, every_op, every_sample, for_all, reference, samples
 from sample import Sample, equal, flat, mapped
 from support import Load, extended
 from torch import Tensor
@@ -57,7 +57,7 @@ def test_a_compiled_call_is_one_graph(op: Op, name: str, load: Load) -> None:
         close(got, sample.of(op.function))
 
 
-@every_op
+@for_all("attention", "varlen_attention", "paged_attention")
 def test_one_graph_serves_any_length(op: Op, load: Load) -> None:
     load([])
     counter = CompileCounterWithBackend("aot_eager")
@@ -93,7 +93,7 @@ def test_a_compiled_call_of_named_backends(op: Op, backend: Any, mine: Mine) -> 
     close(compiled(), sample.of(op.function, backend=backend))
 
 
-@every_op
+@for_all("attention")
 def test_a_compiled_call_follows_the_scope_around_it(op: Op, mine: Mine) -> None:
     """A backend that answers twice the truth says who served."""
     mine(op, plan=lambda self, request: doubled(op, request))
