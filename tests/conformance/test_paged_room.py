@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from xattn_conformance.case import Case, scores
 from xattn_conformance.golden import inputs
+from xattn_conformance.mutants.impostor import UNDECLARED
 from xattn_conformance.mutants.table import mutants_on, right_on
 from xattn_conformance.mutants.witnesses import witnesses_in
+from xattn_conformance.ops.call import execute
 from xattn_conformance.ops.paged_attention import problem
 from xattn_conformance.ops.paged_attention.cases import CASES as TABLE
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
+from xattn_conformance.ops.paged_attention.variations import VARIATIONS
 from xattn_conformance.ops.registry import OPS
+from xattn_conformance.running.judge import judge
+from xattn_conformance.running.target import Target
 from xattn_conformance.tolerance.arithmetic import CANONICAL
+
+import xattn
 
 OP = PagedAttentionOp()
 CASES = [case for case in OP.cases() if case.dtype == "bfloat16"]
@@ -89,3 +100,22 @@ def test_right_kernels_pass() -> None:
     outcomes = [outcome for case in small for outcome in right_on(case)]
     assert len(outcomes) > 50
     assert not [outcome for outcome in outcomes if outcome.failed]
+
+
+def test_an_offset_of_32_bits_is_seen() -> None:
+    case = next(case for case in CASES if "far" in case.variations)
+    call = OP.call(case, OP.problem(case), "cpu")
+    (other,) = VARIATIONS["far"](call).calls
+    cache = other.tensors["k_cache"]
+    last = int(other.tensors["block_table"].max())
+    assert last * cache.stride(0) >= 2**31
+    assert (other.tensors["block_table"] == last).any()
+
+    def of_32_bits(op: str, given: Mapping[str, Any], backend: str) -> Any:
+        table, step = given["block_table"], given["k_cache"].stride(0)
+        wrapped = torch.where(table * step < 2**31, table, 0)
+        return getattr(xattn, op)(**{**given, "block_table": wrapped.int()}, backend=backend)
+
+    for run, status in ((of_32_bits, "FAIL"), (execute, "PASS")):
+        judged = Target("reference", "cpu", "cpu", UNDECLARED, run, "stand-in")
+        assert judge(case, judged).status == status

@@ -70,10 +70,11 @@ def _placed(memory: Tensor, tensor: Tensor) -> Tensor:
     return memory.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def far_apart(tensors: list[Tensor]) -> list[Tensor]:
-    """Batch rows more than 2^31 elements apart, all tensors in one allocation, of which little is touched."""
+def far_apart(tensors: list[Tensor], apart: int = 2**31) -> list[Tensor]:
+    """Batch rows, or pages, more than so many elements apart, all tensors in one allocation, of which little is
+    touched."""
     sizes = [tensor[0].numel() for tensor in tensors]
-    step = 2**31 + sum(sizes)
+    step = apart + sum(sizes)
     rows = tensors[0].shape[0]
     memory = torch.empty((rows - 1) * step + sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
     found, start = [], 0

@@ -98,6 +98,19 @@ def last_page_whole(problem: Paged) -> Paged:
     return moved(problem, -(-problem.seqlens_k // block) * block)
 
 
+def by_bound(problem: Paged) -> Paged:
+    """Every sequence that has keys has as many as the bound says, as far as the table goes."""
+    assert problem.max_seqlen_k is not None
+    room = problem.block_table.shape[1] * problem.k_cache.shape[1]
+    return moved(problem, np.where(problem.seqlens_k > 0, min(problem.max_seqlen_k, room), 0))
+
+
+def by_room(problem: Paged) -> Paged:
+    """Every sequence that has keys has as many as its row of the table has room for."""
+    room = problem.block_table.shape[1] * problem.k_cache.shape[1]
+    return moved(problem, np.where(problem.seqlens_k > 0, room, 0))
+
+
 def longest(problem: Paged) -> Paged:
     """Every sequence that has keys has as many as the longest."""
     return moved(problem, np.where(problem.seqlens_k > 0, problem.seqlens_k.max(initial=0), 0))
@@ -250,7 +263,11 @@ MUTANTS = (
     misread("end+1", "a sequence ends one key too late", lengths_by(1), lambda p: live(p) > 0),
     misread("end-1", "a sequence ends one key too early", lengths_by(-1), lambda p: live(p) > 0),
     misread("last-page-whole", "the last page is read whole", last_page_whole, lambda p: live(p) > 0),
-    misread("longest", "every sequence has max_seqlen_k keys", longest, several),
+    misread("longest", "every sequence has as many keys as the longest", longest, several),
+    misread("bound", "every sequence has max_seqlen_k keys", by_bound,
+            lambda p: live(p) > 0 and p.max_seqlen_k is not None and p.max_seqlen_k > p.seqlens_k.max()),
+    misread("room", "every sequence has as many keys as its row of the table has room for", by_room,
+            lambda p: live(p) > 0),
     misread("longest-diagonal", "the diagonal is that of the longest sequences", by_longest, moves_diagonal),
     misread("offsets-of-first", "every sequence has the offset of the first", offsets_of_first,
             lambda p: isinstance(p.align, np.ndarray) and several(p) and positional(p)),

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.memory import inside
+from xattn_conformance.ops.memory import far_apart, inside
 
 # More than a kernel's tile, and odd.
 _EXTRA_ROWS = 65
@@ -45,6 +45,17 @@ def pages(call: Call) -> Variation:
     table = tensors["block_table"]
     tensors["block_table"] = torch.where((table >= 0) & (table < blocks), blocks - 1 - table, table)
     return Variation("with the pages elsewhere", (replace(call, tensors=tensors),), lambda found: dict(found[0]))
+
+
+def far(call: Call) -> Variation:
+    """The pool turned round and spread out: its last page was the first, which is taken, and begins past 2^31
+    elements."""
+    turned = pages(call).calls[0]
+    names = ("k_cache", "v_cache")
+    blocks = turned.tensors["k_cache"].shape[0]
+    caches = far_apart([turned.tensors[name] for name in names], 2**31 // (blocks - 1) + 1)
+    other = turned.with_tensors(**dict(zip(names, caches, strict=True)))
+    return Variation("with a page past 2^31 elements", (other,), lambda found: dict(found[0]))
 
 
 def batch(call: Call) -> Variation:
@@ -100,6 +111,7 @@ def padding(call: Call) -> Variation:
 VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
     "pages": pages,
+    "far": far,
     "batch": batch,
     "order": order,
     "padding": padding,
