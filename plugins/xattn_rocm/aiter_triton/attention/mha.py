@@ -51,7 +51,12 @@ class MhaAttention(TritonAttention):
 
     def stops(self, request: AttentionRequest, installed: Installation) -> list[Reason]:
         found = _window_reasons(request, installed) + sinks_reasons(request, installed)
-        return found + arch_reasons(request.arch, installed) + headdim_reasons(request, installed) + lds_reasons(request, installed)
+        return (
+            found
+            + arch_reasons(request.arch, installed)
+            + headdim_reasons(request, installed)
+            + lds_reasons(request, installed)
+        )
 
     def launch(self, request: AttentionRequest, installed: Installation) -> Plan:
         return _with_gradients(request, installed) if request.any_grad else _forward(request, installed)

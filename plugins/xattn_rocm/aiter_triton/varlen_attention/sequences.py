@@ -28,9 +28,7 @@ def reordered(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, left: int | None) -> t
     return queries[:, order].t().flatten(), keys[:, order].t().flatten(), order
 
 
-def fill_lse(
-    lse: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, causal: bool, sinks: Tensor | None
-) -> None:
+def fill_lse(lse: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, causal: bool, sinks: Tensor | None) -> None:
     """Write the lse of queries that see no key: -inf or the sink, and of rows of no sequence: -inf. aiter has 0 there.
 
     lse: (total_q, nheads). In place.
