@@ -51,10 +51,9 @@ def test_slopes_are_those_of_their_sequence(slopes: Tensor, causal: bool) -> Non
 
 def test_a_plan_serves_steps_of_other_sizes() -> None:
     q, k, v = (torch.randn(20, nheads, 16) for nheads in (4, 2, 2))
-    held: Any = xattn.plan(
-        xattn.varlen_attention, q, k, v, starts([8, 12]), starts([8, 12]), max_seqlen_q=16, max_seqlen_k=16, causal=True,
-        backend="aiter-triton",
-    )  # fmt: skip
+    first = (q, k, v, starts([8, 12]), starts([8, 12]))
+    options: dict[str, Any] = {"max_seqlen_q": 16, "max_seqlen_k": 16, "causal": True, "backend": "aiter-triton"}
+    held: Any = xattn.plan(xattn.varlen_attention, *first, **options)
     for lengths in ([8, 12], [1, 16]):
         tokens = sum(lengths)
         args = (q[:tokens], k[:tokens], v[:tokens], starts(lengths), starts(lengths))
