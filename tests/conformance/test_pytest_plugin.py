@@ -134,7 +134,7 @@ def test_an_unknown_backend_is_wrong_usage(judge: Callable[..., pytest.RunResult
 def test_goldens_that_do_not_verify_end_the_session(
     judge: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(session, "verify", lambda: ["a file is missing"])
+    monkeypatch.setattr(session, "verify", lambda ops: ["a file is missing"])
     done = judge("--xattn-case", "*", "--xattn-report", str(tmp_path))
     assert done.ret == 3
     assert "INVALID: the goldens do not verify: a file is missing" in done.stdout.str() + done.stderr.str()

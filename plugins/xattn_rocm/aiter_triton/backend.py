@@ -5,13 +5,15 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_rocm.aiter_triton.attention.mha import MhaAttention
 from xattn_rocm.aiter_triton.attention.unified import UnifiedAttention
+from xattn_rocm.aiter_triton.paged_attention.kernel import UnifiedPaged
+from xattn_rocm.aiter_triton.varlen_attention.kernel import MhaVarlen
 from xattn_rocm.installation import describe
 
 
 class AiterTritonBackend(Backend):
     name = "aiter-triton"
     api_version = 1
-    kernels = (MhaAttention(), UnifiedAttention())
+    kernels = (MhaAttention(), UnifiedAttention(), MhaVarlen(), UnifiedPaged())
 
     def info(self) -> dict[str, str]:
         return {"aiter": describe()}

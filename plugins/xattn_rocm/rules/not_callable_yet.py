@@ -6,8 +6,8 @@ from xattn_rocm.rules.rule import Rule, issue, line, pull
 
 _MHA = "aiter/ops/mha.py"
 _TRITON = "aiter/ops/triton/attention"
-_VARLEN = "No kernel of aiter's is behind varlen_attention yet."
-_PAGED = "No kernel of aiter's is behind paged_attention yet."
+_VARLEN = "`aiter` has no varlen_attention yet."
+_PAGED = "No kernel of xattn's calls it."
 _MLA = "xattn has no MLA yet."
 
 
@@ -47,22 +47,6 @@ RULES = (
         line(_MHA, 3623),
         "With ENABLE_CK=0 flash_attn_varlen_func drops logits_soft_cap, min_seqlen_q and the padded lengths.",
         "xattn calls nothing with ENABLE_CK=0 set.",
-    ),
-    _rule(
-        "triton-varlen-ignores-out",
-        "aiter-triton",
-        "",
-        line(f"{_TRITON}/mha.py", 842),
-        "flash_attn_varlen_func ignores out and block_table.",
-        _VARLEN,
-    ),
-    _rule(
-        "triton-varlen-lse-layout",
-        "aiter-triton",
-        "",
-        line(f"{_TRITON}/mha.py", 173),
-        "The lse of flash_attn_varlen_func is (total_q, nheads), where aiter's own other function has it turned.",
-        _VARLEN,
     ),
     _rule(
         "triton-kvcache-causal-default",

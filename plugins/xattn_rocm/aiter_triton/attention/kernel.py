@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from xattn import AttentionKernel, AttentionOutput, AttentionRequest, Reason
+from xattn import AttentionKernel, AttentionRequest, Reason
 from xattn.plugin import Plan
 from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 from xattn_rocm.aiter_triton.attention.torch_ops import opaque
@@ -49,17 +49,17 @@ class TritonAttention(AttentionKernel):
         if compiling and not request.any_grad:
             return opaque(request)
         run = self.launch(request, usable())
-        return run if compiling or torch.cuda.device_count() < 2 else _on_its_device(run)
+        return run if compiling or torch.cuda.device_count() < 2 else on_its_device(run)
 
     def kernel_name(self, request: AttentionRequest) -> str:
         return f"aiter.ops.triton.{'attention.' if usable().layout == 'attention' else ''}{self.function}"
 
 
-def _on_its_device(run: Plan) -> Plan:
+def on_its_device(run: Plan) -> Plan:
     """Triton launches on the current device, wherever the tensors are."""
 
-    def guarded(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> Tensor | AttentionOutput:
+    def guarded(q: Tensor, *others: Any, **given: Any) -> Any:
         with torch.cuda.device(q.device):
-            return run(q, k, v, **given)  # type: ignore[no-any-return]
+            return run(q, *others, **given)
 
     return guarded

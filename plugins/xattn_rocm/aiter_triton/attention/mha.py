@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn import AttentionOutput, AttentionRequest, Capabilities, Reason
+from xattn import AttentionOutput, AttentionRequest, Capabilities, Reason, VarlenRequest
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import vendor
@@ -50,18 +50,19 @@ class MhaAttention(TritonAttention):
     function = "mha.flash_attn_func"
 
     def stops(self, request: AttentionRequest, installed: Installation) -> list[Reason]:
-        found = _window_reasons(request, installed) + _sinks_reasons(request, installed)
-        if not _configured(request.arch, installed):
-            served = ", ".join(name for name in ARCHS if _configured(name, installed))
-            hint = "aiter has no launch configuration for its MHA elsewhere."
-            found.append(Reason("arch", request.arch, served, hint))
-        return found + _headdim_reasons(request, installed) + _lds_reasons(request, installed)
+        found = _window_reasons(request, installed) + sinks_reasons(request, installed)
+        return (
+            found
+            + arch_reasons(request.arch, installed)
+            + headdim_reasons(request, installed)
+            + lds_reasons(request, installed)
+        )
 
     def launch(self, request: AttentionRequest, installed: Installation) -> Plan:
         return _with_gradients(request, installed) if request.any_grad else _forward(request, installed)
 
 
-def _sinks_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
+def sinks_reasons(request: AttentionRequest | VarlenRequest, installed: Installation) -> list[Reason]:
     if request.sinks is None:
         return []
     found = []
@@ -77,6 +78,13 @@ def _sinks_reasons(request: AttentionRequest, installed: Installation) -> list[R
             hint = "aiter adds up the gradient of sinks in no fixed order."
             found.append(Reason("deterministic", True, "False where the gradient of sinks is wanted", hint))
     return found
+
+
+def arch_reasons(arch: str | None, installed: Installation) -> list[Reason]:
+    if _configured(arch, installed):
+        return []
+    served = ", ".join(name for name in ARCHS if _configured(name, installed))
+    return [Reason("arch", arch, served, "aiter has no launch configuration for its MHA elsewhere.")]
 
 
 def _configured(arch: str | None, installed: Installation) -> bool:
@@ -101,7 +109,7 @@ def _window_reasons(request: AttentionRequest, installed: Installation) -> list[
     return []
 
 
-def _headdim_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
+def headdim_reasons(request: AttentionRequest | VarlenRequest, installed: Installation) -> list[Reason]:
     headdim, headdim_v = request.headdim, request.headdim_v
     if request.any_grad and not _is_width(headdim_v) and holds("triton-backward-odd-headdim", installed):
         want = "a power of 2 from 16 on where gradients are wanted"
@@ -112,7 +120,7 @@ def _headdim_reasons(request: AttentionRequest, installed: Installation) -> list
     return []
 
 
-def _lds_reasons(request: AttentionRequest, installed: Installation) -> list[Reason]:
+def lds_reasons(request: AttentionRequest | VarlenRequest, installed: Installation) -> list[Reason]:
     """What does not fit into the LDS, as compiling aiter's kernels for the arch showed."""
     if request.arch != "gfx942" or request.dtype != torch.float32 or not holds("triton-float32-lds", installed):
         return []

@@ -16,7 +16,7 @@ from xattn_rocm.archs import ARCHS
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import holds
 
-_MODULES = {"flat": "aiter.ops.triton.unified_attention", "attention": "aiter.ops.triton.attention.unified_attention"}
+MODULES = {"flat": "aiter.ops.triton.unified_attention", "attention": "aiter.ops.triton.attention.unified_attention"}
 # Keys in a page. None is as many as a tile of the kernel's has (16, 32 or 64): such a page it loads whole and without a
 # mask, past the last key too.
 _PAGES = (128, 24, 8, 1)
@@ -89,7 +89,7 @@ def _plan(request: AttentionRequest, installed: Installation) -> Plan:
     window = (-1, -1) if split else (seqlen_k if left is None else left, 0)
     scale, softcap, dtype = request.softmax_scale, request.softcap or 0.0, request.dtype
     shape = (request.batch, seqlen_q, request.nheads, request.headdim)
-    kernel = vendor.module(_MODULES[installed.layout]).unified_attention
+    kernel = vendor.module(MODULES[installed.layout]).unified_attention
     ragged, on_gpu = request.seqlens_k is not None, torch.cuda.is_available()
     layouts: dict[object, CacheLayout] = {}
 

@@ -1,0 +1,1 @@
+"""`paged_attention` by aiter's `unified_attention`."""
