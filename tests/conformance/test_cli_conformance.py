@@ -31,7 +31,7 @@ Load = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What precedes every run and has tests of its own takes seconds: goldens and admission, here taken as passed."""
-    monkeypatch.setattr(session, "verify", list)
+    monkeypatch.setattr(session, "verify", lambda **_: [])
     monkeypatch.setattr(profiles, "admit", lambda *_: [])
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -203,7 +203,7 @@ def test_a_dump_holds_the_case(tmp_path: Path) -> None:
 
 def test_goldens_that_do_not_verify_make_the_run_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (session, suite):
-        monkeypatch.setattr(module, "verify", lambda: ["float32.safetensors is missing"])
+        monkeypatch.setattr(module, "verify", lambda **_: ["float32.safetensors is missing"])
     done = run("--out", str(tmp_path))
     assert done.exit_code == 3
     assert "INVALID: the goldens do not verify: float32.safetensors is missing" in done.stdout
@@ -214,7 +214,7 @@ def test_goldens_that_do_not_verify_make_the_run_invalid(tmp_path: Path, monkeyp
 def test_chosen_cases_claim_nothing_so_nothing_is_proved_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: Any) -> list[str]:
+    def refused(*_: Any, **__: Any) -> list[str]:
         raise AssertionError("takes seconds")
 
     monkeypatch.setattr(session, "verify", refused)
