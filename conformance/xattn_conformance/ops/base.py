@@ -66,12 +66,14 @@ class Wanted:
     contiguous: those that must be BSNH-contiguous.
     parts:      what is compared beside whole results, one column each.
     per_row:    results that follow from one batch row alone.
+    apart:      variations that take the batch rows apart, after which those are compared and no others.
     by_chance:  checks of what chance did.
     """
 
     columns: Mapping[str, int | None]
     contiguous: tuple[str, ...]
     per_row: tuple[str, ...]
+    apart: tuple[str, ...] = ("batch",)
     parts: tuple[str, ...] = ()
     by_chance: tuple[str, ...] = ()
 

@@ -92,8 +92,8 @@ def _varied(variation: str, result: CaseResult, names: Collection[str], judged: 
     if not any(name.startswith(f"{variation}:") for name in names):
         yield f"the variation {variation} was not looked at"
         return
-    per_row = OPS[result.case.op].wanted(result.case).per_row
-    results = [name for name in _results(result.case) if variation != "batch" or name in per_row]
+    wanted = OPS[result.case.op].wanted(result.case)
+    results = [name for name in _results(result.case) if variation not in wanted.apart or name in wanted.per_row]
     if lacking := [f"{variation}:{name}.shape" for name in results if f"{variation}:{name}.shape" not in names]:
         yield f"not looked at: {', '.join(lacking)}"
     for tensor in (*results, *_parts(result.case)):

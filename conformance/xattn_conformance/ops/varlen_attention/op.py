@@ -97,7 +97,8 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
         if "sinks" in case.grads:
             columns["dsinks"] = 1
         # Every sequence adds to the gradient of the sinks.
-        return Wanted(columns=columns, contiguous=("out",), per_row=("out", "lse", "dq", "dk", "dv"))
+        per_row = ("out", "lse", "dq", "dk", "dv")
+        return Wanted(columns=columns, contiguous=("out",), per_row=per_row, apart=("batch", "order"))
 
     def vary(self, name: str, case: Case, problem: Varlen, call: Call, device: str) -> Variation:
         if name == "poison":
