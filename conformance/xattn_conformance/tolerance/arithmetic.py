@@ -18,7 +18,8 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     float32 throughout, but for the probabilities, which meet V in the dtype of the inputs.
 
     scaled_q:        q * scale is rounded to the dtype of the inputs before it meets K.
-    products:        how two float32 numbers are multiplied: "tf32" rounds both to 11 bits first.
+    products:        how two float32 numbers are multiplied: "tf32" rounds both to 11 bits first. Numbers below
+                     1e-41 have none there: that is told by `subnormals`.
     sums:            how sums of products are rounded: "truncated" toward zero, as NVIDIA's matrix units do, so that
                      long sums come out too small.
     scores:          what Q K^T is rounded to before the softmax. Tolerances follow where that moves no logit by more

@@ -96,7 +96,7 @@ RIGHT = (
     _model("5 parts", block=16, splits=5),
     _model("float32 throughout", Arithmetic(probabilities="float32", score_gradients="float32", exp_bits=24)),
     _model("q scaled first", Arithmetic(scaled_q=True)),
-    _model("tf32", Arithmetic(products="tf32")),
+    _model("tf32", Arithmetic(products="tf32", subnormals="flushed")),
     _model("sums cut off", Arithmetic(sums="truncated")),
     _model("scores in the dtype", Arithmetic(scores="input")),
     _model("parts in the dtype", Arithmetic(partial_outputs="input"), block=16, splits=3),
