@@ -107,7 +107,7 @@ def test_the_page_has_each_mutant_once_and_what_is_not_caught() -> None:
     assert f"| mutants killed | **0 of {of[0]}** | **1 of {of[1]}** | **3 of {of[2]}** |" in text
     assert "| `one-buffer` | out is written into the buffer of the call before |  | 1/1 |  | state.refilled |" in text
     assert "| `out-8-bit` | bfloat16 | out is bfloat16 already |" in text
-    assert '| tf32 | products = "tf32" | 1/1 | 0/1 |  | 3.50 |' in text
+    assert '| tf32 | products = "tf32", subnormals = "flushed" | 1/1 | 0/1 |  | 3.50 |' in text
 
 
 def test_what_a_kernel_declares_is_what_differs() -> None:
