@@ -109,7 +109,7 @@ def test_the_commands_that_the_pages_show(run: Run, command: str) -> None:
     assert result.exit_code in (0, 1), result.stderr
 
 
-@pytest.mark.parametrize("columns", [20, 80, *extended(40, 250)])
+@pytest.mark.parametrize("columns", [20, *extended(40, 80, 250)])
 @pytest.mark.parametrize("command", [["info"], ["explain", *SMALL, "--device", "rocm"], ["bench", *QUICK], ["--help"]])
 def test_any_width_of_terminal(run: Run, command: list[str], columns: int) -> None:
     result = run(*command, columns=columns)

@@ -161,9 +161,9 @@ class TestBlame:
 
 
 LEGITIMATE = [
-    'products = "tf32"',
     'scores = "input"',
     *extended(
+        'products = "tf32"',
         "scaled_q = true",
         'sums = "truncated"',
         'partial_outputs = "input"',

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conformance.strangers import PROFILE, honest, install
 from numpy.typing import NDArray
+from support import extended
 from torch import Tensor
 from xattn_conformance.case import Case
 from xattn_conformance.ops.base import Answer, Layout, Op, Variation
@@ -63,7 +64,7 @@ CRASHES = {
 }
 
 
-@pytest.mark.parametrize("name", CRASHES)
+@pytest.mark.parametrize("name", ["segfault", "hang", *extended("abort", "exit")])
 def test_a_crash_costs_one_case(name: str, plugin: Any) -> None:
     what, said = CRASHES[name]
     plugin(spoilt(what))

@@ -98,6 +98,7 @@ def test_unsupported_passes_with_a_property_and_alone_fails_the_session(
     assert {"name": "xattn_status", "value": "UNSUPPORTED"} in properties
 
 
+@pytest.mark.extended
 def test_several_processes(judge: Callable[..., pytest.RunResult], acme: Callable[[str], None], tmp_path: Path) -> None:
     acme(honest(before="__import__('os').abort() if q.shape[1] == 16 else None"))
     done = judge("-n", "2", "--xattn-report", str(tmp_path), backend="acme")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ops.attention.attention_call import LAYOUTS, AttentionCall
 from torch import Tensor
 
-settings.register_profile("quick", max_examples=60, derandomize=True, deadline=None, database=None)
+settings.register_profile("quick", max_examples=50, derandomize=True, deadline=None, database=None)
 settings.register_profile(
     "deep", max_examples=5000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )

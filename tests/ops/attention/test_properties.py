@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ops.attention.attention_call import WRITABLE, AttentionCall, array
 from ops.attention.strategies import calls
 from ops.attention.violations import Violation, violations
+from support import extended
 from torch import Tensor
 from xattn_conformance.ops.attention import rowwise
 
@@ -22,7 +23,7 @@ import xattn
 from xattn import AttentionKernel, AttentionRequest
 from xattn.dispatch.registry import registry
 
-every_backend = pytest.mark.parametrize("backend", [*xattn.backends(), "auto"])
+every_backend = pytest.mark.parametrize("backend", [*xattn.backends(), *extended("auto")])
 SERVES_ALL = ("reference", "auto")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support import extended
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.export import Dim, export
@@ -65,7 +66,7 @@ LENGTHS = range(1, 65)
 HEADS = range(1, 33)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", ["full", *extended("causal", "grouped")])
 def test_no_more_graphs_than_torch_over_lengths(name: str) -> None:
     ours, theirs = PAIRS[name]
     for sizes in ([(n, n, 16) for n in LENGTHS], [(1, n, 16) for n in LENGTHS]):
@@ -75,7 +76,7 @@ def test_no_more_graphs_than_torch_over_lengths(name: str) -> None:
         assert graphs(ours, sizes) <= wanted
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", ["full", *extended("causal", "grouped")])
 def test_no_more_graphs_than_torch_over_heads(name: str) -> None:
     ours, theirs = PAIRS[name]
     sizes = [(24, 24, n) for n in HEADS]
@@ -212,7 +213,7 @@ def test_unbacked_cache_that_may_be_empty(name: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
-@pytest.mark.parametrize("name", ["full", "top_left", "window", "mask"])
+@pytest.mark.parametrize("name", ["full", "mask", *extended("top_left", "window")])
 def test_unbacked_sizes_are_compiled(name: str, backend: str) -> None:
     options = every_option(6, 6)[name]
     skip_where_torch_fails(options)
