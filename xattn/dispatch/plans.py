@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from xattn.plugin.request import Request
 from xattn.plugin.symbolic import is_int32
 from xattn.plugin.tensors import flat, in_forward_mode, is_plain
 
+_INT_MIN, _INT_MAX = -(2**31), 2**31 - 1
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
 _PLANS_MAX = 4096
 
@@ -173,7 +174,9 @@ def traced(prepared: Prepared, choice: Choice) -> Any:
 def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
     """A plan for the caller to keep. Unguarded: the cheapest guard costs twice what the rest of the call does."""
     planned = make_plan(prepared, choice)
-    options, given_names = prepared.options, set(planned.given)
+    options, count = prepared.options, len(prepared.given)
+    ints = [name for name, value in prepared.given.items() if not isinstance(value, Tensor)]
+    by_name = [name for name in prepared.given if name not in ints]
     run: Plan
 
     def first(*tensors: Any, **given: Any) -> Any:
@@ -210,12 +213,19 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
             raise
 
     def run_plan_with_given(*tensors: Any, **given: Any) -> Any:
-        if given.keys() != given_names:
-            raise TypeError(f"this plan takes {sorted(given_names)} by name, got {sorted(given)}")
         if is_dynamo_compiling():
+            _check_given(given, prepared.given)
             return traced(op.prepare(*tensors, **given, **options), choice)
-        for name, value in given.items():
-            _check_given(name, value, prepared.given[name])
+        # What is usual is spelt out: a function called for each name costs twice what the rest does.
+        if len(given) != count:
+            _check_given(given, prepared.given)
+        for name in ints:
+            value = given.get(name)
+            if type(value) is not int or not _INT_MIN <= value <= _INT_MAX:
+                _check_given(given, prepared.given)
+        for name in by_name:
+            if type(given.get(name)) is not Tensor:
+                _check_given(given, prepared.given)
         if op.check_values is not None:
             op.check_values(*tensors, **given)
         try:
@@ -224,18 +234,21 @@ def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
             planned.annotate(error)
             raise
 
-    if given_names:
+    if prepared.given:
         return run_plan_with_given
     return run_plan_of_three if len(prepared.tensors) == 3 else run_plan
 
 
-def _check_given(name: str, value: Any, made_with: Any) -> None:
-    """What a held plan takes by name is of the kind that it was made with: a tensor, or an int, which no kernel has to
-    look at."""
-    if isinstance(made_with, Tensor):
-        fits, want = isinstance(value, Tensor), "a torch.Tensor"
-    else:
-        fits, want = is_int32(value), "an int of 32 bits"
-    if not fits:
-        got = f"a {type(value).__name__}" if isinstance(value, Tensor) else f"{value!r:.60}"
-        raise InvalidArgumentError(name, got, f"{want}, as the plan was made with")
+def _check_given(given: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+    """What a held plan takes by name is what it was made with, and of the same kind: a tensor, or an int, which no
+    kernel has to look at."""
+    if given.keys() != made_with.keys():
+        raise TypeError(f"this plan takes {sorted(made_with)} by name, got {sorted(given)}")
+    for name, value in given.items():
+        if isinstance(made_with[name], Tensor):
+            fits, want = isinstance(value, Tensor), "a torch.Tensor"
+        else:
+            fits, want = is_int32(value), "an int of 32 bits"
+        if not fits:
+            got = f"a {type(value).__name__}" if isinstance(value, Tensor) else f"{value!r:.60}"
+            raise InvalidArgumentError(name, got, f"{want}, as the plan was made with")
