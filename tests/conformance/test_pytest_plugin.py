@@ -114,6 +114,7 @@ def test_a_session_in_part_is_no_claim(judge: Callable[..., pytest.RunResult], t
     assert decode((tmp_path / "reference.json").read_bytes()).selection == f"{FEW}, in part"
 
 
+@pytest.mark.extended
 def test_two_backends_are_told_apart(judge: Callable[..., pytest.RunResult]) -> None:
     done = judge("-v", "--xattn-backend", "sdpa", case="attention/causal+lse/float32/b1-q15-*")
     done.assert_outcomes(passed=2)

@@ -57,7 +57,7 @@ def test_a_compiled_call_is_one_graph(op: Op, name: str, load: Load) -> None:
         close(got, sample.of(op.function))
 
 
-@for_all("attention", "varlen_attention", "paged_attention")
+@for_all("attention", "varlen_attention")
 def test_one_graph_serves_any_length(op: Op, load: Load) -> None:
     load([])
     counter = CompileCounterWithBackend("aot_eager")
