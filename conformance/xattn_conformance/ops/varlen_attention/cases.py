@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from xattn_conformance.ops.attention_like import band
 from xattn_conformance.ops.sequence_cases import Cases, used
 
+OPTIONS = (
+    "q",
+    "k",
+    "padding",
+    "bounds",
+    "causal",
+    "window",
+    "align",
+    "scale",
+    "softcap",
+    "sinks",
+    "alibi_slopes",
+    "deterministic",
+)
 _NAMED = ("causal", "window", "softcap", "sinks", "alibi_slopes", "deterministic", "return_lse", "scale", "padding")
 
 
-def _features(options: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """Rows of a table of results, apart from those of attention by their prefix."""
+def features(prefix: str, options: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Rows of a table of results, apart from those of other ops by their prefix."""
     positional = band(options) != (None, None) or "alibi_slopes" in options
     align = options.get("align", "bottom_right" if "k" in options else None) if positional else None
-    return ("varlen", *(f"varlen.{name}" for name in used(options, sizes, _NAMED, align)))
+    return (prefix, *(f"{prefix}.{name}" for name in used(options, sizes, _NAMED, align)))
 
 
 CASES = Cases(
     op="varlen_attention",
     package=__package__,
-    options=(
-        "q",
-        "k",
-        "padding",
-        "bounds",
-        "causal",
-        "window",
-        "align",
-        "scale",
-        "softcap",
-        "sinks",
-        "alibi_slopes",
-        "deterministic",
-        "return_lse",
-    ),
+    options=(*OPTIONS, "return_lse"),
     off={"padding": False, "bounds": "exact", "causal": False, "align": "bottom_right", "return_lse": False},
     variations=("repeat", "batch", "order", "strides", "padding", "poison", "expanded", "some", "twice"),
-    features=_features,
+    features=partial(features, "varlen"),
     grads=("qkv", "sinks", "lse"),
 )
