@@ -26,8 +26,9 @@ from xattn.cli.plot import plot
 from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
 from xattn.cli.units import duration
 from xattn.explain import Explanation, explain_request
-from xattn.measure import Timing, alternate, once, processor
+from xattn.measure import Timing, alternate, once
 from xattn.measure.timing import MIN_ROUNDS, Candidates, OnRound
+from xattn.plugin.devices import card
 
 # The progress bar is drawn between rounds, this rarely, so that drawing it costs the measurement nothing.
 REDRAW_SECONDS = 0.25
@@ -181,11 +182,11 @@ def measure(
     repeated = tried.repeated(seconds)
     once_only = {name: took for name, took in tried.took.items() if name not in repeated}
     if not repeated:
-        return Bench(explanation, processor(device), None, None, once_only, tried.failures)
+        return Bench(explanation, card(device), None, None, once_only, tried.failures)
     base = next((name for name in (TORCH, explanation.backend) if name in repeated), repeated[0])
     runs = {name: candidates[name] for name in repeated}
     timing = alternate(runs, device=device, seconds=seconds, on_round=on_round)
-    return Bench(explanation, processor(device), base, timing, once_only, tried.failures)
+    return Bench(explanation, card(device), base, timing, once_only, tried.failures)
 
 
 def kernels(explanation: Explanation) -> dict[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -114,6 +116,21 @@ class Registry:
                 continue
             for candidate in found:
                 self._add(candidate, plugin)
+
+    @functools.cached_property
+    def tables(self) -> list[tuple[Plugin, Path]]:
+        """The files of measured times that plugins ship."""
+        found: list[tuple[Plugin, Path]] = []
+        for hook in self._manager.hook.xattn_tables.get_hookimpls():
+            plugin = next(plugin for plugin in self.plugins if plugin.name == hook.plugin_name)
+            try:
+                paths: Any = hook.function()
+                found += [(plugin, Path(path)) for path in paths]
+            except BaseException as error:
+                if not is_plugins(error):
+                    raise
+                plugin.failures.append(f"xattn_tables() raised {raised(error)}")
+        return found
 
     def _add(self, candidate: object, plugin: Plugin) -> None:
         if not isinstance(candidate, Backend):

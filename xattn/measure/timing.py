@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from xattn.plugin.devices import card
 
 # What to time, by name.
 Candidates = Mapping[str, Callable[[], object]]
@@ -182,18 +183,5 @@ def _method(device: torch.device, rounds: int, candidates: int) -> str:
     together = "alone" if candidates == 1 else f"{candidates} candidates alternating in one process, order rotating"
     return (
         f"{together}; {clock}, garbage collector off; medians of {rounds} rounds, differences and ratios taken in each "
-        f"round; torch {torch.__version__}, Python {platform.python_version()}, {processor(device)}"
+        f"round; torch {torch.__version__}, Python {platform.python_version()}, {card(device)}"
     )
-
-
-def processor(device: torch.device | str = "cpu") -> str:
-    """The name of the CPU or GPU."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -12,10 +12,9 @@ from xattn.dispatch.autocast import autocast_dtype, cast
 from xattn.dispatch.op import Prepared
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks, pages
-from xattn.ops.shared.lengths import bucket
 from xattn.ops.write_kv.request import WriteRequest
 from xattn.plugin.devices import device_and_arch
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import bucket, holds
 from xattn.plugin.tensors import is_plain
 
 
