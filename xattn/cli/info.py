@@ -111,10 +111,8 @@ def _what_was_measured(table: Mapping[str, Any]) -> str:
     if table["problem"]:
         return str(table["file"])
     days = " to ".join(dict.fromkeys(when[:10] for when in (table["from"], table["to"])))
-    names = ", ".join(table["backends"])
-    return (
-        f"{table['kinds']} kinds of call, {table['mode']} time of {names}, on {table['card']}, {days}\n{table['file']}"
-    )
+    what = f"{table['kinds']} kinds of call, {table['mode']} time of {', '.join(table['backends'])}"
+    return f"{what}, on {table['card']}, {days}\n{table['file']}"
 
 
 def _counts(table: Mapping[str, Any]) -> Text:
