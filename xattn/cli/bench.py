@@ -23,6 +23,7 @@ from xattn.cli.candidates import TORCH, candidates_of
 from xattn.cli.explain import show
 from xattn.cli.flags import Flags, takes_flags
 from xattn.cli.plot import plot
+from xattn.cli.request import present
 from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
 from xattn.cli.units import duration
 from xattn.explain import Explanation, explain_request
@@ -93,7 +94,7 @@ def bench(
     Exits with 1 where no backend can serve the call or one fails.
     """
     with usage_errors():
-        device = _device(flags.device)
+        device = present(flags.device)
         prepared = flags.prepared()
         request = prepared.request
         assert isinstance(request, AttentionRequest)
@@ -122,16 +123,6 @@ def bench(
             plot(result.timing, result.base, str(request), out_dir / "bench.png")
     if result.failures:
         raise typer.Exit(FAILED)
-
-
-def _device(name: str) -> torch.device:
-    cuda = "cuda" if torch.version.hip is None else "rocm"
-    if name == "cpu":
-        return torch.device("cpu")
-    if name == cuda and torch.cuda.is_available():
-        return torch.device("cuda")
-    there = f"cpu, {cuda}" if torch.cuda.is_available() else "cpu"
-    raise typer.BadParameter(f"this machine can time calls on: {there}", param_hint="--device")
 
 
 class _Bar:
