@@ -149,11 +149,11 @@ def test_of_two_rows_the_nearer_counts(tmp_path: Path, monkeypatch: pytest.Monke
 def test_times_make_nobody_capable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`second` was the fastest, and is not repeatable, or cannot serve this very call."""
 
-    def not_five_rows(self: Any, request: Request) -> list[Reason]:
+    def not_one_row(self: Any, request: Request) -> list[Reason]:
         return [Reason("batch", 1, "more")] if getattr(request, "batch", 0) == 1 else []
 
     call = f"{CALL} deterministic=true"
-    only = {"lacks": ["deterministic"]}, {"limits": not_five_rows}
+    only: list[dict[str, Any]] = [{"lacks": ["deterministic"]}, {"limits": not_one_row}]
     for more, arguments in zip(only, (qkv(), qkv(batch=1)), strict=True):
         with fresh(three(**more)):
             times = {"first": 50.0, "second": 1.0, "third": 20.0}

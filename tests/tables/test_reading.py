@@ -13,7 +13,6 @@ from support import backend_of, qkv
 from tables.recorded import elsewhere, kernel, plugins, table_of, three, write
 
 import xattn
-from xattn.dispatch.tables import places
 from xattn.dispatch.tables.format import Table, as_document
 from xattn.plugin import hookimpl
 from xattn.testing import fresh
@@ -160,7 +159,7 @@ def test_a_backend_that_is_gone_or_new_changes_nothing_for_the_others(table: Tab
 
 
 def test_where_tables_lie(table: Table, tmp_path: Path, at: Set, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places.sys, "platform", "linux")
+    monkeypatch.setattr("sys.platform", "linux")
     folder = tmp_path / "cache" / "xattn" / "tables"
     folder.mkdir(parents=True)
     write(folder / "mine.json", table)

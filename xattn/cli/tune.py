@@ -111,8 +111,8 @@ def tune(
         assert environment is not None  # it is present
         tensor_dtype = usual_dtype(name) if dtype is None else values.dtype(dtype, "--dtype")
         sizes = values.sizes(batch, "--batch"), values.sizes(seqlen, "--seqlen")
-        lines = [*_given(words or (), calls), *_of_model(model_at, *sizes, train)] or _of_grid(name)
-        found = _described(lines, name, tensor_dtype)
+        lines = [*_given(words or (), calls), *_of_model(model_at, *sizes, train)] or grid(name)
+        found = described(lines, name, tensor_dtype)
         timed: Mode = "eager" if where.type == "cpu" else mode
         empty = Table(environment, timed, clock(where, timed), ())
         path = out_file or _default_file(f"{environment.key}-{timed}.json")
@@ -155,11 +155,12 @@ def _of_model(path: Path | None, batches: Sequence[int], lengths: Sequence[int],
         raise typer.BadParameter(str(error), param_hint="--model") from None
 
 
-def _of_grid(device: str) -> list[str]:
+def grid(device: str) -> list[str]:
+    """The usual calls of a device, in words."""
     return record.read((GRIDS / ("cpu.txt" if device == "cpu" else "gpu.txt")).read_text().splitlines())
 
 
-def _described(lines: Sequence[str], device: str, dtype: torch.dtype) -> list[Call]:
+def described(lines: Sequence[str], device: str, dtype: torch.dtype) -> list[Call]:
     """The calls, of each kind the first."""
     found: dict[Any, Call] = {}
     for line in lines:
