@@ -39,9 +39,17 @@ def kind_of(request: Request) -> Kind | None:
     return Kind(exact, tuple(sorted([(name, bucket(int(size))) for name, size in extents.items()])))
 
 
-def distance(one: Sizes, other: Sizes) -> int | None:
-    """How many times, over all extents, a size is doubled or halved between them; None where they are not near."""
-    if [name for name, _ in one] != [name for name, _ in other]:
-        return None
-    steps = [abs(a.bit_length() - b.bit_length()) for (_, a), (_, b) in zip(one, other, strict=True)]
-    return sum(steps) if max(steps, default=0) <= NEAR else None
+def doublings(extents: Sizes) -> tuple[int, ...]:
+    """How often 1 is doubled to each extent, a bucket."""
+    return tuple([size.bit_length() for _, size in extents])
+
+
+def distance(one: tuple[int, ...], other: tuple[int, ...]) -> int | None:
+    """How many doublings and halvings lie between the extents of two calls; None where they are not near."""
+    steps = 0
+    for a, b in zip(one, other, strict=True):
+        step = abs(a - b)
+        if step > NEAR:
+            return None
+        steps += step
+    return steps

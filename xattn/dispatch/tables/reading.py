@@ -12,7 +12,7 @@ from xattn.dispatch.registry import registry
 from xattn.dispatch.tables import places
 from xattn.dispatch.tables.environment import Environment, here
 from xattn.dispatch.tables.format import Row, Table, TableError, Time, parse
-from xattn.dispatch.tables.kind import Exact, Kind, distance
+from xattn.dispatch.tables.kind import Kind, distance, doublings
 
 USER = "user"
 
@@ -77,8 +77,11 @@ class Tables:
         self.files = [] if places.setting() == places.OFF else [*self._user(), *self._shipped()]
         self.problems += [file.problem for file in self.files if file.problem]
         self._by_device: dict[str, list[Used]] = {}
-        self._rows: dict[tuple[str, Exact], list[tuple[Used, Row]]] = {}
+        # Rows that count, with their extents as `doublings`: by device, and what must be the same.
+        self._rows: dict[object, list[tuple[tuple[int, ...], Used, Row]]] = {}
         self._ops: set[tuple[str, str]] = set()
+        # What was found before: a call of other sizes is mostly of a kind that was asked for.
+        self._found: dict[object, Measured | None] = {}
 
     def _user(self) -> Iterator[File]:
         try:
@@ -101,7 +104,8 @@ class Tables:
             found = [_used(file, file.table, now) for file in files if file.table is not None]
             for used in found:
                 for row in () if used.unused else used.table.rows:
-                    self._rows.setdefault((device, row.kind.exact), []).append((used, row))
+                    key = _same(row.kind, device, used.table.environment.arch)
+                    self._rows.setdefault(key, []).append((doublings(row.kind.extents), used, row))
                     self._ops.add((device, row.kind.exact[0]))
             self._by_device[device] = found
         return self._by_device[device]
@@ -113,17 +117,29 @@ class Tables:
 
     def find(self, kind: Kind, device: str, arch: str | None) -> Measured | None:
         """The times of a kind: of itself or the nearest; of several the user's own, and of these the latest."""
-        best: tuple[tuple[int, bool], Row, Used, dict[str, Time]] | None = None
+        key = kind, device, arch
+        if key not in self._found:
+            self._found[key] = self._nearest(kind, device, arch)
+        return self._found[key]
+
+    def _nearest(self, kind: Kind, device: str, arch: str | None) -> Measured | None:
         self.of(device)
-        for used, row in self._rows.get((device, kind.exact), ()):
-            steps = distance(kind.extents, row.kind.extents)
-            if steps is None or used.table.environment.arch != arch:
+        extents = doublings(kind.extents)
+        best: tuple[tuple[int, bool], Row, Used, dict[str, Time]] | None = None
+        for of_row, used, row in self._rows.get(_same(kind, device, arch), ()):
+            steps = distance(extents, of_row)
+            if steps is None:
                 continue
             times = {name: time for name, time in row.times.items() if name not in used.stale}
             key = (steps, used.file.source != USER)
             if times and (best is None or key < best[0] or (key == best[0] and row.when > best[1].when)):
                 best = key, row, used, times
         return None if best is None else Measured(best[3], best[1], best[2], best[0][0] == 0)
+
+
+def _same(kind: Kind, device: str, arch: str | None) -> object:
+    """What two calls have in common where the time of one may count for the other: all but how large they are."""
+    return device, arch, kind.exact, tuple([name for name, _ in kind.extents])
 
 
 def _file(path: Path, source: str, vouched: str = "") -> File:
@@ -147,10 +163,10 @@ _lock = threading.Lock()
 def tables() -> Tables:
     """The tables of this process."""
     global _tables
-    with _lock:
-        if _tables is None:
-            _tables = Tables()
-        return _tables
+    if _tables is None:
+        with _lock:
+            _tables = _tables or Tables()
+    return _tables
 
 
 def forget() -> None:
