@@ -164,7 +164,13 @@ def explain_request(
         backend,
         found[backend].kernel if backend is not None else None,
         tuple(found.values()),
-        (*request.notes(given), *_kept_away(backend, found), *measuring, *failures, *registry().problems()),
+        (
+            *request.notes(given),
+            *_kept_away(backend, found, by_auto=names is None),
+            *measuring,
+            *failures,
+            *registry().problems(),
+        ),
         None if known is None else measurement(known),
     )
 
@@ -185,7 +191,7 @@ def _kernel_name(entry: Entry, kernel: Kernel[Any], request: Request, failures: 
         return entry.name
 
 
-def _kept_away(backend: str | None, found: Mapping[str, Candidate]) -> list[str]:
+def _kept_away(backend: str | None, found: Mapping[str, Candidate], by_auto: bool) -> list[str]:
     """Backends that `auto` would have preferred to the chosen one, each with what keeps it away."""
     notes = []
     for name, candidate in found.items():
@@ -196,7 +202,7 @@ def _kept_away(backend: str | None, found: Mapping[str, Candidate]) -> list[str]
             notes.append(f"{name} could serve this call, but the choice of backend leaves it out")
         elif not codes and not candidate.asked:
             notes.append(f"{name} ranks higher and could serve this call, but the choice of backend leaves it out")
-        elif not codes and candidate.unbuilt is not None:
+        elif not codes and by_auto and candidate.unbuilt is not None:
             notes.append(f"{name} ranks higher, but has to be built first: {candidate.unbuilt}. {BUILD.format(name)}")
         elif codes == {"disabled"}:
             notes.append(f"{name} ranks higher and could serve this call, but is disabled {candidate.reasons[0].got}")

@@ -191,16 +191,16 @@ def test_a_plugin_ships_tables_and_the_users_own_come_first(table: Table, tmp_pa
         assert serves() == 30
 
 
-@pytest.mark.parametrize("shipped", [lambda: 1 / 0, lambda: [None], lambda: ["/nowhere/table.json"], lambda: None])
+@pytest.mark.parametrize(
+    "shipped", [lambda: 1 / 0, lambda: [None], lambda: ["/nowhere/table.json"], lambda: None, lambda: "t.json"]
+)
 def test_a_plugin_that_ships_no_good_table_is_named(shipped: Callable[[], Any], at: Set) -> None:
     (point,) = three()
     point.load().__dict__["xattn_tables"] = hookimpl(shipped)
     at("")
     with fresh([point]):
         assert serves() == 30
-        assert any(
-            "xattn_tables() raised" in line or "/nowhere/table.json" in line for line in xattn.info()["problems"]
-        )
+        assert any("xattn_tables() r" in line or "/nowhere/table.json" in line for line in xattn.info()["problems"])
 
 
 def test_the_later_of_two_measurements_counts(table: Table, tmp_path: Path, at: Set) -> None:

@@ -60,6 +60,7 @@ def test_auto_passes_over_it_and_explain_says_so(points: Any) -> None:
 def test_an_explicit_choice_builds_it(points: Any) -> None:
     with fresh(points):
         assert serves(backend="jit") == serves(backend=("jit", "ready")) == 30
+        assert xattn.explain(*qkv(), backend=("ready", "jit")).notes == ()
         with xattn.use_backend("jit"):
             assert serves() == 30
 
@@ -112,3 +113,18 @@ def test_one_that_fails_to_answer_is_passed_over(load: Load) -> None:
     with fresh(plugins(backend_of("jit", kernel(30, unbuilt=fails)), backend_of("ready", kernel(10)))):
         assert serves() == 10
         assert "unbuilt() raised OSError: no space left" in xattn.explain(*qkv()).notes[0]
+
+
+@pytest.mark.extended
+def test_under_torch_compile_it_is_passed_over_too(points: Any, cache: Cache) -> None:
+    def compiled() -> float:
+        torch._dynamo.reset()
+        call = torch.compile(lambda q, k, v: xattn.attention(q, k, v), backend="eager", fullgraph=True)
+        return float(call(*qkv()).flatten()[0])
+
+    with fresh(points):
+        assert compiled() == 10
+        cache.built = True
+        assert compiled() == 10  # as this kind is for this process
+    with fresh(points):
+        assert compiled() == 30

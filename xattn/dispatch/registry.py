@@ -124,8 +124,11 @@ class Registry:
         for hook in self._manager.hook.xattn_tables.get_hookimpls():
             plugin = next(plugin for plugin in self.plugins if plugin.name == hook.plugin_name)
             try:
-                paths: Any = hook.function()
-                found += [(plugin, Path(path)) for path in paths]
+                paths = hook.function()
+                if isinstance(paths, str) or not isinstance(paths, Iterable):
+                    plugin.failures.append(f"xattn_tables() returned {paths!r:.80}, want a list of paths")
+                else:
+                    found += [(plugin, Path(path)) for path in paths]
             except BaseException as error:
                 if not is_plugins(error):
                     raise
@@ -171,6 +174,9 @@ class Registry:
         kernels = getattr(candidate, "kernels", None)
         if not isinstance(kernels, tuple) or not kernels or not all(isinstance(each, Kernel) for each in kernels):
             return "kernels is no tuple of instances of xattn.Kernel"
+        packages = candidate.packages
+        if not isinstance(packages, tuple) or not all(isinstance(each, str) for each in packages):
+            return "packages is no tuple of names of distributions"
         return next(filter(None, map(self._kernel_problem, kernels)), None)
 
     def _kernel_problem(self, kernel: Kernel[Any]) -> str | None:
