@@ -154,23 +154,18 @@ def explain_request(
     except UnsupportedError:
         backend = None
     able = [name for name, candidate in found.items() if not candidate.reasons]
-    measuring = what_does_not_count(request.device, able, known)
+    notes = [*request.notes(given), *_kept_away(backend, found, by_auto=names is None)]
+    notes += what_does_not_count(request.device, able, known)
     if names is None:
         ready = [name for name in able if found[name].unbuilt is None]
-        measuring += near_ties({name: time for name, time in times.items() if name in ready}, backend)
+        notes += near_ties({name: time for name, time in times.items() if name in ready}, backend)
     return Explanation(
         request,
         choice.backend if isinstance(choice, Wish) else choice,
         backend,
         found[backend].kernel if backend is not None else None,
         tuple(found.values()),
-        (
-            *request.notes(given),
-            *_kept_away(backend, found, by_auto=names is None),
-            *measuring,
-            *failures,
-            *registry().problems(),
-        ),
+        (*notes, *failures, *registry().problems()),
         None if known is None else measurement(known),
     )
 
