@@ -96,6 +96,14 @@ def test_a_broken_table_is_named_and_no_more(
         assert len(problem) < len(str(file)) + 150
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no file without an end here")
+def test_a_file_without_an_end_is_not_read(at: Set) -> None:
+    at("/dev/zero")
+    with fresh(three()):
+        assert serves() == 30
+        assert "/dev/zero: is no file" in notes()
+
+
 def test_a_broken_table_takes_no_other_with_it(table: Table, tmp_path: Path, at: Set) -> None:
     write(tmp_path / "good.json", table)
     (tmp_path / "broken.json").write_text("{")

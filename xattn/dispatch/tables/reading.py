@@ -59,6 +59,8 @@ def read(path: Path) -> Table:
     """Raises TableError, with a message that begins with the path, for what cannot be read."""
     import json  # where there is a table alone
 
+    if path.exists() and not path.is_file():  # a device may have no end, and a pipe no beginning
+        raise TableError(f"{path}: is no file")
     try:
         return parse(json.loads(path.read_bytes()))
     except OSError as error:
