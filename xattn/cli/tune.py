@@ -180,7 +180,7 @@ def _default_file(name: str) -> Path:
     if place is None:
         why = "XATTN_TABLES is off" if places.setting() else "this user has no home folder"
         raise typer.BadParameter(f"missing: {why}, so there is no place for tables", param_hint="--out")
-    return place if place.suffix == ".json" else place / name
+    return place if place.suffix == ".json" and not place.is_dir() else place / name
 
 
 class _Bar:
