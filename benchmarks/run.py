@@ -19,6 +19,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import copies
 import decode
+import door
 import features
 import hopper
 import overhead
@@ -43,6 +44,7 @@ SUBJECTS = {
     "decode": decode,
     "paged": paged,
     "varlen": varlen,
+    "door": door,
     "hopper": hopper,
 }
 

@@ -1,4 +1,4 @@
-"""xattn in Hugging Face diffusers. docs/torch-door.md says which models need it.
+"""xattn in Hugging Face diffusers. docs/libraries.md says which models need it.
 
 from xattn.integrations.diffusers import use
 

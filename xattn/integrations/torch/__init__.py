@@ -1,4 +1,4 @@
-"""F.scaled_dot_product_attention of any library, served by xattn. docs/torch-door.md says when and how.
+"""F.scaled_dot_product_attention of any library, served by xattn. docs/libraries.md says when and how.
 
 from xattn.integrations.torch import install
 
