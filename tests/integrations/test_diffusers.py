@@ -6,23 +6,20 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from support import backend_of, plugin
-from torch import Tensor
-
-import xattn
-from xattn.testing import fresh
-
-diffusers = pytest.importorskip("diffusers")  # make extended installs it
-
-from diffusers.models.attention_dispatch import (  # noqa: E402
+from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
     dispatch_attention_fn,
 )
+from support import backend_of, plugin
+from torch import Tensor
 
-from xattn.integrations.diffusers import register, use  # noqa: E402
+import xattn
+from xattn.integrations.diffusers import register, use
+from xattn.testing import fresh
 
 pytestmark = pytest.mark.extended
 

@@ -18,7 +18,7 @@ from xattn.integrations.lerobot import use
 def towers(seed: int = 0) -> nn.ModuleList:
     """A large and a small tower with the same heads."""
     torch.manual_seed(seed)
-    sizes = {
+    sizes: dict[str, Any] = {
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "num_key_value_heads": 1,

@@ -8,9 +8,7 @@ use(pipe.transformer)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from xattn.errors import InvalidArgumentError
 
@@ -64,7 +62,7 @@ def use(model: ModelMixin) -> None:
         module.processor._attention_backend = member()
 
 
-def _attention_modules(model: ModelMixin) -> Iterator[torch.nn.Module]:
+def _attention_modules(model: ModelMixin) -> Iterator[Any]:
     """The modules that attend: those with a processor."""
     return (module for module in model.modules() if getattr(module, "processor", None) is not None)
 

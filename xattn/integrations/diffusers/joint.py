@@ -31,22 +31,19 @@ class JointProcessor:
         Both come back if both are there. Raises InvalidArgumentError for a mask, which diffusers' processor drops."""
         if attention_mask is not None:
             raise InvalidArgumentError("attention_mask", "a mask", "None", "Joint attention of diffusers has none.")
-        tensors = _heads(attn, hidden_states, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k, None))
+        heads = _heads(attn, hidden_states, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k, None))
         if encoder_hidden_states is not None:
-            of_text = _heads(
-                attn,
-                encoder_hidden_states,
-                (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
-                (attn.norm_added_q, attn.norm_added_k, None),
-            )
-            tensors = [torch.cat(pair, dim=1) for pair in zip(tensors, of_text, strict=True)]
-        out = dispatch_attention_fn(*tensors, backend=self._attention_backend).flatten(2)
-        of_image, of_text = out[:, : hidden_states.shape[1]], out[:, hidden_states.shape[1] :]
+            projections = attn.add_q_proj, attn.add_k_proj, attn.add_v_proj
+            norms = attn.norm_added_q, attn.norm_added_k, None
+            text_heads = _heads(attn, encoder_hidden_states, projections, norms)
+            heads = [torch.cat(pair, dim=1) for pair in zip(heads, text_heads, strict=True)]
+        out: Tensor = dispatch_attention_fn(*heads, backend=self._attention_backend).flatten(2)
+        image, text = out.tensor_split([hidden_states.shape[1]], dim=1)
         for layer in attn.to_out:
-            of_image = layer(of_image)
+            image = layer(image)
         if encoder_hidden_states is None:
-            return of_image
-        return of_image, of_text if attn.context_pre_only else attn.to_add_out(of_text)
+            return image
+        return image, text if attn.context_pre_only else attn.to_add_out(text)
 
 
 def _heads(attn: Attention, states: Tensor, projections: Any, norms: Any) -> list[Tensor]:
