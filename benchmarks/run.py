@@ -17,6 +17,7 @@ from pathlib import Path
 # Read when torch is loaded: its profiler, which counts memory here, would write a line at each start and stop.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
+import compat
 import copies
 import decode
 import door
@@ -45,6 +46,7 @@ SUBJECTS = {
     "paged": paged,
     "varlen": varlen,
     "door": door,
+    "compat": compat,
     "hopper": hopper,
 }
 

@@ -77,6 +77,18 @@ def paged_attention(
     return_lse: Literal[True],
     **rest: Unpack[Arguments],
 ) -> AttentionOutput: ...
+@overload
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor | PagedBatch,
+    seqlens_k: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    *,
+    return_lse: bool = False,
+    **rest: Unpack[Arguments],
+) -> Output: ...
 @without_unexpected
 def paged_attention(
     q: Tensor,
