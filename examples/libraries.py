@@ -30,9 +30,15 @@ Run = Callable[[], Tensor]
 def transformers() -> Run:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=97, num_hidden_layers=2, attn_implementation="sdpa", **sizes)
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    config = LlamaConfig(vocab_size=97, num_hidden_layers=2, **sizes)
     model, ids = LlamaForCausalLM(config).eval(), torch.randint(0, 97, (2, 12))
+    model.set_attn_implementation("sdpa")
     return lambda: model(ids).logits
 
 

@@ -56,7 +56,8 @@ def quantised(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     whole = levels.round().nan_to_num(0.0).to(torch.int8)
     if dtype != INT4:
         return whole
-    low, high = whole.view(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
+    bits = whole.contiguous().view(torch.uint8)
+    low, high = bits[..., ::2], bits[..., 1::2]
     return (low & 15) | (high << 4)
 
 
@@ -68,3 +69,10 @@ def dequantised(stored: Tensor, scale: Tensor, dtype: torch.dtype = torch.float3
     else:
         levels = stored.float()
     return (levels * scale).to(dtype)
+
+
+def scale_for(x: Tensor, dtype: torch.dtype, heads: bool = True) -> Tensor:
+    """The least scale that cuts nothing off: (tokens, nheads_k) of x (tokens, nheads_k, headdim), or with heads False
+    (tokens, 1), one for all heads of a token. 1 where all is 0."""
+    largest = x.float().abs().amax((-1,) if heads else (-2, -1), keepdim=not heads).view(x.shape[0], -1)
+    return torch.where(largest == 0, 1.0, largest / QMAX[dtype])

@@ -11,6 +11,7 @@ from support import extended
 from torch import Tensor
 
 import xattn
+from xattn import AttentionOutput
 
 both = pytest.mark.parametrize("backend", ["reference", "sdpa"])
 # float32 kernels against float64. In 16 bits sdpa rounds what it reads once more.
@@ -50,12 +51,12 @@ def check(storage: str, granularity: str, dtype: torch.dtype, backend: str, one_
     generator = torch.Generator().manual_seed(7)
     q = torch.randn(2 if one_query else 7, 4, 16, generator=generator).to(dtype)
     starts = None if one_query else torch.tensor([0, 3, 7], dtype=torch.int32)
-    rest = TABLE, LENGTHS, starts
-    got = xattn.paged_attention(
-        q, k_cache, v_cache, *rest, k_scale=k_scale, v_scale=v_scale, backend=backend, return_lse=True, **options
+    rest: dict[str, Any] = {"block_table": TABLE, "seqlens_k": LENGTHS, "cu_seqlens_q": starts, **options}
+    got: AttentionOutput = xattn.paged_attention(
+        q, k_cache, v_cache, **rest, k_scale=k_scale, v_scale=v_scale, backend=backend, return_lse=True
     )
     numbers = as_numbers(storage, k_cache, k_scale), as_numbers(storage, v_cache, v_scale)
-    want = xattn.paged_attention(q.double(), *numbers, *rest, backend="reference", return_lse=True, **options)
+    want: AttentionOutput = xattn.paged_attention(q.double(), *numbers, **rest, backend="reference", return_lse=True)
     within = TOLERANCE[dtype]
     torch.testing.assert_close(got.out.double(), want.out, rtol=within, atol=within)
     torch.testing.assert_close(got.lse, want.lse, rtol=within, atol=within)
@@ -97,7 +98,7 @@ def test_several_queries_with_each_option(storage: str, options: dict[str, Any],
 def test_a_long_context_in_several_gathers(backend: str) -> None:
     """Over 512 keys, beside one of 9, whose other pages have scales of NaN."""
     torch.manual_seed(0)
-    numbers = torch.randint(-127, 128, (2, 90, 16, 2, 16), dtype=torch.int8)
+    k_cache, v_cache = torch.randint(-127, 128, (2, 90, 16, 2, 16), dtype=torch.int8)
     scale = torch.rand(2, 90, 16, 2) / 127
     table = torch.stack([torch.randperm(90)[:70] for _ in range(2)]).int()
     lengths = torch.tensor([1100, 9], dtype=torch.int32)
@@ -107,9 +108,11 @@ def test_a_long_context_in_several_gathers(backend: str) -> None:
             unseen[row[j // 16], j % 16] = False
     scale[:, unseen] = torch.nan
     q = torch.randn(2, 4, 16)
-    got = xattn.paged_attention(q, *numbers, table, lengths, k_scale=scale[0], v_scale=scale[1], backend=backend)
-    plain = numbers.float() * scale.unsqueeze(-1)
-    want = xattn.paged_attention(q.double(), *plain.double(), table, lengths, backend="reference")
+    got = xattn.paged_attention(
+        q, k_cache, v_cache, table, lengths, k_scale=scale[0], v_scale=scale[1], backend=backend
+    )
+    k, v = ((x.float() * y.unsqueeze(-1)).double() for x, y in ((k_cache, scale[0]), (v_cache, scale[1])))
+    want = xattn.paged_attention(q.double(), k, v, table, lengths, backend="reference")
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_what_is_not_finite_spoils_nothing_else(backend: str, storage: str) -> N
         xattn.write_kv(x, v, *caches, SLOTS, k_scale=k_scale, v_scale=v_scale, backend=backend)
         found.append(numbers_of(storage, caches[0]))
     qmax = STORAGES[storage][1]
-    assert (found[1][0, 3, 0, 3], found[1][0, 3, 1, 0]) == (qmax, -qmax)
+    assert (found[1][0, 3, 0, 3].item(), found[1][0, 3, 1, 0].item()) == (qmax, -qmax)
     fine = torch.ones_like(found[0], dtype=torch.bool)
     fine[0, 3, 0, 2:4] = fine[0, 3, 1, 0] = False
     assert torch.equal(found[0][fine], found[1][fine])
@@ -119,7 +120,7 @@ def test_half_precision_is_divided_in_float32(backend: str) -> None:
 def test_what_contradicts_itself_writes_nothing(change: dict[str, Tensor | None], said: str) -> None:
     k, v = new()
     one = torch.ones(())
-    call = {
+    call: dict[str, Any] = {
         "k": k, "v": v, "k_cache": room("int8", HEADDIM), "v_cache": room("int8", HEADDIM), "slots": SLOTS,
         "k_scale": one, "v_scale": one, **change,
     }  # fmt: skip
