@@ -25,6 +25,7 @@ import features
 import hopper
 import overhead
 import paged
+import quantised
 import torch
 import varlen
 import window
@@ -44,6 +45,7 @@ SUBJECTS = {
     "features": features,
     "decode": decode,
     "paged": paged,
+    "quantised": quantised,
     "varlen": varlen,
     "door": door,
     "compat": compat,

@@ -39,12 +39,8 @@ class Store:
             found = torch.index_select(self.cache, 0, pages, out=buffer if buffer is None else buffer[: len(pages)])
             return found.to(self.dtype)
         stored = as_bytes(self.cache).index_select(0, pages)
-        # A number times its scale is one of float32, whatever takes it.
-        dtype = torch.float32 if self.dtype == torch.float64 else self.dtype
-        if self.cache.dtype == torch.int8:
-            found = stored.view(torch.int8).to(dtype)
-        else:
-            found = numbers(stored, self.cache.dtype, dtype)
+        whole = self.cache.dtype == torch.int8
+        found = stored.view(torch.int8).float() if whole else numbers(stored, self.cache.dtype)
         return found.mul_(self._scale_of(pages)).to(self.dtype)
 
     def _scale_of(self, pages: Tensor) -> Tensor:
