@@ -46,14 +46,15 @@ class _Scored:
     dead: Tensor
 
     def folded(self, weights: Tensor) -> Tensor:
-        """Weights of scores, as the queries are: (batch, nheads_k, group * seqlen_q, seqlen_k)."""
-        return weights.view(*self.queries.shape[:3], self.keys.shape[1])
+        """Weights of scores, as the queries are: (batch * nheads_k, group * seqlen_q, seqlen_k)."""
+        return weights.view(*self.queries.shape[:2], self.keys.shape[1])
 
 
 def _fold(x: Tensor, nheads_k: int) -> Tensor:
-    """The query heads of one key-value head, one below the other: (batch, nheads_k, group * seqlen_q, headdim)."""
-    batch, seqlen_q, nheads, headdim = x.shape
-    return x.transpose(1, 2).reshape(batch, nheads_k, nheads // nheads_k * seqlen_q, headdim)
+    """What each key-value head has to do with, the heads of its group one below the other: (batch * nheads_k,
+    group * seqlen, headdim)."""
+    batch, seqlen, nheads, headdim = x.shape
+    return x.transpose(1, 2).reshape(batch * nheads_k, nheads // nheads_k * seqlen, headdim)
 
 
 def _scored(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> _Scored:
@@ -71,13 +72,13 @@ def _scored(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> _Scored:
     seen = visible.any(2)  # (batch or 1, nheads or 1, seqlen_k)
     if seen.shape[1] != 1:
         seen = seen.unflatten(1, (nheads_k, group)).any(2)
-    seen = seen.transpose(1, 2).unsqueeze(3)  # (batch or 1, seqlen_k, nheads_k or 1, 1)
-    keys = k.to(wide(q)).masked_fill(~seen, 0.0)
-    values = v.to(wide(q)).masked_fill(~seen, 0.0)
+    unseen = ~seen.transpose(1, 2).unsqueeze(3)  # (batch or 1, seqlen_k, nheads_k or 1, 1)
+    keys = _fold(k.to(wide(q)).masked_fill(unseen, 0.0), nheads_k)
+    values = _fold(v.to(wide(q)).masked_fill(unseen, 0.0), nheads_k)
     dead = ~visible.any(-1, keepdim=True)
     queries = _fold(q.to(wide(q)).masked_fill(dead.transpose(1, 2), 0.0), nheads_k)
 
-    scores = (queries @ keys.permute(0, 2, 3, 1)).view(batch, nheads, seqlen_q, seqlen_k) * how.scale
+    scores = torch.bmm(queries, keys.mT).view(batch, nheads, seqlen_q, seqlen_k) * how.scale
     slope: Tensor | float = 1.0
     if how.softcap is not None:
         tanh = torch.tanh(scores / how.softcap)
@@ -103,7 +104,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     if not holds(seqlen_k > 0):  # one more key, for there may be none to take the largest of
         top = F.pad(top, (0, 1), value=-torch.inf)
     top = top.amax(-1, keepdim=True)
-    top = top.masked_fill(dead, -torch.inf)
     if how.sinks is not None:
         sink = how.sinks.to(wide(q)).view(1, nheads, 1, 1)
         top = torch.maximum(top, sink.detach())
@@ -117,7 +117,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     probabilities = weights / total
     if dropout_p is not None:
         probabilities = F.dropout(probabilities, dropout_p)
-    out = scored.folded(probabilities) @ scored.values.transpose(1, 2)
+    out = torch.bmm(scored.folded(probabilities), scored.values)
     out = out.view(batch, nheads, seqlen_q, headdim_v).transpose(1, 2).to(q.dtype).contiguous()
     lse = (torch.log(total) + top).masked_fill(empty, -torch.inf)
     return out, lse.squeeze(-1).float()
@@ -133,13 +133,14 @@ def share(
     unread = (scored.dead | none).transpose(1, 2)
     given = [x.to(wide(q)).masked_fill(unread, 0.0) for x in (dout, out)]
     delta = (given[0] * given[1]).sum(-1).transpose(1, 2).unsqueeze(-1)
-    grad = _fold(given[0], scored.queries.shape[1])
+    nheads_k = len(scored.queries) // len(q)
+    grad = _fold(given[0], nheads_k)
     # A query without a key in there has scores of -inf, and -inf - -inf is NaN.
     log = lse.to(wide(q)).unsqueeze(-1).masked_fill(scored.dead | none, torch.inf)
     p = torch.exp(scored.scores - log)
-    values = (grad @ scored.values.permute(0, 2, 3, 1)).view(p.shape)
+    values = torch.bmm(grad, scored.values.mT).view(p.shape)
     scores = scored.folded(p * (values - delta) * scored.slope * how.scale)
-    dq = (scores @ scored.keys.transpose(1, 2)).view(*p.shape[:3], q.shape[3]).transpose(1, 2)
+    dq = torch.bmm(scores, scored.keys).view(*p.shape[:3], q.shape[3]).transpose(1, 2)
     dk = (scores.mT @ scored.queries).transpose(1, 2)
     dv = (scored.folded(p).mT @ grad).transpose(1, 2)
     return dq.to(q.dtype).contiguous(), _of_heads(dk, k), _of_heads(dv, v)
