@@ -23,6 +23,7 @@ import features
 import hopper
 import overhead
 import paged
+import rotary
 import torch
 import varlen
 import window
@@ -43,6 +44,7 @@ SUBJECTS = {
     "decode": decode,
     "paged": paged,
     "varlen": varlen,
+    "rotary": rotary,
     "hopper": hopper,
 }
 
