@@ -26,6 +26,7 @@ import hopper
 import overhead
 import paged
 import quantised
+import rotary
 import torch
 import varlen
 import window
@@ -49,6 +50,7 @@ SUBJECTS = {
     "varlen": varlen,
     "door": door,
     "compat": compat,
+    "rotary": rotary,
     "hopper": hopper,
 }
 
