@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -175,7 +177,15 @@ def test_truncated_sums_are_admitted_where_they_are_declared() -> None:
 def aimed_at_a_few_keys() -> Problem:
     """Each query has one key that takes nearly all of its weight, so that its dP and delta nearly cancel; a third of
     the queries ask for the same one."""
-    sizes = {"batch": 1, "nheads": 1, "nheads_k": 1, "seqlen_q": 66, "seqlen_k": 800, "headdim": 32, "headdim_v": 32}
+    sizes: dict[str, Any] = {
+        "batch": 1,
+        "nheads": 1,
+        "nheads_k": 1,
+        "seqlen_q": 66,
+        "seqlen_k": 800,
+        "headdim": 32,
+        "headdim_v": 32,
+    }
     made = problem("plain", grads=True, **sizes)
     made.q[0, :, 0] = 2 * made.k[0, np.resize([0, 400, 799], 66), 0]
     return made
