@@ -15,7 +15,7 @@ from xattn_rocm.rules import holds
 PROFILE = load("aiter-triton", Path("aiter-interpreter"), admitted=False).profile
 
 
-@each_row(2**15)
+@each_row(2**16)
 def test_aiter_triton(row: Row) -> None:
     made = make(row)
     codes = {reason.code for reason in made.explain("aiter-triton")}
