@@ -15,6 +15,7 @@ from xattn_conformance.mutants.impostor import UNDECLARED
 from xattn_conformance.mutants.table import mutants_on, right_on
 from xattn_conformance.mutants.witnesses import witnesses_in
 from xattn_conformance.ops.call import execute
+from xattn_conformance.ops.manners import MANNERS
 from xattn_conformance.ops.paged_attention import problem
 from xattn_conformance.ops.paged_attention.cases import CASES as TABLE
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
@@ -83,7 +84,7 @@ def test_every_recipe_and_variation_is_used() -> None:
     values = {(name, str(value)) for case in CASES for name, value in case.options.items()}
     assert {("k", name) for name in TABLE.table().lengths if name != "one"} | {("q", "one")} <= values
     assert {("pages", name) for name in ("dropped", "stale", "shared", "far")} <= values
-    assert {name for case in CASES for name in case.variations} == set(TABLE.variations)
+    assert {name for case in CASES for name in case.variations} == {*TABLE.variations, *MANNERS}
 
 
 def test_attentions_wrong_kernels_fail_in_pages_too() -> None:

@@ -223,6 +223,6 @@ def test_every_option_and_both_styles_are_in_every_level() -> None:
             assert any(case.shape["nheads_k"] > case.shape["nheads"] for case in chosen)
             assert any(case.shape["seqlen_q"] == 1 for case in chosen)
             assert {"far", "free", "positions"} <= {case.family for case in chosen}
-            assert {name for case in chosen for name in case.variations} == {"repeat", "batch", "strides"}
+            assert {name for case in chosen for name in case.variations} >= {"repeat", "batch", "strides"}
     full = [case for case in OP.cases() if case.grads]
     assert {case.grads for case in full} == {("q",), ("q", "k")}

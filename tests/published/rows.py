@@ -95,7 +95,7 @@ class Table:
             fields = {name: picked.pop(name) for name in _FIELDS if name in picked}
             lengths = self.lists["lengths"][turn % len(self.lists["lengths"])]
             found.append(Row(table=self.name, op=self.op, lengths=lengths, options=picked, **fields))
-        return found
+        return list({row.id: row for row in found}.values())
 
 
 _FIELDS = ("heads", "headdims", "dtype", "layout", "grads")
