@@ -118,7 +118,7 @@ def _captured(execute: Execute) -> Execute:
     return replay
 
 
-MANNERS: dict[Manner, tuple[str, Way]] = {
+MANNERS: dict[str, tuple[str, Way]] = {
     "refilled": ("in the same memory after a call on other values", refilled),
     "thread": ("called from another thread", in_a_thread),
     "threads": ("called from several threads at once", in_threads),
