@@ -42,8 +42,9 @@ class Kernel:
         out, lse = found.out[0], found.lse[0]
         # Hidden values are multiplied by 0, and then a NaN is one still; but a row without keys is written as 0.
         seen = self.seen(len(q), len(k))
-        nothing = 0 * (array(v).sum(axis=0) + array(behind).sum(axis=0))
-        out = out + np.where(np.asarray(seen.any(axis=1))[:, None, None], nothing.repeat(q.shape[1] // k.shape[1], axis=0), 0)
+        alive = np.asarray(seen.any(axis=1))[:, None, None]
+        nothing = 0 * (array(v).sum(axis=0) + array(behind).sum(axis=0)).repeat(q.shape[1] // k.shape[1], axis=0)
+        out = out + np.where(alive, nothing, 0)
         if self.scale <= 0:
             # Keys are hidden before scores are scaled.
             lost = ~seen.all(axis=1)

@@ -50,7 +50,7 @@ _CAPPED: Capabilities[Any] = replace(_PLAIN, priority={"default": 60})
 
 
 class Fa3Attention(AttentionKernel):
-    capabilities = (_PLAIN, _CAPPED)
+    capabilities = (_PLAIN,)
 
     def block(self, request: Request) -> Capabilities[Any] | None:
         found = super().block(request)

@@ -35,6 +35,7 @@ class Fa3Paged(PagedKernel):
                     "stale_pages",
                     "deterministic",
                     "return_lse",
+                    "empty",
                 }
             ),
             sizes={"headdim": (8, 256, 8), "headdim_v": (8, 256, 8)},

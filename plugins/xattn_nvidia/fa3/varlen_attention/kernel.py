@@ -32,6 +32,7 @@ class Fa3Varlen(VarlenKernel):
                     "softcap",
                     "deterministic",
                     "return_lse",
+                    "empty",
                 }
             ),
             sizes={"headdim": (8, 256, 8), "headdim_v": (8, 256, 8)},
