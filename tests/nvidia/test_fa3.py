@@ -185,8 +185,11 @@ def test_splits_are_left_to_the_kernel_where_no_bits_are_promised(monkeypatch: p
     assert seen == [0, 1, 1, 0, 1]
 
 
-def test_auto_takes_it_first_but_for_single_queries() -> None:
+def test_auto_takes_it_where_it_is_faster() -> None:
     q, k, v = qkv(3, 5)
     assert xattn.explain(q, k, v).backend == "fa3"
     assert xattn.explain(q[:, :1], k, v).backend == "sdpa"
     assert xattn.explain(q[:, :1], k, v, softcap=3.0).backend == "fa3"
+    leaf = q.clone().requires_grad_()
+    assert xattn.explain(leaf, k, v).backend == "sdpa"
+    assert xattn.explain(leaf, k, v, window=(1, 0)).backend == "fa3"

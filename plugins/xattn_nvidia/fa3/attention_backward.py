@@ -23,7 +23,8 @@ class Fa3Backward(AttentionBackwardKernel):
             features=frozenset({"causal", "window", "top_left", "bottom_right", "gqa", "softcap", "deterministic"}),
             sizes={"headdim": (8, 256, 8), "headdim_v": (8, 256, 8)},
             archs=ARCHS,
-            priority={"default": 60},
+            # As fast as torch's cuDNN kernel, at 16,384 tokens in 16 rows slower.
+            priority={"default": 45},
             checked="run on an NVIDIA H100, torch 2.11: a build of commit 0251105a without softcap",
         ),
     )

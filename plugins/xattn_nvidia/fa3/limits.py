@@ -52,15 +52,15 @@ def window_reasons(left: int | None, right: int | None, window: object, build: B
 
 
 def headdim_reasons(headdim: int, headdim_v: int, build: Build) -> list[Reason]:
-    if holds(headdim > build.largest):
-        return [Reason("headdim", headdim, f"at most {build.largest}", BUILT)]
+    if holds(headdim > build.largest()):
+        return [Reason("headdim", headdim, f"at most {build.largest()}", BUILT)]
     if holds(headdim_v == headdim):
         return []
     if holds(headdim > 128) and holds(headdim <= 192) and holds(headdim_v > 96) and holds(headdim_v <= 128):
-        built = build.has("HDIMDIFF192") and 192 in build.headdims
+        built = build.has("HDIMDIFF192") and 192 in build.headdims()
         return [] if built else [Reason("headdim_v", headdim_v, "headdim", BUILT)]
     if holds(headdim <= 64) and holds(headdim_v <= 256):
-        built = 64 in build.headdims and (holds(headdim_v <= 64) or build.has("HDIMDIFF64"))
+        built = 64 in build.headdims() and (holds(headdim_v <= 64) or build.has("HDIMDIFF64"))
         return [] if built else [Reason("headdim_v", headdim_v, "headdim", BUILT)]
     want = "headdim, or 97 to 128 beside a headdim of 129 to 192, or to 256 beside one to 64"
     return [Reason("headdim_v", headdim_v, want)]
