@@ -53,19 +53,9 @@ class Build:
     def has(self, flag: str) -> bool:
         return flag not in self.disabled
 
-    # Methods: torch.compile before 2.13 traces no property of what it takes for a constant.
-
-    def headdims(self) -> tuple[int, ...]:
-        """The head sizes of its kernels: a call takes the next one from its own on."""
-        return tuple(size for size in _HEADDIMS if self.has(f"HDIM{size}"))
-
-    def largest(self) -> int:
-        """The largest head size that it serves."""
-        return max((0, *self.headdims()))
-
     def __str__(self) -> str:
         missing = [word for flag, word in _WORDS.items() if not self.has(flag)]
-        missing += [f"headdim {size}" for size in _HEADDIMS if size not in self.headdims()]
+        missing += [f"headdim {size}" for size in _HEADDIMS if not self.has(f"HDIM{size}")]
         without = f", built without {', '.join(missing)}" if missing else ""
         return f"{self.package} {self.version or 'of unknown version'} ({self.root}){without}"
 
