@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xattn.measure import processor
+from xattn.plugin.devices import card
 
 SUBJECTS = {
     "overhead": overhead,
@@ -70,7 +70,7 @@ def main() -> None:
         rows += SUBJECTS[name].rows(arguments.quick)
         print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
 
-    devices = [processor("cpu"), *([processor("cuda")] if torch.cuda.is_available() else [])]
+    devices = [card(torch.device(kind)) for kind in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
     where = f"torch {torch.__version__}, Python {platform.python_version()}, {', '.join(devices)}"
     if arguments.quick:
         where += "; --quick: not to quote"

@@ -14,13 +14,13 @@ from xattn.errors import InvalidArgumentError
 from xattn.ops.paged_attention.batches import batch_of
 from xattn.ops.paged_attention.request import PagedRequest
 from xattn.ops.paged_attention.values import Band, check_values
-from xattn.ops.shared import checks, lengths, pages
+from xattn.ops.shared import checks, pages
 from xattn.ops.shared.softmax import Align, Window
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.quantised import INT4
 from xattn.plugin.request import dtype_name
 from xattn.plugin.storage import PagedBatch
-from xattn.plugin.symbolic import holds, is_int32
+from xattn.plugin.symbolic import bucket, holds, is_int32
 
 _FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz})
 
@@ -112,7 +112,7 @@ def _described(
         # Where nothing depends on the diagonal, it may as well lie where every kernel has it.
         align = "bottom_right"
     # Sizes that change from step to step are no part of a plan; in a graph of torch.compile they are what they are.
-    rounded = (lambda size: size) if is_dynamo_compiling() else lengths.bucket
+    rounded = (lambda size: size) if is_dynamo_compiling() else bucket
     out_dtype = options["out_dtype"]
     return PagedRequest(
         device=device,

@@ -12,10 +12,9 @@ from xattn.dispatch.autocast import autocast_dtype, cast
 from xattn.dispatch.op import Prepared
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks, pages
-from xattn.ops.shared.lengths import bucket
 from xattn.ops.write_kv.request import WriteRequest
 from xattn.plugin.devices import device_and_arch
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import bucket, holds
 from xattn.plugin.tensors import is_plain
 
 
@@ -114,7 +113,8 @@ def check_values(
             for where, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
                 if pages.overlap(new, cache):
                     raise InvalidArgumentError(name, f"a part of {where}", f"memory apart from {where}", "Clone it.")
-        if k_cache.numel() > 0 and k_cache.data_ptr() == v_cache.data_ptr():
+        # A tensor without data has no address.
+        if k_cache.numel() > 0 and not k_cache.is_meta and k_cache.data_ptr() == v_cache.data_ptr():
             hint = "Of one buffer pass two views that begin at different places."
             raise InvalidArgumentError("v_cache", "the memory of k_cache", "memory of its own", hint)
     if checks.readable(slots, torch.int64, on_device=check):

@@ -11,9 +11,9 @@ from torch.compiler import is_dynamo_compiling
 from xattn.dispatch import plans
 from xattn.dispatch.choice import chosen
 from xattn.ops.shared.checks import given_tensors, has_rank
-from xattn.ops.shared.lengths import bucket
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.write_kv.arguments import check_values, prepare
+from xattn.plugin.symbolic import bucket
 
 _table = plans.PlanTable()
 
