@@ -17,12 +17,16 @@ from pathlib import Path
 # Read when torch is loaded: its profiler, which counts memory here, would write a line at each start and stop.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
+import compat
 import copies
 import decode
+import door
 import features
 import hopper
 import overhead
 import paged
+import quantised
+import rotary
 import torch
 import varlen
 import window
@@ -42,7 +46,11 @@ SUBJECTS = {
     "features": features,
     "decode": decode,
     "paged": paged,
+    "quantised": quantised,
     "varlen": varlen,
+    "door": door,
+    "compat": compat,
+    "rotary": rotary,
     "hopper": hopper,
 }
 

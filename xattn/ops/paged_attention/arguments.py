@@ -17,6 +17,7 @@ from xattn.ops.paged_attention.values import Band, check_values
 from xattn.ops.shared import checks, pages
 from xattn.ops.shared.softmax import Align, Window
 from xattn.plugin.devices import device_and_arch
+from xattn.plugin.quantised import INT4
 from xattn.plugin.request import dtype_name
 from xattn.plugin.storage import PagedBatch
 from xattn.plugin.symbolic import bucket, holds, is_int32
@@ -127,7 +128,7 @@ def _described(
         nheads=q.shape[1],
         nheads_k=k_cache.shape[2],
         headdim=q.shape[2],
-        headdim_v=v_cache.shape[3],
+        headdim_v=v_cache.shape[3] * (2 if v_cache.dtype == INT4 else 1),
         causal=bool(options["causal"]) and not tree,
         window=window,
         align=kind_of_align(align),
@@ -161,8 +162,8 @@ def _check_main(q: Any, k_cache: Any, v_cache: Any, given: dict[str, Tensor]) ->
     pages.check_caches(k_cache, v_cache, "q", q)
     for name, cache in (("k", k_cache), ("v", v_cache)):
         pages.check_storage(name, cache, given.get(f"{name}_scale"), "q", q)
-    if "k_scale" not in given:
-        checks.check_size("k_cache", "headdim", k_cache.shape[3], q.shape[2], "q")
+    pages.check_alike(k_cache, v_cache)
+    pages.check_columns("k_cache", k_cache, q.shape[2], "q")
     if holds(q.shape[1] % k_cache.shape[2] != 0):
         want = f"a divisor of nheads, which is {q.shape[1]}"
         raise InvalidArgumentError("k_cache", f"nheads_k {k_cache.shape[2]}", want)

@@ -38,6 +38,7 @@ def prepare(
     pages.check_caches(k_cache, v_cache, "k", k)
     for name, new, cache in (("k", described[0], k_cache), ("v", described[1], v_cache)):
         _check_cache(name, new, cache, given.get(f"{name}_scale"))
+    pages.check_alike(k_cache, v_cache)
     _check_slots(slots, k)
     checks.check_flag("check", check)
     check_values(k, v, k_cache, v_cache, slots, check=check)
@@ -80,8 +81,7 @@ def _check_cache(name: str, new: Tensor, cache: Tensor, scale: Tensor | None) ->
     where = f"{name}_cache"
     checks.check_size(where, "nheads_k", cache.shape[2], new.shape[1], name)
     pages.check_storage(name, cache, scale, name, new)
-    if scale is None:
-        checks.check_size(where, "headdim", cache.shape[3], new.shape[2], name)
+    pages.check_columns(where, cache, new.shape[2], name)
     if any(holds(stride == 0) and holds(size > 1) for size, stride in zip(cache.shape, cache.stride(), strict=True)):
         hint = "Two of its elements lie at one place."
         raise InvalidArgumentError(where, f"strides {cache.stride()}", "a place for each element", hint)
