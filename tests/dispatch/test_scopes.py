@@ -129,7 +129,7 @@ def test_environment_names_one_backend(tmp_path: Path, strangers: Path) -> None:
         "scope auto": 2,
         "asked": ["one"],
         "explain": ["one", "one"],
-        "environment info": {"XATTN_BACKEND": "one", "XATTN_DISABLE": []},
+        "environment info": {"XATTN_BACKEND": "one", "XATTN_DISABLE": [], "XATTN_TABLES": "off"},
     }
 
 
