@@ -146,7 +146,7 @@ def test_environment_names_several(tmp_path: Path, strangers: Path) -> None:
     told = run_python(code, tmp_path, [strangers], XATTN_BACKEND=" two, one,reference ", XATTN_DISABLE="two,")
     assert told.splitlines() == [
         "1.0 0.0",
-        "{'XATTN_BACKEND': ('two', 'one', 'reference'), 'XATTN_DISABLE': ('two',)} []",
+        "{'XATTN_BACKEND': ('two', 'one', 'reference'), 'XATTN_DISABLE': ('two',), 'XATTN_TABLES': 'off'} []",
     ]
 
 
