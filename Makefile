@@ -41,13 +41,14 @@ conformance: $(READY)  ## hold every backend present to the golden outputs: buil
 
 AITERS := $(addprefix aiter-standin-,gfx90a gfx942 gfx950 gfx1201 gfx1250)
 
-standins: $(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin  ## vendors' backends over stand-ins for their kernels: build/conformance/<profile>/
+standins: $(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin fa3-standin  ## vendors' backends over stand-ins for their kernels: build/conformance/<profile>/
 
 $(AITERS): BACKEND = aiter
 neuron-standin: BACKEND = nki
 neuron-legacy-standin neuron-nxdi-standin: BACKEND = nki-legacy
+fa3-standin: BACKEND = fa3
 
-$(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin: $(READY)
+$(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin fa3-standin: $(READY)
 	$(BIN)/python -m xattn_conformance run --backend $(BACKEND) --device cpu --profile $@ --level $(LEVEL) \
 	--out build/conformance/$@ $(CONFORMANCE)
 

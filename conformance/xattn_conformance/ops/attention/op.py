@@ -43,6 +43,11 @@ class AttentionOp(Op[Problem]):
     def cases(self) -> Sequence[Case]:
         return cases.load()
 
+    def words(self, case: Case) -> frozenset[str]:
+        # Where a backward pass may follow, so may a gradient through lse.
+        found = super().words(case)
+        return found | {"grad_lse"} if case.grads and case.options.get("return_lse") else found
+
     def problem(self, case: Case) -> Problem:
         return inputs.make(case)
 
