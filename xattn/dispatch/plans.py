@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch.autocast import under_autocast
 from xattn.dispatch.choice import Choice

@@ -86,6 +86,11 @@ class Request(ABC):
         with a TensorSpec where it has a tensor."""
 
     @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """`dtype`, and those of tensors that may have others."""
+        return (self.dtype,)
+
+    @property
     @abstractmethod
     def phase(self) -> Phase:
         """The key of a priority."""

@@ -38,6 +38,10 @@ def _filled(name: str, value: Any, arguments: Arguments, device: torch.device) -
         return value
     if name in _VALUES:
         return _VALUES[name](value, arguments).to(value.dtype).to(device)
+    if name.endswith("_scale"):
+        return torch.rand(value.shape, device=device) / 100
+    if value.dtype in (torch.int8, torch.uint8):  # stored numbers, of which each is legal
+        return torch.randint(0, 128, value.shape, dtype=value.dtype, device=device)
     if value.dtype == torch.bool:
         return torch.rand(value.shape, device=device) < 0.9
     if not value.dtype.is_floating_point:

@@ -8,7 +8,7 @@ from xattn.plugin.request import Request, dtype_name
 from xattn.plugin.symbolic import bucket, static
 
 Sizes = tuple[tuple[str, int], ...]
-# op, phase, dtype, features, gradients, sizes: all that must be the same.
+# op, phase, dtypes, features, gradients, sizes: all that must be the same.
 Exact = tuple[str, str, str, tuple[str, ...], tuple[str, ...], Sizes]
 
 # How far a measured call may lie from one that it counts for: each extent at most twice or half as large, by bucket.
@@ -31,7 +31,7 @@ def kind_of(request: Request) -> Kind | None:
     exact = (
         request.op,
         str(request.phase),
-        dtype_name(request.dtype),
+        "+".join(dict.fromkeys(map(dtype_name, request.dtypes))),
         tuple(features),
         tuple(sorted(request.wanted_grads())),
         tuple(sorted(sizes.items())),

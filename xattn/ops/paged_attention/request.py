@@ -117,6 +117,10 @@ class PagedRequest(SoftmaxRequest):
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), "block_size": self.block_size}
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return self.dtype, self.cache_dtype
+
     def extents(self) -> dict[str, int]:
         return self._extents(self.batch, self.max_seqlen_q, self.max_seqlen_k)
 
