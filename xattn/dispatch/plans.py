@@ -25,7 +25,7 @@ from xattn.plugin.tensors import flat, in_forward_mode, is_plain
 _PLANS_MAX = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Planned:
     """A request, the backend that serves it, and the plan, with the names of what it takes by keyword."""
 

@@ -46,7 +46,8 @@ class Run:
         return self._part(x, 0, self.first_k, self.geometry.seqlen_k)
 
     def _part(self, x: Tensor, dim: int, first: int, seqlen: int) -> Tensor:
-        return x.narrow(dim, first, self.count * seqlen).unflatten(dim, (self.count, seqlen))
+        part: Tensor = x.narrow(dim, first, self.count * seqlen).unflatten(dim, (self.count, seqlen))
+        return part
 
 
 @functools.lru_cache(maxsize=128)
