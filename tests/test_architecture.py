@@ -72,7 +72,7 @@ NAMES_OPS = (
     "xattn/explain.py",
     "xattn/ops/table.py",
     "xattn/plan.py",
-    *(f"xattn/{room}/" for room in ("cache", "compat", "integrations", "parallel", "testing")),
+    *(f"xattn/{room}/" for room in ("cache", "compat", "integrations", "parallel", "testing", "tune")),
     *(f"xattn/ops/{op}/" for op in OPS),
 )
 

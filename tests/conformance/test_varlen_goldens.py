@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from xattn_conformance.case import DTYPES, Case, scores
+from xattn_conformance.case import DTYPES, SUITES, Case, scores
 from xattn_conformance.golden import inputs, manifest
 from xattn_conformance.ops import sequences
 from xattn_conformance.ops.attention.noise import forward, gradient
@@ -28,7 +28,7 @@ def some(test: Callable[[Case], bool]) -> Case:
 def test_inputs_are_pinned_in_the_room() -> None:
     assert not [name for name in manifest.installed().inputs if name.startswith("varlen_attention/")]
     assert set(inputs.in_room(OPS["varlen_attention"])) == {case.id for case in inputs.every_case(OP)}
-    assert {case.since for case in inputs.every_case(OP)} == {"1.1", "1.2"}
+    assert {case.since for case in inputs.every_case(OP)} == {*SUITES[1:]}
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
@@ -115,8 +115,8 @@ def test_every_option_is_in_some_case_and_core_has_one_of_each_kind() -> None:
         "window",
         "align",
     }
-    assert {name for case in core for name in case.variations} == {
-        "repeat", "batch", "order", "strides", "padding", "poison",
+    assert {name for case in core for name in case.variations} >= {
+        "repeat", "batch", "order", "strides", "padding", "poison", "big", "edge",
     }  # fmt: skip
     assert 40 <= len(CASES) <= 110
     assert {dtype: len(CASES) for dtype in DTYPES} == {

@@ -47,6 +47,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         "Plugins": _plugins(document),
         "Backends": _backends(blocks),
         "How they were checked": _checked(blocks),
+        **({"Tables of measured times": _tables(document)} if document["tables"] else {}),
         **{f"Features of {op.name}": _features(op, blocks) for op in OPS.values()},
     }
     for title, table in tables.items():
@@ -94,6 +95,35 @@ def _plugins(document: Mapping[str, Any]) -> Table:
             brought,
         )
     return table
+
+
+def _tables(document: Mapping[str, Any]) -> Table:
+    table = narrow_table()
+    table.add_column("From", no_wrap=True)
+    table.add_column("Measured")
+    table.add_column("Counts")
+    for each in document["tables"]:
+        table.add_row(Text(each["source"]), Text(_what_was_measured(each)), _counts(each))
+    return table
+
+
+def _what_was_measured(table: Mapping[str, Any]) -> str:
+    if table["problem"]:
+        return str(table["file"])
+    days = " to ".join(dict.fromkeys(when[:10] for when in (table["from"], table["to"])))
+    what = f"{table['kinds']} kinds of call, {table['mode']} time of {', '.join(table['backends'])}"
+    return f"{what}, on {table['card']}, {days}\n{table['file']}"
+
+
+def _counts(table: Mapping[str, Any]) -> Text:
+    if table["problem"]:
+        return Text("no, it cannot be read", "red")
+    if table["unused"]:
+        return Text(f"no: {table['unused']}", "yellow")
+    if table["stale"]:
+        but = "; ".join(f"{name}: {what}" for name, what in table["stale"].items())
+        return Text(f"but for {but}", "yellow")
+    return Text("yes", "green")
 
 
 def _backends(blocks: list[Numbered]) -> Table:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch.autocast import under_autocast
 from xattn.dispatch.choice import Choice
@@ -21,6 +22,8 @@ from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
 from xattn.plugin.tensors import flat, in_forward_mode, is_plain
 
+# Called with each call that is planned, where somebody records a run: xattn.tune.record.
+on_plan: Callable[[Prepared], None] | None = None
 # A decode loop over a growing cache makes one key a step; past this many, start anew.
 _PLANS_MAX = 4096
 
@@ -126,6 +129,8 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
     """Select a kernel and ask it for its plan."""
     if prepared.request.dims and is_sharded(prepared):
         return _sharded_plan(prepared, choice)
+    if on_plan is not None and not is_dynamo_compiling():
+        on_plan(prepared)
     request = prepared.request
     entry, kernel = select(request, choice)
     try:

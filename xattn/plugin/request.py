@@ -87,9 +87,19 @@ class Request(ABC):
         """The sizes that a capability block may bound, by name."""
 
     @abstractmethod
+    def extents(self) -> dict[str, int]:
+        """How large the call is, by name: what its time depends on beside `sizes`. Measured times count for calls whose
+        extents lie nearby."""
+
+    @abstractmethod
     def results(self, tensors: Sequence[Any]) -> Any:
         """What a plan of this request must return for these tensors, those that it takes in place: the same structure,
         with a TensorSpec where it has a tensor."""
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """`dtype`, and those of tensors that may have others."""
+        return (self.dtype,)
 
     @property
     @abstractmethod

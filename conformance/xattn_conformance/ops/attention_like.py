@@ -48,6 +48,8 @@ from xattn_conformance.ops.attention.table import sizes as sizes
 from xattn_conformance.ops.attention.variations import some as some
 from xattn_conformance.ops.attention.variations import strides_of_0 as strides_of_0
 from xattn_conformance.ops.attention.variations import twice as twice
+from xattn_conformance.ops.attention.visibility import FILLS as FILLS
+from xattn_conformance.ops.attention.visibility import filling as filling
 from xattn_conformance.ops.attention.visibility import poisoned_with as poisoned_with
 from xattn_conformance.ops.base import Op
 from xattn_conformance.tolerance.arithmetic import Arithmetic

@@ -51,6 +51,9 @@ class MergeRequest(Request):
     def sizes(self) -> dict[str, int]:
         return {"parts": self.parts, "headdim": self.headdim}
 
+    def extents(self) -> dict[str, int]:
+        return {"tokens": self.batch * self.seqlen, "nheads": self.nheads}
+
     def results(self, tensors: Sequence[Any]) -> Any:
         outs, _ = tensors
         *batch, rows, nheads, headdim = outs[0].shape

@@ -117,6 +117,13 @@ class PagedRequest(SoftmaxRequest):
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), "block_size": self.block_size}
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return self.dtype, self.cache_dtype
+
+    def extents(self) -> dict[str, int]:
+        return self._extents(self.batch, self.max_seqlen_q, self.max_seqlen_k)
+
     def results(self, tensors: Sequence[Any]) -> Any:
         total_q = tensors[0].shape[0]
         shape, dtype = (total_q, self.nheads, self.headdim_v), self.out_dtype or self.dtype

@@ -54,6 +54,9 @@ class DenseRequest(SoftmaxRequest):
     def scores(self) -> int:
         return self.batch * self.nheads * self.seqlen_q * self.seqlen_k
 
+    def extents(self) -> dict[str, int]:
+        return self._extents(self.batch, self.seqlen_q, self.seqlen_k)
+
     def _shapes(self) -> list[str]:
         """q, k, v and what they are on, for `str`."""
         return [

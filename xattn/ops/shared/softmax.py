@@ -87,6 +87,16 @@ class SoftmaxRequest(Request):
     def sizes(self) -> dict[str, int]:
         return {"headdim": self.headdim, "headdim_v": self.headdim_v}
 
+    def _extents(self, batch: int, seqlen_q: int, seqlen_k: int) -> dict[str, int]:
+        """`extents`, of the sizes that each op calls otherwise. Heads of k count with the batch: a kernel has the same
+        work for two rows of four as for one of eight."""
+        rows = batch * self.nheads_k
+        found = {"batch_nheads_k": rows, "group": self.group, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k}
+        left, right = self.band
+        if left is not None and right is not None:
+            found["window"] = left + right + 1
+        return found
+
     def _options(self) -> list[str]:
         """The options that are on, for `str`."""
         parts = [name for name in ("causal", "deterministic", "return_lse", "requires_grad") if getattr(self, name)]

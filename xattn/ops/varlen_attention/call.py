@@ -68,6 +68,17 @@ def varlen_attention(
     return_lse: Literal[True],
     **rest: Unpack[Arguments],
 ) -> AttentionOutput: ...
+@overload
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    return_lse: bool = False,
+    **rest: Unpack[Arguments],
+) -> Output: ...
 @without_unexpected
 def varlen_attention(
     q: Tensor,

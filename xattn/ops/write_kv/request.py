@@ -55,6 +55,13 @@ class WriteRequest(Request):
     def sizes(self) -> dict[str, int]:
         return {"headdim": self.headdim, "headdim_v": self.headdim_v}
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return self.dtype, self.cache_dtype
+
+    def extents(self) -> dict[str, int]:
+        return {"tokens": self.tokens, "nheads_k": self.nheads_k}
+
     def results(self, tensors: Sequence[Any]) -> None:
         return None
 

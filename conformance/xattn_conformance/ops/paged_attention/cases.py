@@ -64,6 +64,6 @@ CASES = Cases(
         "unseen_finite": False,
         "return_lse": False,
     },
-    variations=("repeat", "batch", "order", "pages", "strides", "padding", "poison", "far"),
+    variations=("repeat", "batch", "order", "pages", "strides", "padding", "poison", "big", "edge", "far"),
     features=_features,
 )

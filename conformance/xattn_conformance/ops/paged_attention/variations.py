@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.memory import far_apart, inside
+from xattn_conformance.ops.memory import at_edge, far_apart, inside
 
 # More than a kernel's tile, and odd.
 _EXTRA_ROWS = 65
@@ -56,6 +56,17 @@ def far(call: Call) -> Variation:
     caches = far_apart([turned.tensors[name] for name in names], 2**31 // (blocks - 1) + 1)
     other = turned.with_tensors(**dict(zip(names, caches, strict=True)))
     return Variation("with a page past 2^31 elements", (other,), lambda found: dict(found[0]))
+
+
+def edge(call: Call) -> Variation:
+    """Every tensor at the end of its memory, and no page after the last that the table names."""
+    tensors = dict(call.tensors)
+    table, blocks = tensors["block_table"], tensors["k_cache"].shape[0]
+    last = int(table[(table >= 0) & (table < blocks)].max())
+    for name in ("k_cache", "v_cache"):
+        tensors[name] = tensors[name][: last + 1]
+    other = replace(call, tensors={name: at_edge(tensor) for name, tensor in tensors.items()})
+    return Variation("with every tensor at the end of its memory", (other,), lambda found: dict(found[0]))
 
 
 def batch(call: Call) -> Variation:
@@ -112,6 +123,7 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
     "pages": pages,
     "far": far,
+    "edge": edge,
     "batch": batch,
     "order": order,
     "padding": padding,

@@ -38,7 +38,7 @@ CASES = Cases(
     package=__package__,
     options=(*OPTIONS, "return_lse"),
     off={"padding": False, "bounds": "exact", "causal": False, "align": "bottom_right", "return_lse": False},
-    variations=("repeat", "batch", "order", "strides", "padding", "poison", "expanded", "some", "twice"),
+    variations=("repeat", "batch", "order", "strides", "padding", "poison", "big", "edge", "expanded", "some", "twice"),
     features=partial(features, "varlen"),
     grads=("qkv", "sinks", "lse"),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from xattn_conformance.ops.attention_like import some, strides_of_0, twice
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.memory import inside
+from xattn_conformance.ops.memory import at_edge, inside
 
 # More than a kernel's tile, and odd.
 _EXTRA_ROWS = 65
@@ -77,11 +77,19 @@ def padding(call: Call) -> Variation:
     return Variation("with rows after the last sequence appended", (other,), gather)
 
 
+def edge(call: Call) -> Variation:
+    tensors = {name: at_edge(tensor) for name, tensor in call.tensors.items()}
+    incoming = {name: at_edge(tensor) for name, tensor in call.incoming.items()}
+    other = replace(call, tensors=tensors, incoming=incoming)
+    return Variation("with every tensor at the end of its memory", (other,), lambda found: dict(found[0]))
+
+
 VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
     "batch": batch,
     "order": order,
     "padding": padding,
+    "edge": edge,
     "expanded": strides_of_0,
     "some": some,
     "twice": twice,
