@@ -66,14 +66,16 @@ def both(name: str, **changes: Any) -> tuple[Any, Any]:
 
 
 def operations_in_attention(model: PreTrainedModel, call: Callable[[], Any]) -> Counter[str]:
-    """The operations that run inside a model's attention modules during a call, by name."""
+    """The operations that run inside a model's attention modules during a call, by name, a transpose with its
+    dimensions: "transpose(1, 2)"."""
     counts: Counter[str] = Counter()
     inside: list[nn.Module] = []
 
     class Count(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if inside:
-                counts[func._overloadpacket.__name__] += 1
+                name = func._overloadpacket.__name__
+                counts[f"{name}{args[1:]}" if name == "transpose" else name] += 1
             return func(*args, **(kwargs or {}))
 
     handles = []

@@ -91,6 +91,8 @@ def test_at_load() -> None:
         with pytest.raises(ImportError, match="load the model, then optimize"), optimized():
             pass
         return
+    if VERSION < (5, 24):
+        pytest.importorskip("torchvision", reason="this transformers imports all image processors to exchange a class")
     config = make("llama").config
     with optimized():
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="xattn").eval()

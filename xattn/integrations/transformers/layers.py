@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from xattn import apply_rotary
 from xattn.errors import InvalidArgumentError
+from xattn.integrations.transformers.served import NAMES
 
 Forward = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -101,9 +102,9 @@ def _forward(layer: Layer, parameters: set[str], eager: Callable[..., Any]) -> F
     ) -> tuple[Tensor, Tensor | None]:
         q, k, v = _projected(self, layer, hidden_states)
         q, k = apply_rotary(q, k, *_tables(*position_embeddings))
-        query, key, value = (x.transpose(1, 2) for x in (q, k, v))  # views, as caches and implementations take them
         cache = past_key_values if cache is None else cache
         if cache is not None:
+            key, value = k.transpose(1, 2), v.transpose(1, 2)  # views, as caches take them
             if "cache" in parameters:
                 key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
             elif "cache_position" in parameters:  # transformers < 5
@@ -111,7 +112,8 @@ def _forward(layer: Layer, parameters: set[str], eager: Callable[..., Any]) -> F
                 key, value = cache.update(key, value, self.layer_idx, where)
             else:
                 key, value = cache.update(key, value, self.layer_idx)
-        options = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+            k, v = key.transpose(1, 2), value.transpose(1, 2)
+        options: dict[str, Any] = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
         if layer.window:
             owner = self if layer.window == "module" else self.config
             options["sliding_window"] = getattr(owner, "sliding_window", None)
@@ -119,7 +121,11 @@ def _forward(layer: Layer, parameters: set[str], eager: Callable[..., Any]) -> F
             options["softcap"] = self.attn_logit_softcapping
         name = self.config._attn_implementation
         attend = eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-        out, weights = attend(self, query, key, value, attention_mask, **options, **kwargs)
+        if name in NAMES:
+            options["bsnh"] = True
+        else:
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out, weights = attend(self, q, k, v, attention_mask, **options, **kwargs)
         return self.o_proj(out.flatten(2)), weights
 
     return forward
