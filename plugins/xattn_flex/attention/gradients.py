@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from xattn.plugin.derivatives import first_alone
+from xattn_flex.attention.compiled import same_environment
 
 Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -45,7 +46,8 @@ class _Attend(Function):
             return None, None, None, None
         wanted = [x for x in leaves if x.requires_grad]
         outputs, incoming = [x for x, _ in given], [grad for _, grad in given]
-        made = iter(torch.autograd.grad(outputs, wanted, incoming, allow_unused=True))
+        with same_environment():
+            made = iter(torch.autograd.grad(outputs, wanted, incoming, allow_unused=True))
         return None, *(next(made) if x.requires_grad else None for x in leaves)
 
 
