@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from xattn_conformance.ops.attention_like import at_the_end, off_alignment
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.memory import at_edge, far_apart, inside
+from xattn_conformance.ops.memory import far_apart, inside
 
 # More than a kernel's tile, and odd.
 _EXTRA_ROWS = 65
@@ -65,8 +66,7 @@ def edge(call: Call) -> Variation:
     last = int(table[(table >= 0) & (table < blocks)].max())
     for name in ("k_cache", "v_cache"):
         tensors[name] = tensors[name][: last + 1]
-    other = replace(call, tensors={name: at_edge(tensor) for name, tensor in tensors.items()})
-    return Variation("with every tensor at the end of its memory", (other,), lambda found: dict(found[0]))
+    return at_the_end(replace(call, tensors=tensors))
 
 
 def batch(call: Call) -> Variation:
@@ -124,6 +124,7 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "pages": pages,
     "far": far,
     "edge": edge,
+    "misaligned": off_alignment,
     "batch": batch,
     "order": order,
     "padding": padding,

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from xattn_conformance.ops.attention_like import some, strides_of_0, twice
+from xattn_conformance.ops.attention_like import at_the_end, off_alignment, packed, some, strides_of_0, twice
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.memory import at_edge, inside
+from xattn_conformance.ops.memory import inside
 
 # More than a kernel's tile, and odd.
 _EXTRA_ROWS = 65
@@ -77,19 +77,14 @@ def padding(call: Call) -> Variation:
     return Variation("with rows after the last sequence appended", (other,), gather)
 
 
-def edge(call: Call) -> Variation:
-    tensors = {name: at_edge(tensor) for name, tensor in call.tensors.items()}
-    incoming = {name: at_edge(tensor) for name, tensor in call.incoming.items()}
-    other = replace(call, tensors=tensors, incoming=incoming)
-    return Variation("with every tensor at the end of its memory", (other,), lambda found: dict(found[0]))
-
-
 VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
     "batch": batch,
     "order": order,
     "padding": padding,
-    "edge": edge,
+    "edge": at_the_end,
+    "misaligned": off_alignment,
+    "packed": packed,
     "expanded": strides_of_0,
     "some": some,
     "twice": twice,
