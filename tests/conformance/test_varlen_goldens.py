@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from xattn_conformance.case import DTYPES, SUITES, Case, scores
 from xattn_conformance.golden import inputs, manifest
 from xattn_conformance.ops import sequences
@@ -14,6 +15,7 @@ from xattn_conformance.ops.registry import OPS
 from xattn_conformance.ops.varlen_attention import problem
 from xattn_conformance.ops.varlen_attention.cases import CASES as TABLE
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
+from xattn_conformance.ops.varlen_attention.variations import VARIATIONS
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 OP = VarlenAttentionOp()
@@ -132,3 +134,18 @@ def test_poison_is_where_no_query_looks() -> None:
     assert np.isfinite(clean.v).all()
     for name, one in OP.expected(case, made, CANONICAL).items():
         np.testing.assert_array_equal(one.value, OP.expected(case, clean, CANONICAL)[name].value)
+
+
+def test_a_token_past_32_bits_and_slices_of_one_tensor_hold_the_same_values() -> None:
+    for name in ("far", "packed", "misaligned"):
+        case = next(case for case in CASES if name in case.variations and not case.grads)
+        call = OP.call(case, OP.problem(case), "cpu")
+        (other,) = VARIATIONS[name](call).calls
+        q, k, v = (other.tensors[each] for each in "qkv")
+        assert all(torch.equal(other.tensors[each], tensor) for each, tensor in call.tensors.items())
+        if name == "far":
+            assert (len(q) - 1) * q.stride(0) >= 2**31
+        elif name == "packed":
+            assert q.stride(0) == q.shape[2] * (q.shape[1] + k.shape[1] + v.shape[1])
+        else:
+            assert all(each.data_ptr() % 16 == each.element_size() for each in (q, k, v))

@@ -47,6 +47,7 @@ CASES = Cases(
         "poison",
         "big",
         "edge",
+        "far",
         "misaligned",
         "packed",
         "expanded",
