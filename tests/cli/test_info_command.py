@@ -88,7 +88,7 @@ def test_info_shows_what_a_backend_declares_of_each_op(run: Run, strangers: Path
     found = tables(shown)
     first, second, third = (str(len(OPS) + i) for i in (1, 2, 3))  # after those of reference
     *_, one, more, two, three = (line.split() for line in found["Backends"])
-    assert one == ["acme", "attention", first, "acme", "bf16", "headdim", "64", "to", "128,", "by", "32"]
+    assert one == ["acme", "attention", first, "acme", "bf16", "headdim", "64", "to", "128", "by", "32"]
     assert more == ["acme9", "headdim_v", "8", "and", "up"]
     assert two == [second, "other", "bf16", "any"]  # of the same backend and op
     assert three == ["acme", "apply_rotary", third, "acme", "fp16", "any"]

@@ -185,6 +185,8 @@ def _features(op: Op, blocks: list[Numbered]) -> Table:
     """One row a feature, one column a capability block of the op, by number."""
     blocks = [each for each in blocks if each[2]["op"] == op.name]
     table = narrow_table()
+    # The line between two columns is room enough for fifteen of them.
+    table.padding = 0
     table.add_column("", no_wrap=True)
     for number, _, _ in blocks:
         table.add_column(str(number), justify="center")
