@@ -126,6 +126,7 @@ def test_a_table_is_made_once_a_step() -> None:
     assert [made] == list(step._derived.values())
 
 
+@pytest.mark.extended
 def test_a_graph_of_torch_compile_takes_another_backend() -> None:
     call = torch.compile(lambda *tensors: xattn.varlen_attention(*tensors), fullgraph=True, backend="eager")
     tensors = packed(5, 9)

@@ -132,9 +132,9 @@ def _backends(blocks: list[Numbered]) -> Table:
     table.add_column("Backend", no_wrap=True)
     table.add_column("Op", no_wrap=True)
     table.add_column("", justify="right")
-    table.add_column("Device")
+    table.add_column("Device", no_wrap=True)
     table.add_column("Dtypes")
-    table.add_column("Sizes", no_wrap=True)
+    table.add_column("Sizes")
     shown: tuple[str, str] | None = None
     for number, backend, block in blocks:
         of = backend["name"], block["op"]
@@ -185,9 +185,11 @@ def _features(op: Op, blocks: list[Numbered]) -> Table:
     """One row a feature, one column a capability block of the op, by number."""
     blocks = [each for each in blocks if each[2]["op"] == op.name]
     table = narrow_table()
+    # The line between two columns is room enough for fifteen of them.
+    table.padding = 0
     table.add_column("", no_wrap=True)
     for number, _, _ in blocks:
         table.add_column(str(number), justify="center")
     for label, served in capabilities.rows(op, [block for _, _, block in blocks]):
-        table.add_row(label, *(Text("yes", "green") if each else Text("-", "dim") for each in served))
+        table.add_row(label, *(Text("✓", "green") if each else Text("-", "dim") for each in served))
     return table

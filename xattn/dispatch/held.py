@@ -73,8 +73,8 @@ class Held:
 def held_plan(op: Op, prepared: Prepared, choice: Choice) -> Plan:
     """A plan for the caller to keep."""
     held = Held(op, prepared, choice)
-    if op.spelt_out is not None and op.spelt_out.names == prepared.given.keys():
-        return op.spelt_out.plan(held)
+    if op.held is not None and (own := op.held(held)) is not None:
+        return own
     if prepared.given:
         return _with_given(held, op)
     return _of_three(held) if len(prepared.tensors) == 3 else _of_tensors(held)

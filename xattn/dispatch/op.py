@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from xattn.dispatch.held import Held
 
 
-@dataclass(frozen=True)
+# Nobody compares or prints these: each method that dataclass writes costs 0.1 ms of the import.
+@dataclass(frozen=True, repr=False, eq=False)
 class Prepared:
     """A call that was checked and described.
 
@@ -34,19 +35,7 @@ class Prepared:
     cast: int = 0
 
 
-@dataclass(frozen=True)
-class SpeltOut:
-    """The function of a held plan, written by an op for its most usual calls: naming arguments saves half the cost.
-
-    names: what such a call has by name, and nothing else.
-    plan:  makes the function. It asks the same questions as that of any other plan.
-    """
-
-    names: frozenset[str]
-    plan: Callable[[Held], Plan]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Op:
     """The row of an op in `xattn.ops.OPS`.
 
@@ -54,7 +43,8 @@ class Op:
     prepare:      takes the arguments of the function but backend. Raises InvalidArgumentError.
     check_values: checks what no shape tells, where values are at hand: takes the arguments of a plan.
     writes:       the names of the tensors that the function writes to.
-    spelt_out:    the function of its most usual held plan; None where that of any plan will do.
+    held:         makes the function of a held plan, with the arguments of the op's most usual call spelt out, which
+                  saves half of its cost; None for a call that is not that one.
     """
 
     function: Callable[..., Any]
@@ -62,7 +52,7 @@ class Op:
     prepare: Callable[..., Prepared]
     check_values: Callable[..., None] | None = None
     writes: frozenset[str] = field(default_factory=frozenset)
-    spelt_out: SpeltOut | None = None
+    held: Callable[[Held], Plan | None] | None = None
 
     @property
     def name(self) -> str:

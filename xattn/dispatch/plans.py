@@ -28,7 +28,7 @@ on_plan: Callable[[Prepared], None] | None = None
 _PLANS_MAX = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Planned:
     """A request, the backend that serves it, and the plan, with the names of what it takes by keyword."""
 

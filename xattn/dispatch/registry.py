@@ -39,7 +39,7 @@ class Plugin:
     failures: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Entry:
     """A registered backend."""
 

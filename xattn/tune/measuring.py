@@ -21,7 +21,7 @@ from xattn.plugin.tensors import flat
 from xattn.tune.fill import filled
 from xattn.tune.storing import now
 
-# What takes this many times as long as the fastest is called once and no more.
+# What takes this many times as long as the fastest is called a few times and no more.
 HOPELESS = 10.0
 
 
@@ -75,7 +75,7 @@ def measure(call: Call, able: Mapping[str, str], device: torch.device, mode: Mod
         # Whatever a vendor's kernel raises is a line of the report, and the others are measured all the same.
         try:
             once(run, device, mode)  # which may compile
-            took[name] = once(run, device, mode)
+            took[name] = alternate({name: run}, device=device, mode=mode, rounds=1).p50(name)
         except Exception as error:
             failures[name] = raised(error).splitlines()[0]
     if not took:

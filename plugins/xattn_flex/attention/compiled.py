@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import types
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,13 +43,15 @@ def own() -> types.FunctionType:
     return types.FunctionType(_call.__code__.replace(), _call.__globals__, "flex")
 
 
-def kept_buffers(grads: bool) -> AbstractContextManager[Any]:
-    """While a kernel with gradients may be compiled: what it saves stays, for a graph that is gone through twice."""
-    if not grads:
-        return nullcontext()
-    import torch._functorch.config as config
-
-    return config.patch(donated_buffer=False)  # type: ignore[no-any-return]
+@contextmanager
+def same_environment() -> Iterator[None]:
+    """torch's compiler writes variables into the environment of the process: they are taken out again."""
+    before = set(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - before:
+            del os.environ[name]
 
 
 def uncompiled(kind: Hashable) -> Function:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from xattn import AttentionKernel, AttentionOutput, AttentionRequest, Capabilities, Reason
 from xattn.plugin import Plan, Request
-from xattn.plugin.derivatives import guarded
 from xattn.plugin.geometry import Geometry
-from xattn_flex.attention import blocks, compiled, mods
+from xattn_flex.attention import blocks, compiled, gradients, mods
 from xattn_flex.attention.mods import Tensors
 from xattn_flex.attention.unseen import seen_keys
 
@@ -43,7 +42,7 @@ _COLD: Capabilities[Any] = Capabilities(
     grads=frozenset({"qkv", "sinks", "lse"}),
     sizes={"headdim": (16, 256, 1), "headdim_v": (16, 256, 1)},
     priority={"default": 10},
-    checked="run on an NVIDIA H100, torch 2.11",
+    checked="calls of each feature on an NVIDIA H100, torch 2.11; not yet the whole suite",
 )
 _ROCM = replace(_COLD, device="rocm", checked="declared, never run on ROCm")
 # Made, and faster than what torch has else: blocks of matmuls for softcap and ALiBi, its flash kernel for windows.
@@ -67,6 +66,9 @@ class FlexAttention(AttentionKernel):
             return [
                 Reason("torch.compile", True, "an eager call", "It is compiled by itself; call it outside the graph.")
             ]
+        if request.bias is not None and request.return_lse:
+            hint = "A bias as low as a number goes is raised, which changes no out, and lse."
+            return [Reason("return_lse", True, "off beside a bias", hint)]
         return []
 
     def plan(self, request: AttentionRequest) -> Plan:
@@ -141,11 +143,14 @@ def _run(
         make = functools.partial(blocks.of_band, *sizes, low, high, q.device, mods.mask_mod(band))
         block_mask = _kept(kept, ("blocks", *sizes, low, high, q.device), make)
     score_mod = mods.score_mod(given, request.has_band and block_mask is None)
-    if request.any_grad:
-        q, k, v = guarded("flex", q, k, v)
-    transposed = (x.transpose(1, 2) for x in (q, k, v))
-    with compiled.kept_buffers(request.any_grad):
-        out, lse = compiled.function(kind)(*transposed, score_mod, block_mask, request.softmax_scale, request.group > 1)
+    function = compiled.function(kind)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        transposed = (x.transpose(1, 2) for x in (q, k, v))
+        with compiled.same_environment():
+            return function(*transposed, score_mod, block_mask, request.softmax_scale, request.group > 1)
+
+    out, lse = gradients.attend(call, q, k, v) if request.requires_grad else call(q, k, v)
     compiled.built.add(kind)
     out = out.transpose(1, 2)
     if sinks is not None:

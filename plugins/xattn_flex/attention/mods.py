@@ -74,8 +74,9 @@ def _capped(softcap: Tensor) -> Any:
 def _biased(bias: Tensor) -> Any:
     def part(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         added = bias[b, h, i, j]
-        # Not the sum: the score of a key that is hidden may be NaN.
-        return torch.where(added == -torch.inf, -torch.inf, s + added)
+        # Not the sum: the score of a key that is hidden may be NaN. The lowest numbers times log2(e), which the kernel
+        # takes, would be -inf.
+        return torch.where(added == -torch.inf, -torch.inf, s + added.clamp_min(-1e30))
 
     return part
 

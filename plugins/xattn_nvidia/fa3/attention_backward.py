@@ -30,18 +30,18 @@ class Fa3Backward(AttentionBackwardKernel):
     )
 
     def limits(self, request: AttentionBackwardRequest) -> list[Reason]:
-        build = installation()
-        if isinstance(build, Reason):
-            return [build]
+        installed = installation()
+        if isinstance(installed, Reason):
+            return [installed]
         if request.align == "offset":
             return []  # which is not declared
         left, right = counted(Geometry.of(request)).band
         return [
-            *limits.dtype_reasons(request.dtype, build),
-            *limits.headdim_reasons(request.headdim, request.headdim_v, build),
-            *limits.window_reasons(left, right, request.window, build),
-            *limits.softcap_reasons(request.softcap, build),
-            *limits.grad_reasons(True, request.deterministic, request.headdim, build),
+            *limits.dtype_reasons(request.dtype),
+            *limits.headdim_reasons(request.headdim, request.headdim_v),
+            *limits.window_reasons(left, right, request.window),
+            *limits.softcap_reasons(request.softcap),
+            *limits.grad_reasons(True, request.deterministic, request.headdim),
         ]
 
     def plan(self, request: AttentionBackwardRequest) -> Plan:

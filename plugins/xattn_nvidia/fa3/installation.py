@@ -77,6 +77,12 @@ def usable() -> Build:
     return found
 
 
+@traced_as_constant
+def has(flag: str) -> bool:
+    """Whether the build of a kernel that had no reasons was made with a part, as "BACKWARD"."""
+    return usable().has(flag)
+
+
 def clear() -> None:
     """Forget what was found."""
     _cached.cache_clear()

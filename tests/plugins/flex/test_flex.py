@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,7 +71,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("sizes", [(9, 33), *extended((33, 9)), (150, 260)], ids=str)
+@pytest.mark.parametrize("sizes", [(9, 33), *extended((33, 9), (150, 260))], ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
 def test_calls_are_right(sizes: tuple[int, int], options: dict[str, Any]) -> None:
     if "seqlens_k" in options:
@@ -79,19 +80,24 @@ def test_calls_are_right(sizes: tuple[int, int], options: dict[str, Any]) -> Non
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("given", [("mask",), ("bias",), ("mask", "bias"), ("row",)], ids=str)
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("options", [{"causal": True}, {"window": (40, 7), "softcap": 2.0, "align": 90}], ids="+".join)
+def test_blocks_are_left_out_of_calls(options: dict[str, Any]) -> None:
+    torch.testing.assert_close(*both(*qkv(150, 260), **options))
+
+
+@pytest.mark.parametrize("given", [("mask", "bias"), *extended(("mask",), ("bias",), ("row",))], ids=str)
+@pytest.mark.parametrize("causal", [True, *extended(False)])
 def test_masks_and_biases(given: tuple[str, ...], causal: bool) -> None:
     """Keys that are hidden from all hold NaN."""
     q, k, v = qkv(9, 33)
     named = {("mask" if name == "row" else name): masks(9, 33)[name] for name in given}
-    expected = xattn.attention(q, k, v, causal=causal, return_lse=True, backend="reference", **named)  # type: ignore[call-overload]
+    lse = "bias" not in given
+    expected = xattn.attention(q, k, v, causal=causal, return_lse=lse, backend="reference", **named)  # type: ignore[call-overload]
     hidden = 3 if "bias" not in given else 5
     if "row" not in given:
         k[:, hidden], v[:, hidden] = math.nan, math.nan
-    found = xattn.attention(q, k, v, causal=causal, return_lse=True, backend="flex", **named)  # type: ignore[call-overload]
-    for got, want in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, want)
+    found = xattn.attention(q, k, v, causal=causal, return_lse=lse, backend="flex", **named)  # type: ignore[call-overload]
+    torch.testing.assert_close(found, expected)
 
 
 def test_what_is_behind_a_length_reaches_nothing() -> None:
@@ -112,7 +118,7 @@ def test_what_is_behind_a_length_reaches_nothing() -> None:
     [{"causal": True, "softcap": 2.0}, {"window": (5, 1), "sinks": SLOPES}, {"alibi_slopes": SLOPES}],
     ids=str,
 )
-@pytest.mark.parametrize("sizes", [(9, 17), (17, 9)], ids=str)
+@pytest.mark.parametrize("sizes", [*extended((9, 17)), (17, 9)], ids=str)
 def test_gradients_are_right(sizes: tuple[int, int], options: dict[str, Any]) -> None:
     grads = []
     for name in ("flex", "reference"):
@@ -127,6 +133,23 @@ def test_gradients_are_right(sizes: tuple[int, int], options: dict[str, Any]) ->
     torch.testing.assert_close(*grads)
 
 
+def test_a_graph_may_be_gone_through_again() -> None:
+    """Which torch refuses of what it compiled."""
+    q, k, v = (x.requires_grad_() for x in qkv(9, 17))
+    out, lse = xattn.attention(q, k, v, softcap=2.0, return_lse=True, backend="flex")
+    first = torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True), first)
+    (dq,) = torch.autograd.grad(lse.sum(), q)
+    assert dq.abs().max() > 0
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XATTN_TEST", raising=False)
+    with compiled.same_environment():
+        os.environ["XATTN_TEST"] = "1"
+    assert "XATTN_TEST" not in os.environ
+
+
 def test_a_second_derivative_raises() -> None:
     q, k, v = (x.requires_grad_() for x in qkv(3, 5))
     (dq,) = torch.autograd.grad(xattn.attention(q, k, v, backend="flex").sum(), q, create_graph=True)
@@ -134,7 +157,7 @@ def test_a_second_derivative_raises() -> None:
         dq.sum().backward()
 
 
-@pytest.mark.parametrize("sizes", [(128, 128), (300, 200), (130, 700)], ids=str)
+@pytest.mark.parametrize("sizes", [(300, 200), *extended((128, 128), (130, 700))], ids=str)
 @pytest.mark.parametrize("band", [(-blocks.OPEN, 0), (-40, 17), (-200, 130), (250, 260), (-blocks.OPEN, blocks.OPEN)])
 def test_blocks_of_a_band(sizes: tuple[int, int], band: tuple[int, int]) -> None:
     """A block is left out where it hides every score, and not looked into where it hides none."""

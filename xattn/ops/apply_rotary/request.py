@@ -18,7 +18,7 @@ from xattn.plugin.symbolic import holds, known
 RotaryFeature = Literal["interleaved", "partial", "batched", "empty"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RotaryRequest(Request):
     """What a call of `apply_rotary` asks for, validated.
 

@@ -17,7 +17,7 @@ from xattn.plugin.symbolic import holds
 MergeFeature = Literal["packed", "empty"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class MergeRequest(Request):
     """What a call of `merge_attention` asks for, validated.
 

@@ -48,7 +48,7 @@ _STALE_PAGES = Feature(
 _OUT_DTYPE = Feature("out_dtype", lambda r: None if r.out_dtype is None else dtype_name(r.out_dtype))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class PagedRequest(SoftmaxRequest):
     """What a call of `paged_attention` asks for, validated. `None` means off.
 

@@ -18,7 +18,7 @@ from xattn.plugin.request import dtype_name
 from xattn.plugin.symbolic import bucket, holds, is_int32
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class PackedRequest(SoftmaxRequest):
     """batch, max_seqlen_q, max_seqlen_k: rounded up to the next power of two; a plan gets the bounds with each call. No
         size that changes from step to step is a part of the request: a plan serves every number of tokens.

@@ -17,7 +17,7 @@ ALIGNS = get_args(Align)
 Window = tuple[int | None, int | None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class SoftmaxRequest(Request):
     """align: "offset" where the caller gives `off` itself, an int, "offsets" where a tensor, one off a sequence. Its
         value is no part of the request: a plan gets it with each call, as the keyword `align`.

@@ -7,13 +7,16 @@ from typing import Any
 from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch.held import INT_MAX, INT_MIN, Held
-from xattn.dispatch.op import SpeltOut
 from xattn.plugin.backend import Plan
 
 _MISSING: Any = object()
 
 
-def _of_bounds(held: Held) -> Plan:
+def held_by_bounds(held: Held) -> Plan | None:
+    """The function that a caller keeps, where nothing but the bounds comes by name."""
+    if held.given.keys() != {"max_seqlen_q", "max_seqlen_k"}:
+        return None
+
     def run_plan(
         q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, /, *,
         max_seqlen_q: Any = _MISSING, max_seqlen_k: Any = _MISSING, **unknown: Any,
@@ -43,6 +46,3 @@ def _of_bounds(held: Held) -> Plan:
 def _given(max_seqlen_q: Any, max_seqlen_k: Any, unknown: dict[str, Any]) -> dict[str, Any]:
     bounds = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k}
     return {name: value for name, value in bounds.items() if value is not _MISSING} | unknown
-
-
-SPELT_OUT = SpeltOut(frozenset({"max_seqlen_q", "max_seqlen_k"}), _of_bounds)

@@ -20,7 +20,7 @@ WriteFeature = Literal["headdim_v", "k_scale", "v_scale", "empty"]
 _HEADDIM_V = Feature("headdim_v", lambda r: None if known(r.headdim_v == r.headdim) else r.headdim_v)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WriteRequest(Request):
     """What a call of `write_kv` asks for, validated. `None` means off.
 

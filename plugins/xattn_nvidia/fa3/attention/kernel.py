@@ -17,7 +17,7 @@ from xattn_nvidia.fa3 import limits
 from xattn_nvidia.fa3.attention import torch_ops
 from xattn_nvidia.fa3.attention.bands import counted
 from xattn_nvidia.fa3.attention.torch_ops import Settings
-from xattn_nvidia.fa3.installation import ARCHS, Build, installation, usable
+from xattn_nvidia.fa3.installation import ARCHS, installation, usable
 
 CHECKED = "run on an NVIDIA H100, torch 2.11: fa3-fwd 0.0.3, and a build of commit 0251105a without softcap"
 
@@ -59,22 +59,22 @@ class Fa3Attention(AttentionKernel):
         return _AHEAD if request.softcap is not None or request.window is not None else found
 
     def limits(self, request: AttentionRequest) -> list[Reason]:
-        build = installation()
-        if isinstance(build, Reason):
-            return [build]
+        installed = installation()
+        if isinstance(installed, Reason):
+            return [installed]
         if request.align == "offset":
-            return offset_reasons(request) or self._stops(as_bottom_right(request, request.seqlen_k), build)
-        return self._stops(request, build)
+            return offset_reasons(request) or self._stops(as_bottom_right(request, request.seqlen_k))
+        return self._stops(request)
 
-    def _stops(self, request: AttentionRequest, build: Build) -> list[Reason]:
+    def _stops(self, request: AttentionRequest) -> list[Reason]:
         left, right = counted(Geometry.of(request)).band
         headdim, headdim_v = request.headdim, request.headdim_v
         return [
-            *limits.dtype_reasons(request.dtype, build),
-            *limits.headdim_reasons(headdim, headdim_v, build),
-            *limits.window_reasons(left, right, request.window, build),
-            *limits.softcap_reasons(request.softcap, build),
-            *limits.grad_reasons(request.any_grad, request.deterministic, max(headdim, headdim_v), build),
+            *limits.dtype_reasons(request.dtype),
+            *limits.headdim_reasons(headdim, headdim_v),
+            *limits.window_reasons(left, right, request.window),
+            *limits.softcap_reasons(request.softcap),
+            *limits.grad_reasons(request.any_grad, request.deterministic, max(headdim, headdim_v)),
         ]
 
     def plan(self, request: AttentionRequest) -> Plan:

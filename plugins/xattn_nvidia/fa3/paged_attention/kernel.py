@@ -10,7 +10,7 @@ from xattn.plugin import Plan
 from xattn.plugin.symbolic import holds
 from xattn_nvidia.fa3 import limits, vendor
 from xattn_nvidia.fa3.attention.torch_ops import signed
-from xattn_nvidia.fa3.installation import ARCHS, installation, usable
+from xattn_nvidia.fa3.installation import ARCHS, has, installation, usable
 from xattn_nvidia.fa3.paged_attention import pages
 from xattn_nvidia.fa3.varlen_attention.kernel import SPLIT_TOKENS
 
@@ -46,13 +46,13 @@ class Fa3Paged(PagedKernel):
     )
 
     def limits(self, request: PagedRequest) -> list[Reason]:
-        build = installation()
-        if isinstance(build, Reason):
-            return [build]
+        installed = installation()
+        if isinstance(installed, Reason):
+            return [installed]
         found = limits.traced_reasons()
-        if not build.has("PAGEDKV"):
+        if not has("PAGEDKV"):
             found.append(Reason("op", "paged_attention", "attention", limits.BUILT))
-        if not build.has("VARLEN"):
+        if not has("VARLEN"):
             found.append(Reason("seqlens_k", "lengths", "attention of one length", limits.BUILT))
         whole = holds(request.block_size >= _TILE_K) and holds(request.max_seqlen_q * request.group > _TILE_Q)
         if whole and not request.unseen_finite:
@@ -64,10 +64,10 @@ class Fa3Paged(PagedKernel):
             found.append(Reason("stale_pages", "may hold NaN", "unseen_finite=True beside a window", hint))
         return [
             *found,
-            *limits.dtype_reasons(request.dtype, build),
-            *limits.headdim_reasons(request.headdim, request.headdim_v, build),
-            *limits.window_reasons(*request.band, request.window, build),
-            *limits.softcap_reasons(request.softcap, build),
+            *limits.dtype_reasons(request.dtype),
+            *limits.headdim_reasons(request.headdim, request.headdim_v),
+            *limits.window_reasons(*request.band, request.window),
+            *limits.softcap_reasons(request.softcap),
         ]
 
     def plan(self, request: PagedRequest) -> Plan:

@@ -10,7 +10,7 @@ from xattn.plugin import Plan
 from xattn.plugin.symbolic import holds
 from xattn_nvidia.fa3 import limits, vendor
 from xattn_nvidia.fa3.attention.torch_ops import signed
-from xattn_nvidia.fa3.installation import ARCHS, installation, usable
+from xattn_nvidia.fa3.installation import ARCHS, has, installation, usable
 from xattn_nvidia.fa3.varlen_attention.sequences import contained, with_padding
 
 # Up to so many queries a call may be split over its keys, each split with an out of its own in float32.
@@ -44,21 +44,21 @@ class Fa3Varlen(VarlenKernel):
     )
 
     def limits(self, request: VarlenRequest) -> list[Reason]:
-        build = installation()
-        if isinstance(build, Reason):
-            return [build]
+        installed = installation()
+        if isinstance(installed, Reason):
+            return [installed]
         found = limits.traced_reasons()
-        if not build.has("VARLEN"):
+        if not has("VARLEN"):
             found.append(Reason("op", "varlen_attention", "attention", limits.BUILT))
         if holds(request.batch > vendor.MOST_SEQUENCES):
             want = f"at most {vendor.MOST_SEQUENCES} sequences"
             found.append(Reason("batch", request.batch, want, "Call it with some of them at a time."))
         return [
             *found,
-            *limits.dtype_reasons(request.dtype, build),
-            *limits.headdim_reasons(request.headdim, request.headdim_v, build),
-            *limits.window_reasons(*request.band, request.window, build),
-            *limits.softcap_reasons(request.softcap, build),
+            *limits.dtype_reasons(request.dtype),
+            *limits.headdim_reasons(request.headdim, request.headdim_v),
+            *limits.window_reasons(*request.band, request.window),
+            *limits.softcap_reasons(request.softcap),
         ]
 
     def plan(self, request: VarlenRequest) -> Plan:
