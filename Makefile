@@ -53,7 +53,7 @@ $(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin fa3-standin: 
 	--out build/conformance/$@ $(CONFORMANCE)
 
 test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compiled for AMD's GPUs. XATTN_AITER_PATH: another source tree
-	$(AITER_BIN)/python -m pytest -n 2 tests/rocm/aiter $(PYTEST)
+	$(AITER_BIN)/python -m pytest -n 2 -m "$(MARKED)" tests/rocm/aiter $(PYTEST)
 	$(AITER_BIN)/python -m xattn_conformance run --backend aiter-triton --device cpu --profile aiter-interpreter \
 	--level $(LEVEL) --out build/conformance/aiter-interpreter $(CONFORMANCE)
 	$(AITER_BIN)/python -m xattn_elsewhere.aiter.codeobjects
@@ -61,7 +61,7 @@ test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compil
 extended:  ## the other tests, and the suite beyond level core: every backend in full, vendors' and stand-ins extended
 	$(MAKE) test MARKED=extended
 	$(MAKE) conformance LEVEL=full
-	$(MAKE) standins test-aiter LEVEL=extended
+	$(MAKE) standins test-aiter LEVEL=extended MARKED=extended
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor
 
 from xattn.dispatch.choice import chosen
+from xattn.dispatch.held import held_plan
 from xattn.dispatch.op import Op, Prepared
-from xattn.dispatch.plans import held_plan
 from xattn.ops.shared.spelling import in_place, unexpected
 from xattn.ops.table import DEFAULT, op_of
 from xattn.plugin.backend import Plan

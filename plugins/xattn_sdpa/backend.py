@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xattn import Backend
+from xattn_sdpa.apply_rotary import SdpaRotary
 from xattn_sdpa.attention.kernel import SdpaAttention
 from xattn_sdpa.attention_backward import SdpaBackward
 from xattn_sdpa.paged_attention.kernel import SdpaPaged
@@ -14,4 +15,12 @@ from xattn_sdpa.write_kv import SdpaWrite
 class SdpaBackend(Backend):
     name = "sdpa"
     api_version = 1
-    kernels = (SdpaAttention(), SdpaVarlen(), SdpaPaged(), SdpaWrite(), SdpaBackward(), SdpaVarlenBackward())
+    kernels = (
+        SdpaAttention(),
+        SdpaRotary(),
+        SdpaVarlen(),
+        SdpaPaged(),
+        SdpaWrite(),
+        SdpaBackward(),
+        SdpaVarlenBackward(),
+    )

@@ -96,13 +96,13 @@ def test_info_shows_what_a_backend_declares_of_each_op(run: Run, strangers: Path
     assert [f"{first},", second, "on", "paper", "[draft]"] in checked
     assert [third, "by", "hand"] in checked
     features = {line.split()[0]: line.split()[1:] for line in found["Features of attention"]}
-    assert features["causal"] == ["yes", "yes", "-"]  # of reference, the first, the second
-    assert features["window"] == ["yes", "-", "yes"]
-    assert features["grad_qkv"] == ["yes", "yes", "yes"]
-    assert features["grad_sinks"] == ["yes", "-", "-"]
+    assert features["causal"] == ["✓", "✓", "-"]  # of reference, the first, the second
+    assert features["window"] == ["✓", "-", "✓"]
+    assert features["grad_qkv"] == ["✓", "✓", "✓"]
+    assert features["grad_sinks"] == ["✓", "-", "-"]
     features = {line.split()[0]: line.split()[1:] for line in found["Features of apply_rotary"]}
-    assert features["partial"] == ["yes", "yes"]
-    assert features["interleaved"] == ["yes", "-"]
+    assert features["partial"] == ["✓", "✓"]
+    assert features["interleaved"] == ["✓", "-"]
     assert set(found) >= {f"Features of {op}" for op in OPS}
 
 

@@ -140,16 +140,16 @@ def test_a_wrong_gradient_fails() -> None:
 
 def test_a_run_is_of_the_ops_that_the_backend_has() -> None:
     assert served("reference") == tuple(OPS)
-    assert served("sdpa") == tuple(name for name in OPS if name not in ("apply_rotary", "merge_attention"))
+    assert served("sdpa") == tuple(name for name in OPS if name != "merge_attention")
     everything = Counter(case.op for case in select("full", DTYPES))
     small = {name: [case for case in op.cases() if case.level != "large"] for name, op in OPS.items()}
     assert everything == {name: len(small[name]) + len(op.knob_cases()) for name, op in OPS.items()}
     assert {case.op for case in select("full", DTYPES, "*", served("sdpa"))} == set(served("sdpa"))
-    assert select("core", DTYPES, "apply_rotary/*", served("sdpa")) == []
+    assert select("core", DTYPES, "merge_attention/*", served("sdpa")) == []
 
 
 def test_a_backend_without_the_op_says_so() -> None:
-    entry = registry().entries["sdpa"]
+    entry = registry().entries["aiter-triton"]
     call = OP.call(CORE[0], problem.make(CORE[0]), "cpu")
     (reason,) = OP.explain(call, entry.name).reasons
     assert (reason.code, reason.got) == ("op", "apply_rotary")
@@ -208,8 +208,8 @@ def test_other_inputs_do_not_verify(results: list[CaseResult]) -> None:
 def test_claims_are_by_op(results: list[CaseResult]) -> None:
     report = msgspec.structs.replace(made_report(("attention", "apply_rotary"), results), selection="*")
     assert claims(report) == [
-        "attention Core 1.2 (float32 only): no claim, nothing was executed",
-        f"apply_rotary Core 1.2 (float32 only): {len(results)}/{len(results)}, 0 waivers; published inputs alone",
+        f"attention Core {SUITE} (float32 only): no claim, nothing was executed",
+        f"apply_rotary Core {SUITE} (float32 only): {len(results)}/{len(results)}, 0 waivers; published inputs alone",
     ]
 
 
@@ -223,6 +223,6 @@ def test_every_option_and_both_styles_are_in_every_level() -> None:
             assert any(case.shape["nheads_k"] > case.shape["nheads"] for case in chosen)
             assert any(case.shape["seqlen_q"] == 1 for case in chosen)
             assert {"far", "free", "positions"} <= {case.family for case in chosen}
-            assert {name for case in chosen for name in case.variations} == {"repeat", "batch", "strides"}
+            assert {name for case in chosen for name in case.variations} >= {"repeat", "batch", "strides"}
     full = [case for case in OP.cases() if case.grads]
     assert {case.grads for case in full} == {("q",), ("q", "k")}

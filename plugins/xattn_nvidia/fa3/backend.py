@@ -14,6 +14,7 @@ class Fa3Backend(Backend):
     name = "fa3"
     api_version = 1
     kernels = (Fa3Attention(), Fa3Backward(), Fa3Varlen(), Fa3Paged())
+    packages = ("flash_attn_3", "fa3-fwd")
 
     def info(self) -> dict[str, str]:
         return {"fa3": describe()}

@@ -12,6 +12,7 @@ check(model, inputs)  # compares with eager attention, layer by layer
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from xattn.errors import InvalidArgumentError
@@ -100,3 +101,42 @@ def check(model: PreTrainedModel, inputs: Mapping[str, Any], *, tolerance: float
     compared = comparison.compare(model, inputs, tolerance)
     print(compared)
     return compared
+
+
+def optimize(model: PreTrainedModel) -> None:
+    """Let the attention modules of a model keep q, k and v in BSNH from the projections to the output: rotated by
+    `xattn.apply_rotary`, with no concatenation and no copy, and handed as views to caches and to the model's attention
+    implementation, whichever it is. `restore(model)` undoes it.
+
+    Outputs, caches and gradients stay what they were, but for the rounding of the rotation: once instead of three
+    times, which tells in 16-bit models.
+
+    Raises InvalidArgumentError, naming the class, for a model with an attention module that is not known
+    (docs/transformers.md lists those that are), whose forward is not the one that was read, or was exchanged by someone
+    else; nothing is changed then. A part of a model can be given: `optimize(model.language_model)`. ImportError as
+    `register`.
+    """
+    register()
+    from xattn.integrations.transformers import optimization
+
+    optimization.optimize(model)
+
+
+def restore(model: PreTrainedModel) -> None:
+    """Give the attention modules of a model their own forwards back. A model made inside `optimized()` keeps its
+    classes."""
+    from xattn.integrations.transformers import optimization
+
+    optimization.restore(model)
+
+
+def optimized() -> AbstractContextManager[None]:
+    """For models that are loaded inside, `with optimized(): model = AutoModel.from_pretrained(...)`: their attention
+    modules are made as subclasses with the forwards of `optimize`, whatever the family; other modules are left alone.
+
+    Raises ImportError for a transformers that cannot exchange classes at load: there, load first, then optimize(model).
+    """
+    register()
+    from xattn.integrations.transformers import optimization
+
+    return optimization.optimized()

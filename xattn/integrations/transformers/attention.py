@@ -55,6 +55,7 @@ def attention_forward(
     is_causal: bool | None = None,
     deterministic: bool | None = None,
     output_attentions: bool | None = None,
+    bsnh: bool = False,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Serve one attention layer of a transformers model.
@@ -69,6 +70,7 @@ def attention_forward(
     position_bias: float, broadcastable to (batch, nheads, seqlen_q, seqlen_k).
     sliding_window: keys that a query sees, itself included; looked at where there is no mask.
     is_causal: looked at where there is no mask. None: no, provided that the module does not say otherwise.
+    bsnh: query, key and value are (batch, seqlen, nheads, headdim), as the forwards of `layers` have them.
 
     Returns (out, None): out (batch, seqlen_q, nheads, headdim_v); attention weights exist in no kernel.
     Raises InvalidArgumentError for an argument that it does not know or cannot serve, and what `attention` raises.
@@ -77,7 +79,7 @@ def attention_forward(
         raise InvalidArgumentError("output_attentions", "True", "False", 'Use attn_implementation="eager" to see them.')
     if others:
         _check_others(others)
-    q, k, v = (_dense(tensor.transpose(1, 2)) for tensor in (query, key, value))
+    q, k, v = (_dense(tensor if bsnh else tensor.transpose(1, 2)) for tensor in (query, key, value))
     arguments: dict[str, Any]
     if attention_mask is None:
         arguments = {"bias": position_bias, **_unmasked(module, q, k, is_causal, sliding_window)}
