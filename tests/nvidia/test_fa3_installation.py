@@ -35,6 +35,10 @@ def a_site_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         sys.path_importer_cache.clear()
 
     yield put
+    # An import that failed leaves its package.
+    for package in ("flash_attn_3", "fa3_fwd"):
+        sys.modules.pop(package, None)
+    vendor.forget()
     installation.clear()
 
 
