@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from published import aiter, aiter_triton, flash_attention
+from published import aiter_native, aiter_triton, flash_attention
 from published.rows import Row
 from support import extended
 
-TABLES = (*aiter.TABLES, *aiter_triton.TABLES, *flash_attention.TABLES)
+TABLES = (*aiter_native.TABLES, *aiter_triton.TABLES, *flash_attention.TABLES)
 
 # What a row of a sample is cut to, and one whose gradients are asked for, whose golden is worked out in full.
 _SAMPLE, _GRADS = 2**12, 2**17

@@ -26,7 +26,8 @@ from xattn.integrations.torch.verdict import NO_BETTER, Verdicts
 from xattn.ops.attention.call import attention
 
 _frame = sys._getframe
-_kernel_of = torch.ops.aten.scaled_dot_product_attention.default._op_dk
+_operator = torch.ops.aten.scaled_dot_product_attention.default
+_kernel_of = _operator._op_dk
 _COMPOSED = torch._C.DispatchKey.CompositeImplicitAutograd
 
 # Attention in one operator, which torch.nn takes in eval mode where nothing needs a gradient.
@@ -58,8 +59,15 @@ class Door:
         if _open is not None:
             raise InvalidArgumentError("install", "a second door", "one at a time", "Call undo() of the first.")
         _open = self
+        try:
+            self._put_kernels()
+        except BaseException:
+            self.undo()
+            raise
+
+    def _put_kernels(self) -> None:
         library = torch.library.Library("aten", "IMPL")
-        self._restore.append(library._destroy)
+        self._restore += [_forget_dispatch, library._destroy]
         with warnings.catch_warnings():
             # torch says that its own composition is no longer what a call runs, which is the purpose.
             warnings.simplefilter("ignore", UserWarning)
@@ -67,15 +75,17 @@ class Door:
                 kernel = self._choose if self._may_serve(device) else self._leaving(device)
                 library.impl("scaled_dot_product_attention", kernel, key)
                 library.impl("scaled_dot_product_attention", kernel, f"Autograd{key}")
+        _forget_dispatch()
         self._restore += [self._count_bypassing(name) for name in _FAST_PATHS]
         self._restore.append(_compile_anew())
 
     def undo(self) -> None:
         """Give torch's function back as it was. A second time it does nothing."""
         global _open
+        if _open is self:
+            _open = None
         while self._restore:
             self._restore.pop()()
-            _open = None
 
     def report(self) -> Report:
         """Who came through so far, and what became of the calls."""
@@ -153,11 +163,19 @@ def _here() -> list[str]:
 
 
 def _dispatch_key(device: str) -> str:
-    """torch's name for the kernels of a device type."""
+    """torch's name for the kernels of a device type, of which autograd has some too."""
     try:
-        return torch._C._dispatch_key_for_device(device)
-    except RuntimeError as error:
-        raise InvalidArgumentError("devices", repr(device), 'a device type, "cpu" or "cuda" say') from error
+        key = torch._C._dispatch_key_for_device(device)
+    except RuntimeError:
+        key = ""
+    if not key or torch._C._parse_dispatch_key(f"Autograd{key}") is None:
+        raise InvalidArgumentError("devices", repr(device), 'a device type with gradients, "cpu" or "cuda" say')
+    return key
+
+
+def _forget_dispatch() -> None:
+    """While torch.compile traces, Python looks up an operator's kernels, and keeps what it found for good."""
+    _operator._dispatch_cache.clear()
 
 
 def _compile_anew() -> Callable[[], None]:
