@@ -18,6 +18,7 @@ from xattn_conformance.running.judge import judge
 from xattn_conformance.running.target import Target
 
 import xattn
+from xattn.plugin.quantised import quantised
 
 OP = OPS["write_kv"]
 CASES = [case for case in OP.cases() if case.dtype == "bfloat16" and case.level == "core"]
@@ -31,8 +32,12 @@ def loop(op: str, given: Mapping[str, Any], backend: str) -> None:
     for token, slot in enumerate(given["slots"].tolist()):
         for new, cache in (("k", "k_cache"), ("v", "v_cache")):
             if slot >= 0:
-                block_size = given[cache].shape[1]
-                given[cache][slot // block_size, slot % block_size] = given[new][token]
+                block, place = divmod(slot, given[cache].shape[1])
+                row, scale = given[new][token], given.get(f"{new}_scale")
+                if scale is not None:
+                    own = scale if scale.dim() < 2 else scale[block] if scale.dim() == 2 else scale[block, place]
+                    row = quantised(row, own.unsqueeze(-1), given[cache].dtype)
+                given[cache][block, place] = row
 
 
 def test_inputs_are_pinned_in_the_room() -> None:

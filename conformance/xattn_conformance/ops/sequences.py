@@ -14,6 +14,7 @@ from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.formats import encode
+from xattn_conformance.inputs.quantised import STORAGES
 from xattn_conformance.ops.attention_like import STREAMS, Problem, drawn, drawn_sinks, drawn_slopes
 
 Ints = NDArray[np.int64]
@@ -100,7 +101,7 @@ def joined(rows: Sequence[slice], shape: tuple[int, int, int], parts: Sequence[A
 
 def bits(tensors: Held) -> Mapping[str, NDArray[Any]]:
     """Every input tensor by name: floats as the codes of their format."""
-    whole = {"int32": np.int32, "bool": np.uint8}
+    whole = {"int32": np.int32, "bool": np.uint8, **dict.fromkeys((dtype for dtype, _ in STORAGES.values()), np.uint8)}
     return {
         name: values.astype(whole[kind]) if kind in whole else encode(values, kind)
         for name, (values, kind) in tensors.items()

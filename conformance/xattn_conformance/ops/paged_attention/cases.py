@@ -29,6 +29,8 @@ def _features(options: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str
     found = used(options, sizes, _NAMED, options.get("align", "bottom_right") if positional else None)
     if "unseen_finite" not in options:
         found.append("stale_pages")
+    if "storage" in options:
+        found += ["k_scale", "v_scale"]
     return ("paged", *(f"paged.{name}" for name in found))
 
 
@@ -54,6 +56,8 @@ CASES = Cases(
         "unseen_finite",
         "deterministic",
         "return_lse",
+        "storage",
+        "scale_of",
     ),
     off={
         "pages": "shuffled",

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from xattn_conformance.array import Array
+from xattn_conformance.inputs.quantised import scales_of
 from xattn_conformance.mutants.mutant import Mutant, Results
 from xattn_conformance.ops.attention_like import NOBODYS, Problem, right_answer
-from xattn_conformance.ops.paged_attention.problem import Flags, Paged, sequences
+from xattn_conformance.ops.paged_attention.problem import Flags, Paged, Stored, seen_slots, sequences
 from xattn_conformance.ops.sequences import Ints, joined
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
@@ -249,7 +250,85 @@ def is_tree(problem: Paged) -> bool:
     return problem.tree_mask is not None and live(problem) > 0
 
 
+def stored_as(change: Callable[[Stored], Array]) -> Change:
+    """Keys and values are what `change` reads out of the stored ones."""
+
+    def changed(problem: Paged) -> Paged:
+        assert problem.k_stored is not None
+        assert problem.v_stored is not None
+        return replace(problem, k_cache=change(problem.k_stored), v_cache=change(problem.v_stored))
+
+    return changed
+
+
+def scale_rolled(axis: int) -> Callable[[Stored], Array]:
+    """Each place has the scale of the one before it along an axis of the pool."""
+
+    def read(stored: Stored) -> Array:
+        whole = scales_of(stored.scale, stored.codes.shape[:3])
+        return replace(stored, scale=np.roll(whole, 1, axis)).values
+
+    return read
+
+
+def scale_of_first(stored: Stored) -> Array:
+    """One number for all, the first."""
+    return replace(stored, scale=stored.scale.reshape(-1)[0]).values
+
+
+def scale_dropped(stored: Stored) -> Array:
+    return replace(stored, scale=np.ones(())).values
+
+
+def as_storage(name: str) -> Callable[[Stored], Array]:
+    return lambda stored: np.nan_to_num(replace(stored, storage=name).values)
+
+
+def nibbles_swapped(stored: Stored) -> Array:
+    return replace(stored, codes=stored.codes.reshape(-1, 2)[:, ::-1].reshape(stored.codes.shape)).values
+
+
+def unsigned(stored: Stored) -> Array:
+    """Negative numbers are read as large ones."""
+    whole = scales_of(stored.scale, stored.codes.shape[:3])[..., None]
+    return np.asarray(stored.codes * whole)
+
+
+def is_stored(*storages: str) -> Test:
+    return lambda p: live(p) > 0 and p.k_stored is not None and (not storages or p.k_stored.storage in storages)
+
+
+def scale_varies(axis: int) -> Test:
+    """Whether the places that are seen would show it."""
+
+    def test(problem: Paged) -> bool:
+        if not is_stored()(problem):
+            return False
+        changed = stored_as(scale_rolled(axis))(problem)
+        seen = seen_slots(problem)
+        return bool((changed.v_cache[seen] != problem.v_cache[seen]).any())
+
+    return test
+
+
+def several_scales(problem: Paged) -> bool:
+    return is_stored()(problem) and stored_as(scale_of_first)(problem).v_cache.tobytes() != problem.v_cache.tobytes()
+
+
 MUTANTS = (
+    misread("scale-of-head", "a head has its neighbour's scale", stored_as(scale_rolled(2)), scale_varies(2)),
+    misread("scale-of-token", "a token has the scale of the one before it", stored_as(scale_rolled(1)),
+            scale_varies(1)),
+    misread("scale-of-block", "a page has the scale of the one before it", stored_as(scale_rolled(0)), scale_varies(0)),
+    misread("scale-of-first", "the first scale is that of all", stored_as(scale_of_first), several_scales),
+    misread("scale-dropped", "stored numbers are taken as they are", stored_as(scale_dropped), is_stored()),
+    misread("nibbles-swapped", "the even dimension is in the high nibble", stored_as(nibbles_swapped),
+            is_stored("int4")),
+    misread("unsigned", "negative integers are read as large ones", stored_as(unsigned), is_stored("int8", "int4")),
+    misread("fnuz-as-fn", "e4m3fnuz is read as e4m3fn, twice as large", stored_as(as_storage("e4m3fn")),
+            is_stored("e4m3fnuz")),
+    misread("fn-as-fnuz", "e4m3fn is read as e4m3fnuz, half as large", stored_as(as_storage("e4m3fnuz")),
+            is_stored("e4m3fn")),
     misread("order", "the pages of a sequence are read from the last to the first", table_changed(reversed_row),
             several_pages),
     misread("stale", "the last page of a sequence is still the one of the sequence before", table_changed(stale_page),

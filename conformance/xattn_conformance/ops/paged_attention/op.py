@@ -84,7 +84,8 @@ class PagedAttentionOp(AttentionLikeOp[Paged]):
     def results(self, call: Call) -> Mapping[str, Layout]:
         q, v_cache = call.tensors["q"], call.tensors["v_cache"]
         dtype = call.options.get("out_dtype", q.dtype)
-        found = {"out": Layout((*q.shape[:2], v_cache.shape[3]), dtype, contiguous=True)}
+        headdim_v = v_cache.shape[3] * (2 if v_cache.dtype == torch.uint8 else 1)
+        found = {"out": Layout((*q.shape[:2], headdim_v), dtype, contiguous=True)}
         if call.options["return_lse"]:
             found["lse"] = Layout((q.shape[1], q.shape[0]), torch.float32)
         return found
@@ -145,6 +146,8 @@ def _masked_scores(case: Case) -> int:
 
 def _tensor(values: NDArray[Any], dtype: str, device: str) -> torch.Tensor:
     """Exact: the values are representable in the dtype, and float32 holds those of every narrower one."""
+    if values.dtype == np.uint8:  # codes
+        return torch.from_numpy(np.array(values)).to(device).view(getattr(torch, dtype))
     if values.dtype == np.float64:
         values = values.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=getattr(torch, dtype))
+    return torch.from_numpy(np.array(values)).to(device=device, dtype=getattr(torch, dtype))

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
 from xattn_conformance.case import Case
+from xattn_conformance.inputs.draw import Draw
+from xattn_conformance.inputs.quantised import STORAGES, Codes, decoded, packed, quantised, scale_shape, scales_of
 from xattn_conformance.ops.attention_like import Problem
 from xattn_conformance.ops.paged_attention.pool import Pool, laid_out, seen_keys
 from xattn_conformance.ops.sequences import Held, Ints, aligned, cumulated, lengths, made, slices, slopes_of
@@ -23,12 +25,29 @@ _LOOSE = 100
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What a quantised cache holds. codes: (num_blocks, block_size, nheads_k, headdim), one to a number. scale: by one
+    of `GRANULARITIES`, float32."""
+
+    storage: str
+    codes: Codes
+    scale: Array
+
+    @property
+    def values(self) -> Array:
+        """The numbers that it stands for: products in float32."""
+        scale = scales_of(self.scale, self.codes.shape[:3])[..., None]
+        return (decoded(self.codes, self.storage).astype(np.float32) * scale.astype(np.float32)).astype(np.float64)
+
+
+@dataclass(frozen=True)
 class Paged:
     """A call in the contract's words. Pure data, in float64, held exactly by `dtype`, sinks and slopes by float32.
 
     q: (total_q, nheads, headdim). k_cache, v_cache: (num_blocks, block_size, nheads_k, headdim or headdim_v).
     block_table: (batch, pages). seqlens_k: (batch,). cu_seqlens_q: (batch + 1,); None: one query a sequence. align: a
-    name, an int, or (batch,) of them. tree_mask: (total_q, max_seqlen_q).
+    name, an int, or (batch,) of them. tree_mask: (total_q, max_seqlen_q). k_stored, v_stored: of quantised caches,
+    whose values k_cache and v_cache are.
     """
 
     dtype: str
@@ -52,6 +71,8 @@ class Paged:
     unseen_finite: bool = False
     deterministic: bool = False
     return_lse: bool = False
+    k_stored: Stored | None = None
+    v_stored: Stored | None = None
 
     @property
     def starts_q(self) -> Ints:
@@ -79,6 +100,10 @@ class Paged:
         formats |= dict.fromkeys(("block_table", "seqlens_k", "cu_seqlens_q", "align"), "int32")
         formats |= {"sinks": "float32", "alibi_slopes": "float32", "tree_mask": "bool"}
         given = {name: (getattr(self, name), kind) for name, kind in formats.items()}
+        for name, stored in (("k", self.k_stored), ("v", self.v_stored)):
+            if stored is not None:
+                given[f"{name}_cache"] = packed(stored.codes, stored.storage), STORAGES[stored.storage][0]
+                given[f"{name}_scale"] = stored.scale, "float32"
         return {name: (values, kind) for name, (values, kind) in given.items() if isinstance(values, np.ndarray)}
 
 
@@ -96,6 +121,7 @@ def make(case: Case) -> Paged:
     for name in ("q", "k"):
         options.pop(name, None)
     own = {name: options.pop(name) for name in ("unseen_finite", "out_dtype") if name in options}
+    storage, granularity = options.pop("storage", None), options.pop("scale_of", None)
     trees = None if tree is None else [tree_of(tree, int(n)) for n in queries]
     masks = None
     if trees is not None:
@@ -119,7 +145,26 @@ def make(case: Case) -> Paged:
         **options,
         **own,
     )
+    if storage is not None:
+        problem = quantised_pages(problem, storage, granularity, case.seed)
     return padded(problem) if padding else problem
+
+
+def quantised_pages(problem: Paged, storage: str, granularity: str, seed: int) -> Paged:
+    """The same call over quantised caches, whose places that no sequence has hold any number.
+
+    Scales are powers of two, so that every dtype holds the values: what a kernel rounds them to is not what is judged.
+    """
+    draw, found = Draw(seed, {"k": 100, "v": 101}), dict[str, Any]()
+    for name, cache in (("k", problem.k_cache), ("v", problem.v_cache)):
+        pool = (cache.shape[0], cache.shape[1], cache.shape[2])
+        shape = scale_shape(granularity, pool)
+        steps = 2.0 ** -(draw.integers(name, shape) % 4).astype(np.float64)
+        scale = np.asarray(steps * 2.0 ** -np.floor(np.log2(STORAGES[storage][1] / 4)))
+        codes = quantised(np.nan_to_num(cache), scales_of(scale, pool), storage)
+        stored = Stored(storage, codes, scale)
+        found |= {f"{name}_stored": stored, f"{name}_cache": stored.values}
+    return replace(problem, **found)
 
 
 def padded(problem: Paged) -> Paged:

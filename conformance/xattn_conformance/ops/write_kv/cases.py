@@ -13,8 +13,6 @@ import msgspec
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.levels import Level
 
-# The version of the suite that has them first.
-_SINCE = "1.2"
 _SIZES = {"q": "seqlen_q", "k": "seqlen_k", "h": "nheads", "d": "headdim", "v": "headdim_v"}
 
 
@@ -28,6 +26,9 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     memory: tuple[str, ...]
     shapes: tuple[str, ...]
     variations: tuple[Literal["repeat", "strides", "order"], ...] = ()
+    storage: tuple[str, ...] = ()
+    scale_of: tuple[str, ...] = ()
+    since: str = "1.2"
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,28 +55,32 @@ def load() -> tuple[Case, ...]:
 
 
 def _cases(group: Group, dtype: str) -> Iterator[Case]:
-    for slots, block, memory, shape in product(group.slots, group.block, group.memory, group.shapes):
+    quantised = [{"storage": one, "scale_of": of} for one, of in product(group.storage, group.scale_of)] or [{}]
+    for slots, block, memory, shape, stored in product(group.slots, group.block, group.memory, group.shapes, quantised):
         sizes = {_SIZES[word[0]]: int(word[1:]) for word in shape.split()}
         sizes.setdefault("headdim_v", sizes["headdim"])
         if slots not in table().slots or memory not in table().memory or sizes["seqlen_k"] % block:
             raise ValueError(f"cases.toml: an unknown recipe in {group.why!r}, or a page that is cut off")
+        options = {"slots": slots, "block": block, "memory": memory, **stored}
         features = [
             name
             for name, there in (
                 ("headdim_v", sizes["headdim"] != sizes["headdim_v"]),
+                ("k_scale", bool(stored)),
+                ("v_scale", bool(stored)),
                 ("empty", 0 in (sizes["seqlen_q"], sizes["seqlen_k"])),
             )
             if there
         ]
         yield Case(
             op="write_kv",
-            title=f"slots={slots}+block={block}+memory={memory}",
+            title="+".join(f"{name}={value}" for name, value in options.items()),
             level=group.level,
             dtype=dtype,
             family="normal",
             shape=sizes,
-            options={"slots": slots, "block": block, "memory": memory},
+            options=options,
             variations=group.variations,
             features=("write", *(f"write.{name}" for name in features)),
-            since=_SINCE,
+            since=group.since,
         )

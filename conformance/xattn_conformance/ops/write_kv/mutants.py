@@ -8,8 +8,18 @@ from dataclasses import replace
 import numpy as np
 
 from xattn_conformance.array import Array
+from xattn_conformance.inputs.quantised import Codes, encoded, packed, quantised, read, scales_of
 from xattn_conformance.mutants.mutant import Mutant, Results, Right
-from xattn_conformance.ops.write_kv.problem import CACHES, Ints, Place, Write, results, written
+from xattn_conformance.ops.write_kv.problem import (
+    CACHES,
+    SCALES,
+    Ints,
+    Place,
+    Quantise,
+    Write,
+    results,
+    written,
+)
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 Test = Callable[[Write], bool]
@@ -152,10 +162,87 @@ def _right(problem: Write) -> dict[str, Array]:
     """All tokens at once."""
     memories = [memory.copy() for memory in problem.memories]
     kept = problem.slots >= 0
-    for name, new in zip(CACHES, (problem.k, problem.v), strict=True):
-        page, place = np.divmod(problem.slots[kept], problem.block_size)
-        problem.places[name].view(list(memories))[page, place] = new[kept]
+    page, place = np.divmod(problem.slots[kept], problem.block_size)
+    for name, scale, new in zip(CACHES, SCALES, (problem.k, problem.v), strict=True):
+        values = new[kept]
+        if problem.storage is not None:
+            own = scales_of(problem.scales[scale], problem.places[name].shape[:3])[page, place]
+            values = read(packed(quantised(values, own, problem.storage), problem.storage), problem.storage)
+        problem.places[name].view(list(memories))[page, place] = values
     return results(problem, memories)
+
+
+def misquantise(name: str, wrong: str, quantise: Quantise, applies: Test) -> Mutant:
+    """A right kernel but for how it makes a number."""
+    return Mutant(
+        f"write-{name}", wrong, lambda problem, arithmetic: results(problem, written(problem, quantise)), applies
+    )
+
+
+def scale_rolled(axis: int) -> Callable[[Write], Write]:
+    """Each place has the scale of the one before it along an axis of the pool."""
+
+    def changed(problem: Write) -> Write:
+        pool = problem.places["k_cache"].shape[:3]
+        return replace(
+            problem, scales={name: np.roll(scales_of(scale, pool), 1, axis) for name, scale in problem.scales.items()}
+        )
+
+    return changed
+
+
+def unclamped(x: Array, scale: Array, storage: str) -> Codes:
+    """An integer wraps around."""
+    whole = np.rint(x.astype(np.float32) / scale.astype(np.float32)[..., None]).astype(np.int64)
+    wrapped: Codes = (whole % (16 if storage == "int4" else 256)).astype(np.uint8)
+    return wrapped
+
+
+def toward_zero(x: Array, scale: Array, storage: str) -> Codes:
+    levels = x.astype(np.float32) / scale.astype(np.float32)[..., None]
+    return encoded(np.trunc(levels.astype(np.float64)), storage)
+
+
+def halved(x: Array, scale: Array, storage: str) -> Codes:
+    """The scale is made for twice the largest number."""
+    return quantised(x, scale / 2, storage)
+
+
+def multiplied(x: Array, scale: Array, storage: str) -> Codes:
+    return quantised(x, 1 / scale, storage)
+
+
+def unscaled(x: Array, scale: Array, storage: str) -> Codes:
+    return quantised(x, np.ones_like(scale), storage)
+
+
+def as_storage(other: str) -> Quantise:
+    """The bytes are those of another storage."""
+    return lambda x, scale, storage: quantised(x, scale, other)
+
+
+def nibbles_swapped(x: Array, scale: Array, storage: str) -> Codes:
+    codes = quantised(x, scale, storage)
+    return np.asarray(codes.reshape(-1, 2)[:, ::-1].reshape(codes.shape))
+
+
+def stores(*storages: str) -> Test:
+    return lambda p: writes(p) and p.storage is not None and (not storages or p.storage in storages)
+
+
+def scale_varies(axis: int) -> Test:
+    """Whether a place that is written to would show it."""
+
+    def test(problem: Write) -> bool:
+        if not stores()(problem):
+            return False
+        kept = problem.slots[problem.slots >= 0]
+        at = kept // problem.block_size, kept % problem.block_size
+        pool = problem.places["k_cache"].shape[:3]
+        moved = scale_rolled(axis)(problem)
+        return any((scales_of(problem.scales[n], pool)[at] != moved.scales[n][at]).any() for n in SCALES)
+
+    return test
 
 
 MUTANTS = (
@@ -174,6 +261,17 @@ MUTANTS = (
     misread("last-lost", "the last token is not written", last_lost, writes),
     misread("as-contiguous", "the caches are written as if they were contiguous", dense, strided),
     misread("values-as-keys", "the values are written with the strides of the keys", values_of_keys, unlike),
+    misread("scale-of-head", "a head has its neighbour's scale", scale_rolled(2), scale_varies(2)),
+    misread("scale-of-token", "a token has the scale of the place before its own", scale_rolled(1), scale_varies(1)),
+    misread("scale-of-block", "a token has the scale of the page before its own", scale_rolled(0), scale_varies(0)),
+    misquantise("scale-dropped", "numbers are stored as they are", unscaled, stores()),
+    misquantise("scale-multiplied", "numbers are multiplied by the scale", multiplied, stores()),
+    misquantise("scale-halved", "numbers are twice too large", halved, stores()),
+    misquantise("not-cut-off", "an integer that is too large wraps around", unclamped, stores("int8", "int4")),
+    misquantise("toward-zero", "numbers are cut to the integer below them", toward_zero, stores("int8", "int4")),
+    misquantise("nibbles-swapped", "the even dimension is in the high nibble", nibbles_swapped, stores("int4")),
+    misquantise("fnuz-as-fn", "e4m3fnuz is written as e4m3fn", as_storage("e4m3fn"), stores("e4m3fnuz")),
+    misquantise("fn-as-fnuz", "e4m3fn is written as e4m3fnuz", as_storage("e4m3fnuz"), stores("e4m3fn")),
     Mutant("write-page-cleared", "the rest of a page is cleared", page_cleared, rest_of_pages),
     Mutant("write-nothing", "nothing is written", nothing, writes),
     Mutant("write-keys-alone", "the values are not written", keys_alone, writes),

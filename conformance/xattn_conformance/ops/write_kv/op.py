@@ -50,13 +50,21 @@ class WriteOp(Op[Write]):
         def tensor(values: Array) -> torch.Tensor:
             return torch.from_numpy(values.astype(np.float32)).to(device=device, dtype=getattr(torch, problem.dtype))
 
-        memories = [tensor(memory) for memory in problem.memories]
+        def stored(memory: Array) -> torch.Tensor:
+            if problem.storage is None:
+                return tensor(memory)
+            codes = torch.from_numpy(problems.codes_of(memory, problem.storage)).to(device)
+            return codes.view(getattr(torch, problem.cache_dtype))
+
+        memories = [stored(memory) for memory in problem.memories]
         caches = {
             name: memories[place.memory].as_strided(place.shape, place.strides, place.start)
             for name, place in problem.places.items()
         }
         slots = torch.from_numpy(problem.slots.astype(np.int64)).to(device)
         tensors = {"k": tensor(problem.k), "v": tensor(problem.v), **caches, "slots": slots}
+        for name, scale in problem.scales.items():
+            tensors[name] = torch.tensor(scale, dtype=torch.float32, device=device)
         return Call(op=self.name, tensors=tensors, options={}, writes=CACHES)
 
     def layout(self, name: str, tensor: torch.Tensor) -> Array:
@@ -66,13 +74,14 @@ class WriteOp(Op[Write]):
     def results(self, call: Call) -> Mapping[str, Layout]:
         caches = {name: call.tensors[name] for name in CACHES}
         memory = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in caches.values()}
-        dtype = call.tensors["k"].dtype
+        dtype = caches["k_cache"].dtype
         beside = sum(memory.values()) // dtype.itemsize - sum(each.numel() for each in caches.values())
         found = {name: Layout(tuple(each.shape), dtype) for name, each in caches.items()}
         return {**found, "around": Layout((beside,), dtype)}
 
     def wanted(self, case: Case) -> Wanted:
-        columns: dict[str, int | None] = {"k_cache": case.shape["headdim"], "v_cache": case.shape["headdim_v"]}
+        share = 2 if case.options.get("storage") == "int4" else 1
+        columns = {"k_cache": case.shape["headdim"] // share, "v_cache": case.shape["headdim_v"] // share}
         return Wanted(columns={**columns, "around": None}, contiguous=(), per_row=())
 
     def vary(self, name: str, case: Case, problem: Write, call: Call, device: str) -> Variation:

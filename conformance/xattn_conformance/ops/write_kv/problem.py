@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,20 @@ from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.formats import encode, round_to
+from xattn_conformance.inputs.quantised import (
+    STORAGES,
+    Codes,
+    encoded,
+    packed,
+    quantised,
+    read,
+    scale_shape,
+    scales_of,
+)
 
-STREAMS = {"k": 0, "v": 1, "slots": 2, "memory.0": 3, "memory.1": 4}
+STREAMS = {"k": 0, "v": 1, "slots": 2, "memory.0": 3, "memory.1": 4, "k_scale": 5, "v_scale": 6}
 CACHES = ("k_cache", "v_cache")
+SCALES = ("k_scale", "v_scale")
 
 Ints = NDArray[np.int64]
 
@@ -41,7 +52,9 @@ class Write:
     """A call in the contract's words. Pure data, in float64, held exactly by `dtype`.
 
     k: (tokens, nheads_k, headdim), v: (tokens, nheads_k, headdim_v). slots: (tokens,). memories: what the caches are
-    views of, flat. places: of "k_cache" and "v_cache", (num_blocks, block_size, nheads_k, headdim or headdim_v).
+    views of, flat: of quantised ones the numbers that their dtype reads, bytes of int4. places: of "k_cache" and
+    "v_cache", (num_blocks, block_size, nheads_k, headdim or headdim_v, of int4 half of it). storage: of quantised
+    caches. scales: of "k_scale" and "v_scale" there, float32.
     """
 
     dtype: str
@@ -50,6 +63,13 @@ class Write:
     slots: Ints
     memories: tuple[Array, ...]
     places: Mapping[str, Place]
+    storage: str | None = None
+    scales: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def cache_dtype(self) -> str:
+        """torch's name."""
+        return self.dtype if self.storage is None else STORAGES[self.storage][0]
 
     @property
     def block_size(self) -> int:
@@ -60,14 +80,23 @@ class Write:
         return self.places["k_cache"].shape[0] * self.block_size
 
 
-def written(problem: Write) -> list[Array]:
+Quantise = Callable[[Array, Array, str], Codes]
+
+
+def written(problem: Write, quantise: Quantise = quantised) -> list[Array]:
     """The memories after the call: one token after the other."""
     memories = [memory.copy() for memory in problem.memories]
-    for name, new in zip(CACHES, (problem.k, problem.v), strict=True):
+    for name, scale, new in zip(CACHES, SCALES, (problem.k, problem.v), strict=True):
         cache = problem.places[name].view(memories)
         for token, slot in enumerate(problem.slots.tolist()):
             if slot >= 0:
-                cache[slot // problem.block_size, slot % problem.block_size] = new[token]
+                block, place = divmod(slot, problem.block_size)
+                if problem.storage is None:
+                    cache[block, place] = new[token]
+                    continue
+                own = scales_of(problem.scales[scale], problem.places[name].shape[:3])[block, place]
+                codes = packed(quantise(new[token], own, problem.storage), problem.storage)
+                cache[block, place] = read(codes, problem.storage)
     return memories
 
 
@@ -86,8 +115,9 @@ def make(case: Case) -> Write:
     """Raises KeyError for an unknown recipe."""
     size, options, draw = case.shape, case.options, Draw(case.seed, STREAMS)
     tokens, nheads, block = size["seqlen_q"], size["nheads"], options["block"]
-    widths = (size["headdim"], size["headdim_v"])
-    sizes, places = _placed(options["memory"], (size["seqlen_k"] // block, block, nheads), widths)
+    widths, pages = (size["headdim"], size["headdim_v"]), (size["seqlen_k"] // block, block, nheads)
+    storage = options.get("storage")
+    sizes, places = _placed(options["memory"], pages, [width // (2 if storage == "int4" else 1) for width in widths])
     slots = _slots(options["slots"], tokens, size["seqlen_k"], draw)
     k, v = (draw.normal(name, (tokens, nheads, width)) for name, width in zip("kv", widths, strict=True))
     for new in (k, v):
@@ -97,9 +127,25 @@ def make(case: Case) -> Write:
         k=round_to(k, case.dtype),
         v=round_to(v, case.dtype),
         slots=slots,
-        memories=tuple(round_to(draw.normal(f"memory.{i}", (n,)), case.dtype) for i, n in enumerate(sizes)),
+        memories=tuple(_memory(draw, f"memory.{i}", n, case.dtype, storage) for i, n in enumerate(sizes)),
         places=places,
+        storage=storage,
+        scales={} if storage is None else {name: _scale(draw, name, storage, options, pages) for name in SCALES},
     )
+
+
+def _memory(draw: Draw, name: str, elements: int, dtype: str, storage: str | None) -> Array:
+    """What lies there before: of quantised caches any bytes that are numbers."""
+    if storage is None:
+        return round_to(draw.normal(name, (elements,)), dtype)
+    there = read((draw.integers(name, (elements,)) % 256).astype(np.uint8), storage)
+    return there if storage == "int4" else np.maximum(np.nan_to_num(there, nan=1.0), -STORAGES[storage][1])
+
+
+def _scale(draw: Draw, name: str, storage: str, options: Mapping[str, Any], pages: tuple[int, int, int]) -> Array:
+    """Such that numbers beyond 2.5 to 5 are cut off."""
+    steps = 1.0 + draw.integers(name, scale_shape(options["scale_of"], pages)) % 8 / 8
+    return np.asarray(np.float32(steps * 2.5 / STORAGES[storage][1])).astype(np.float64)
 
 
 def _slots(recipe: str, tokens: int, capacity: int, draw: Draw) -> Ints:
@@ -120,7 +166,7 @@ def _slots(recipe: str, tokens: int, capacity: int, draw: Draw) -> Ints:
 
 
 def _placed(
-    recipe: str, pages: tuple[int, int, int], widths: tuple[int, int]
+    recipe: str, pages: tuple[int, int, int], widths: Sequence[int]
 ) -> tuple[tuple[int, ...], dict[str, Place]]:
     """How many elements each memory has, and where the caches lie in there."""
     blocks, block, nheads = pages
@@ -153,8 +199,19 @@ def _placed(
 def bits(problem: Write) -> dict[str, NDArray[Any]]:
     """Every input by name: floats as the codes of their format."""
     floats = {"k": problem.k, "v": problem.v}
-    floats |= {f"memory.{i}": memory for i, memory in enumerate(problem.memories)}
-    return {"slots": problem.slots, **{name: encode(values, problem.dtype) for name, values in floats.items()}}
+    memories = {f"memory.{i}": memory for i, memory in enumerate(problem.memories)}
+    found: dict[str, NDArray[Any]] = {"slots": problem.slots}
+    if problem.storage is None:
+        floats |= memories
+    else:
+        found |= {name: codes_of(memory, problem.storage) for name, memory in memories.items()}
+        found |= {name: encode(scale, "float32") for name, scale in problem.scales.items()}
+    return {**found, **{name: encode(values, problem.dtype) for name, values in floats.items()}}
+
+
+def codes_of(memory: Array, storage: str) -> Codes:
+    """The bytes of a quantised memory."""
+    return memory.astype(np.uint8) if storage == "int4" else encoded(memory, storage)
 
 
 def digest(problem: Write) -> str:

@@ -1,0 +1,89 @@
+"""What quantised caches hold: the numbers of each storage by its definition, and the nearest of them. No casts."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_conformance.array import Array
+
+Codes = NDArray[np.uint8]
+
+# By the storage's name: the dtype that torch has it in, and the largest number. int4 has two numbers in a byte.
+STORAGES = {
+    "int8": ("int8", 127.0),
+    "int4": ("uint8", 7.0),
+    "e4m3fn": ("float8_e4m3fn", 448.0),
+    "e4m3fnuz": ("float8_e4m3fnuz", 240.0),
+}
+# What has a scale of its own, and what of (num_blocks, block_size, nheads_k) its scale keeps; of "token" one of 1.
+GRANULARITIES = ("tensor", "head", "block_head", "token", "token_head")
+
+
+def scale_shape(granularity: str, pool: tuple[int, int, int]) -> tuple[int, ...]:
+    """pool: (num_blocks, block_size, nheads_k)."""
+    blocks, block, nheads = pool
+    shapes = ((), (nheads,), (blocks, nheads), (blocks, block, 1), (blocks, block, nheads))
+    return dict(zip(GRANULARITIES, shapes, strict=True))[granularity]
+
+
+def scales_of(scale: Array, pool: tuple[int, ...]) -> Array:
+    """(num_blocks, block_size, nheads_k): the scale of every head of every place."""
+    if scale.ndim == 2:
+        scale = scale[:, None]
+    return np.broadcast_to(scale, pool)
+
+
+@cache
+def numbers(storage: str) -> Array:
+    """The number behind each byte, of int4 behind each nibble: (256,) or (16,). NaN where there is none."""
+    code = np.arange(16 if storage == "int4" else 256)
+    if storage.startswith("int"):
+        return np.where(code < len(code) // 2, code, code - len(code)).astype(np.float64)
+    sign, exponent, fraction = np.where(code & 128, -1.0, 1.0), code >> 3 & 15, code & 7
+    bias = 7 if storage == "e4m3fn" else 8
+    found = sign * np.where(exponent == 0, fraction, 8 + fraction) * 2.0 ** (np.maximum(exponent, 1) - bias - 3)
+    found[(code & 127) == 127 if storage == "e4m3fn" else code == 128] = np.nan
+    return np.asarray(found)
+
+
+def encoded(levels: Array, storage: str) -> Codes:
+    """The code of the number that is nearest, the even one of two, cut off at the largest: (..., headdim), int4 too."""
+    qmax = STORAGES[storage][1]
+    known = numbers(storage)
+    # Zero once: of two zeros the positive one.
+    order = [code for code in np.argsort(known, kind="stable") if abs(known[code]) <= qmax]
+    order = [code for code in order if known[code] != 0 or code == 0]
+    there, codes = known[order], np.array(order)
+    x = np.clip(levels, -qmax, qmax)
+    above = np.clip(np.searchsorted(there, x), 1, len(there) - 1)
+    down, up = x - there[above - 1], there[above] - x
+    takes_up = (up < down) | ((up == down) & (codes[above] % 2 == 0))
+    return codes[np.where(takes_up, above, above - 1)].astype(np.uint8)
+
+
+def decoded(codes: Codes, storage: str) -> Array:
+    """(..., headdim), of codes one to a number."""
+    return numbers(storage)[codes]
+
+
+def packed(codes: Codes, storage: str) -> Codes:
+    """As the cache has them: of int4 two to a byte, the even dimension in the low nibble."""
+    if storage != "int4":
+        return codes
+    bytes_of_two: Codes = (codes[..., ::2] | codes[..., 1::2] << np.uint8(4)).astype(np.uint8)
+    return bytes_of_two
+
+
+def quantised(x: Array, scale: Array, storage: str) -> Codes:
+    """x / scale, divided in float32, as codes one to a number. scale: as x without its last dimension."""
+    with np.errstate(invalid="ignore"):
+        levels = x.astype(np.float32) / scale.astype(np.float32)[..., None]
+    return encoded(levels.astype(np.float64), storage)
+
+
+def read(cache: Codes, storage: str) -> Array:
+    """What a tensor of the cache's dtype says of its elements: numbers, and of int4 its bytes."""
+    return cache.astype(np.float64) if storage == "int4" else decoded(cache, storage)
