@@ -105,6 +105,16 @@ class Explanation:
         lines += [f"without {self.request.op}: {', '.join(without_op)}"] if without_op else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
+    def fingerprint(self) -> str | None:
+        """The chosen backend's name and a hash of the kernel, the card, and the versions of torch, of the backend's
+        plugin and of the packages it names: where two processes have the same one, their calls run the same code. None
+        where nothing can serve the call, and for a device that is not here."""
+        from xattn.dispatch.fingerprint import fingerprint
+
+        if self.backend is None or self.kernel is None:
+            return None
+        return fingerprint(self.backend, self.kernel, self.request.device)
+
     def stopped_by(self, code: str) -> list[Candidate]:
         """Candidates with one reason, of this code."""
         return [each for each in self.candidates if [reason.code for reason in each.reasons] == [code]]

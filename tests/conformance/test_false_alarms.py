@@ -36,13 +36,13 @@ def one_kernel(case: Case) -> list[Outcome]:
     return right_on(case, OPS[case.op].right_kernels()[:1])
 
 
-def false_alarms(*words: str) -> Any:
-    return CliRunner().invoke(app, ["false-alarms", "--case", FEW, *words], env={"COLUMNS": "200"})
+def false_alarms(*words: str, case: str = FEW) -> Any:
+    return CliRunner().invoke(app, ["false-alarms", "--case", case, *words], env={"COLUMNS": "200"})
 
 
 def test_right_kernels_pass_on_other_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = in_process(monkeypatch, one_kernel)
-    done = false_alarms("--seeds", "2", "--first", "5", "--level", "core")
+    done = false_alarms("--seeds", "2", "--first", "5", "--level", "core", case=f"{FEW}needle")
     assert done.exit_code == 0, done.output
     assert {case.draw for case in judged} == {5, 6}
     published = {case.published.id for case in judged}

@@ -17,7 +17,7 @@ from xattn.dispatch.results import check_results
 from xattn.dispatch.selection import select
 from xattn.dispatch.sharded import Sharding, is_sharded, replicated
 from xattn.errors import BrokenBackendError
-from xattn.plugin.backend import Plan
+from xattn.plugin.backend import Kernel, Plan
 from xattn.plugin.notes import add_note
 from xattn.plugin.request import Request
 from xattn.plugin.tensors import flat, in_forward_mode, is_plain
@@ -30,10 +30,11 @@ _PLANS_MAX = 4096
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Planned:
-    """A request, the backend that serves it, and the plan, with the names of what it takes by keyword."""
+    """A request, the backend and kernel that serve it, and the plan, with the names of what it takes by keyword."""
 
     request: Request
     backend: str
+    kernel: Kernel[Any]
     run: Plan
     given: tuple[str, ...] = ()
 
@@ -145,7 +146,7 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
     if prepared.autocast is not None:
         device = next(tensor.device.type for tensor in flat(prepared.tensors))
         run = under_autocast(run, prepared.autocast, device, prepared.cast)
-    return Planned(request, entry.name, run, tuple(prepared.given))
+    return Planned(request, entry.name, kernel, run, tuple(prepared.given))
 
 
 def _of_replicated(run: Plan) -> Plan:
@@ -164,7 +165,7 @@ def _sharded_plan(prepared: Prepared, choice: Choice) -> Planned:
         mine = sharding.local(replace(prepared, tensors=tensors, given=given))
         return sharding.whole(planned.run(*mine.tensors, **mine.given), prepared.request, tensors)
 
-    return Planned(prepared.request, planned.backend, run, planned.given)
+    return Planned(prepared.request, planned.backend, planned.kernel, run, planned.given)
 
 
 def traced(prepared: Prepared, choice: Choice) -> Any:
