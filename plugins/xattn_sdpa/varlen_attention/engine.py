@@ -100,13 +100,14 @@ def _rows(sinks: Tensor, lse: Tensor) -> Tensor:
 
 
 def _runs(tensors: Tensors, settings: Settings) -> tuple[Run, ...]:
-    *_, cu_seqlens_q, cu_seqlens_k, align = tensors
+    q, *_, cu_seqlens_q, cu_seqlens_k, align = tensors
+    assert q is not None
     assert cu_seqlens_q is not None
     assert cu_seqlens_k is not None
     ends_q = tuple(cu_seqlens_q.tolist())
     ends_k = ends_q if cu_seqlens_k is cu_seqlens_q else tuple(cu_seqlens_k.tolist())
     offsets = (settings.offset,) if align is None else tuple(align.tolist())
-    return runs(ends_q, ends_k, offsets, settings.left, settings.right)
+    return runs(ends_q, ends_k, offsets, settings.left, settings.right, q.dtype)
 
 
 def _of_run(lse: Tensor, run: Run) -> Tensor:

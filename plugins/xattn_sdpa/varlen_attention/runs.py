@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from xattn import InvalidArgumentError
@@ -16,13 +17,15 @@ from xattn_sdpa.attention.tiling import Tile
 
 @dataclass(frozen=True)
 class Run:
-    """`count` sequences from `first` on, each of the same geometry. first_q, first_k: where their tokens begin."""
+    """`count` sequences from `first` on, each of the same geometry. first_q, first_k: where their tokens begin. dtype:
+    of q."""
 
     first: int
     count: int
     first_q: int
     first_k: int
     geometry: Geometry
+    dtype: torch.dtype
 
     @property
     def sequences(self) -> slice:
@@ -35,7 +38,7 @@ class Run:
     @functools.cached_property
     def tile(self) -> Tile | None:
         """The tile that is all of a sequence, as `fused.only_tile` has it."""
-        return fused.only_tile(self.geometry)
+        return fused.only_tile(self.geometry, self.dtype)
 
     def queries(self, x: Tensor, dim: int = 0) -> Tensor:
         """A view of the run's part of a packed tensor: its tokens, dimension `dim`, become (count, seqlen_q)."""
@@ -57,9 +60,10 @@ def runs(
     offsets: tuple[int | None, ...],
     left: int | None,
     right: int | None,
+    dtype: torch.dtype,
 ) -> tuple[Run, ...]:
     """ends_q, ends_k: the values of cu_seqlens. offsets: one a sequence, or one for all; None as `Settings` has it.
-    left, right: the band.
+    left, right: the band. dtype: of q.
 
     Kept, for all layers of a model have the same lengths.
     """
@@ -77,5 +81,5 @@ def runs(
         if found and found[-1].geometry == geometry:
             found[-1] = replace(found[-1], count=found[-1].count + 1)
         else:
-            found.append(Run(b, 1, first_q, first_k, geometry))
+            found.append(Run(b, 1, first_q, first_k, geometry, dtype))
     return tuple(found)

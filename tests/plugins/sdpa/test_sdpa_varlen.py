@@ -91,6 +91,23 @@ def test_memory_is_that_of_the_tokens() -> None:
     assert used.peak < 4 * q.numel() * q.element_size()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_long_causal_sequences_go_block_by_block(dtype: torch.dtype) -> None:
+    """torch's kernel multiplies 512 keys at once, those that causal hides among them."""
+    queries, keys = (300, 290, 20), (300, 400, 20)
+    q, k, v = (x.to(dtype) for x in tensors(queries, keys, padding=0))
+    call: dict[str, Any] = {"causal": True, "return_lse": True}
+    ran = operations(lambda: attend(q, k, v, cu(queries), cu(keys), **call, backend="sdpa"))
+    # Of 300 rows two blocks at least, the second of a full tile and a causal one; of 290 over 400 keys two such; of 20
+    # one tile.
+    assert sum(count for name, count in ran.forward.items() if "flash_attention" in name) >= 3 + 4 + 1
+    wide = (x.double() for x in (q, k, v))
+    want = attend(*wide, cu(queries), cu(keys), **call, backend="reference")
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(ran.results, want, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("length", [1, 3, 8, 15, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_query_whose_scores_are_nan_is_nan(length: int, dtype: torch.dtype) -> None:

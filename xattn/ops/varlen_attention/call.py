@@ -136,7 +136,9 @@ def varlen_attention(
             hit = False
         if hit:
             try:
-                return run(q, k, v, cu_seqlens_q, keys)  # type: ignore[no-any-return]
+                return run(  # type: ignore[no-any-return]
+                    q, k, v, cu_seqlens_q, keys, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k
+                )  # fmt: skip
             except Exception as error:
                 known.annotate(error)
                 raise
@@ -183,7 +185,9 @@ def _serve(
     given = {name: named[name] for name in planned.given}
     if not tensors and isinstance(align, str):
         same = _same(every[:5], max_seqlen_q, max_seqlen_k, read=cu_seqlens_q.is_cpu or options["check"])
-        _recent[_key(align, choice, **options)] = same, _bound_by(planned.run, **given), planned
+        as_given = type(max_seqlen_q) is int and type(max_seqlen_k) is int
+        run = planned.run if as_given else _bound_by(planned.run, **given)
+        _recent[_key(align, choice, **options)] = same, run, planned
     return planned(q, k, v, cu_seqlens_q, keys, **given)  # type: ignore[no-any-return]
 
 
@@ -229,9 +233,9 @@ def _same(tensors: tuple[Tensor, ...], max_seqlen_q: int | None, max_seqlen_k: i
 
 
 def _bound_by(run: Plan, max_seqlen_q: int, max_seqlen_k: int) -> Plan:
-    """The plan with its bounds; functools.partial takes twice as long."""
+    """The plan with the bounds that were read for it, in place of the None that a call has."""
 
-    def run_bound(q: Any, k: Any, v: Any, at_q: Any, at_k: Any) -> Any:
+    def run_bound(q: Any, k: Any, v: Any, at_q: Any, at_k: Any, **as_given: Any) -> Any:
         return run(q, k, v, at_q, at_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
 
     return run_bound
