@@ -41,18 +41,19 @@ conformance: $(READY)  ## hold every backend present to the golden outputs: buil
 
 AITERS := $(addprefix aiter-standin-,gfx90a gfx942 gfx950 gfx1201 gfx1250)
 
-standins: $(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin  ## vendors' backends over stand-ins for their kernels: build/conformance/<profile>/
+standins: $(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin fa3-standin  ## vendors' backends over stand-ins for their kernels: build/conformance/<profile>/
 
 $(AITERS): BACKEND = aiter
 neuron-standin: BACKEND = nki
 neuron-legacy-standin neuron-nxdi-standin: BACKEND = nki-legacy
+fa3-standin: BACKEND = fa3
 
-$(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin: $(READY)
+$(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin fa3-standin: $(READY)
 	$(BIN)/python -m xattn_conformance run --backend $(BACKEND) --device cpu --profile $@ --level $(LEVEL) \
 	--out build/conformance/$@ $(CONFORMANCE)
 
 test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compiled for AMD's GPUs. XATTN_AITER_PATH: another source tree
-	$(AITER_BIN)/python -m pytest -n 2 tests/rocm/aiter $(PYTEST)
+	$(AITER_BIN)/python -m pytest -n 2 -m "$(MARKED)" tests/rocm/aiter $(PYTEST)
 	$(AITER_BIN)/python -m xattn_conformance run --backend aiter-triton --device cpu --profile aiter-interpreter \
 	--level $(LEVEL) --out build/conformance/aiter-interpreter $(CONFORMANCE)
 	$(AITER_BIN)/python -m xattn_elsewhere.aiter.codeobjects
@@ -60,7 +61,7 @@ test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compil
 extended:  ## the other tests, and the suite beyond level core: every backend in full, vendors' and stand-ins extended
 	$(MAKE) test MARKED=extended
 	$(MAKE) conformance LEVEL=full
-	$(MAKE) standins test-aiter LEVEL=extended
+	$(MAKE) standins test-aiter LEVEL=extended MARKED=extended
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

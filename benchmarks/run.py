@@ -17,12 +17,15 @@ from pathlib import Path
 # Read when torch is loaded: its profiler, which counts memory here, would write a line at each start and stop.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
+import compat
 import copies
 import decode
+import door
 import features
 import hopper
 import overhead
 import paged
+import quantised
 import rotary
 import torch
 import varlen
@@ -34,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xattn.measure import processor
+from xattn.plugin.devices import card
 
 SUBJECTS = {
     "overhead": overhead,
@@ -43,7 +46,10 @@ SUBJECTS = {
     "features": features,
     "decode": decode,
     "paged": paged,
+    "quantised": quantised,
     "varlen": varlen,
+    "door": door,
+    "compat": compat,
     "rotary": rotary,
     "hopper": hopper,
 }
@@ -64,7 +70,7 @@ def main() -> None:
         rows += SUBJECTS[name].rows(arguments.quick)
         print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
 
-    devices = [processor("cpu"), *([processor("cuda")] if torch.cuda.is_available() else [])]
+    devices = [card(torch.device(kind)) for kind in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
     where = f"torch {torch.__version__}, Python {platform.python_version()}, {', '.join(devices)}"
     if arguments.quick:
         where += "; --quick: not to quote"

@@ -20,8 +20,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def as_a_process_starts() -> Iterator[None]:
-    """No test sees another's plans, nor which warnings it was given."""
+def as_a_process_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees another's plans, nor which warnings it was given, nor what its user measured."""
+    monkeypatch.setenv("XATTN_TABLES", "off")
     with fresh():
         yield
 

@@ -42,10 +42,10 @@ class Sample:
         return replace(self, tensors=tuple(leaves))
 
     def under_autocast(self, dtype: torch.dtype) -> Sample:
-        """The same call with caches of the dtype to which autocast casts what is not in them, float64 apart."""
-        tensors = [
-            x.to(dtype) if i in self.caches and x.dtype != torch.float64 else x for i, x in enumerate(self.tensors)
-        ]
+        """The same call with caches of the dtype to which autocast casts what is not in them, but for float64 and what
+        is quantised."""
+        kept = torch.float64, torch.int8
+        tensors = [x.to(dtype) if i in self.caches and x.dtype not in kept else x for i, x in enumerate(self.tensors)]
         return replace(self, tensors=tuple(tensors))
 
     @property

@@ -68,7 +68,7 @@ def execute(command: Sequence[str | Path], cwd: Path, environment: Mapping[str, 
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={**clean, "OMP_NUM_THREADS": "1", **(environment or {})},
+        env={**clean, "OMP_NUM_THREADS": "1", "XATTN_TABLES": "off", **(environment or {})},
         capture_output=True,
         text=True,
         timeout=120,

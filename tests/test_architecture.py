@@ -23,7 +23,7 @@ MAY: dict[str, tuple[str, ...]] = {
         f"xattn/ops/{op}": (f"xattn.ops.{op}", "xattn.ops.shared", "xattn.dispatch", "xattn.plugin", "xattn.errors")
         for op in OPS
     },
-    "xattn/cache": ("xattn.cache", "xattn.plugin", "xattn.errors"),
+    "xattn/cache": ("xattn", "xattn.cache", "xattn.plugin", "xattn.errors"),
     **{f"plugins/{name}": ("xattn", "xattn.plugin", name) for name in PLUGINS},
 }
 
@@ -72,7 +72,7 @@ NAMES_OPS = (
     "xattn/explain.py",
     "xattn/ops/table.py",
     "xattn/plan.py",
-    *(f"xattn/{room}/" for room in ("cache", "compat", "integrations", "parallel", "testing")),
+    *(f"xattn/{room}/" for room in ("cache", "compat", "integrations", "parallel", "testing", "tune")),
     *(f"xattn/ops/{op}/" for op in OPS),
 )
 

@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 import torch
 
-from xattn.measure import Timing, alternate, memory, operations, processor
+from xattn.measure import Timing, alternate, memory, operations
+from xattn.plugin.devices import card
 
 MIB = 2**20
 QUARTER = (256, 256)  # a quarter of a MiB in float32
@@ -98,7 +99,7 @@ def test_seconds_are_turned_into_rounds() -> None:
 
 def test_the_method_says_where_and_how() -> None:
     method = alternate({"a": lambda: None, "b": lambda: None}, rounds=7).method
-    for part in ("2 candidates", "perf_counter_ns", "7 rounds", torch.__version__, processor("cpu")):
+    for part in ("2 candidates", "perf_counter_ns", "7 rounds", torch.__version__, card(torch.device("cpu"))):
         assert part in method
 
 

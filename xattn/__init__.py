@@ -6,6 +6,8 @@
 installed.
 """
 
+import os
+
 from xattn.dispatch.choice import use_backend
 from xattn.errors import (
     BrokenBackendError,
@@ -85,3 +87,8 @@ __all__ = [
     "varlen_attention_backward",
     "write_kv",
 ]
+
+if os.environ.get("XATTN_RECORD"):
+    from xattn.tune import record
+
+    record.start()

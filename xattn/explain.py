@@ -12,7 +12,7 @@ from torch import Tensor
 from xattn.dispatch.choice import Choice, Wish, allowed, chosen
 from xattn.dispatch.failures import is_plugins, raised
 from xattn.dispatch.registry import Entry, registry
-from xattn.dispatch.selection import backend_reasons, select
+from xattn.dispatch.selection import BUILD, backend_reasons, select
 from xattn.errors import UnsupportedError
 from xattn.plan import described
 from xattn.plugin.backend import Kernel
@@ -22,19 +22,31 @@ from xattn.plugin.request import Request
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from xattn.dispatch.tables.telling import Measurement
     from xattn.ops.attention.call import Arguments
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One backend's answer. `kernel` is empty where `reasons` is not; `asked` is False where the caller's choice of
-    backend leaves it out."""
+    backend leaves it out.
+
+    p50_us:  the median time of such calls, in microseconds, where a table has it.
+    unbuilt: what has to be compiled before its first call, because of which "auto" passes over it.
+    """
 
     name: str
     plugin: str
     asked: bool
     kernel: str
     reasons: tuple[Reason, ...]
+    p50_us: float | None = None
+    unbuilt: str | None = None
+
+    @property
+    def time(self) -> str:
+        """`p50_us` as text, empty where it is None."""
+        return "" if self.p50_us is None else f"{self.p50_us:,.{0 if self.p50_us >= 1000 else 1}f} us"
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,9 @@ class Explanation:
     backend: the chosen one's name, or None where the call would raise UnsupportedError.
     kernel:  what it would run.
     candidates: every registered backend in the order of `auto`.
-    notes:   what is legal in the call and unlikely to be meant, faster backends that something keeps away, and plugins
-             and backends with a failure.
+    notes:   what is legal in the call and unlikely to be meant, faster backends that something keeps away, tables that
+             do not count, and plugins and backends with a failure.
+    measured: from where the candidates' times are; None where no table has any.
     """
 
     request: Request
@@ -54,6 +67,7 @@ class Explanation:
     kernel: str | None
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...]
+    measured: Measurement | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -66,25 +80,40 @@ class Explanation:
                 for candidate in self.candidates
             ],
             "notes": list(self.notes),
+            "measured": None if self.measured is None else asdict(self.measured),
         }
 
     def __str__(self) -> str:
         lines = [str(self.request)]
-        lines.append(f"backend: {self.backend or 'none can serve it'}" + (f" ({self.kernel})" if self.kernel else ""))
+        lines.append(f"backend: {self.backend or 'none can serve it'}")
         without_op = [candidate.name for candidate in self.stopped_by("op")]
         elsewhere = [candidate.name for candidate in self.stopped_by("device")]
         for candidate in self.candidates:
             if candidate.name in (*without_op, *elsewhere):
                 continue
-            if candidate.reasons:
+            said = ", ".join(filter(None, (f"({candidate.kernel})", candidate.time)))
+            if candidate.name == self.backend:
+                lines[1] += f" {said}"
+            elif candidate.reasons:
                 lines.append(f"{candidate.name} cannot, because:")
                 lines += [f"    {reason}" for reason in candidate.reasons]
-            elif candidate.name != self.backend:
+            else:
                 not_asked = "" if candidate.asked else ", not asked"
-                lines.append(f"{candidate.name} could ({candidate.kernel}){not_asked}")
+                lines.append(f"{candidate.name} could {said}{not_asked}")
+        lines += [] if self.measured is None else [f"measured: {self.measured}"]
         lines += [f"not for this device: {', '.join(elsewhere)}"] if elsewhere else []
         lines += [f"without {self.request.op}: {', '.join(without_op)}"] if without_op else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def fingerprint(self) -> str | None:
+        """The chosen backend's name and a hash of the kernel, the card, and the versions of torch, of the backend's
+        plugin and of the packages it names: where two processes have the same one, their calls run the same code. None
+        where nothing can serve the call, and for a device that is not here."""
+        from xattn.dispatch.fingerprint import fingerprint
+
+        if self.backend is None or self.kernel is None:
+            return None
+        return fingerprint(self.backend, self.kernel, self.request.device)
 
     def stopped_by(self, code: str) -> list[Candidate]:
         """Candidates with one reason, of this code."""
@@ -114,33 +143,46 @@ def explain_request(
     request: Request, choice: Choice = "auto", given: Mapping[str, Any] = MappingProxyType({})
 ) -> Explanation:
     """`explain` for a request that was made by hand: another device's, say. given: as in `Prepared`."""
+    from xattn.dispatch.measured import in_order, measured, unbuilt  # not with xattn itself
+    from xattn.dispatch.tables.telling import measurement, near_ties, what_does_not_count
+
     names = allowed(choice, request.op)
-    found: list[Candidate] = []
+    found: dict[str, Candidate] = {}
     failures: list[str] = []
-    for entry in _in_order(request):
+    known = measured(request)
+    times = {} if known is None else {name: time.p50_us for name, time in known.times.items()}
+    for entry in _each_once(in_order(request)):
         kernel, reasons = backend_reasons(entry, request)
         kernel_name = "" if kernel is None else _kernel_name(entry, kernel, request, failures)
         asked = names is None or entry.name in names
-        found.append(Candidate(entry.name, entry.plugin, asked, kernel_name, tuple(reasons)))
+        waits = None if kernel is None else unbuilt(entry, kernel, request, keep=False)
+        found[entry.name] = Candidate(
+            entry.name, entry.plugin, asked, kernel_name, tuple(reasons), times.get(entry.name), waits
+        )
     try:
-        backend: str | None = select(request, choice, warn=False)[0].name
+        backend: str | None = select(request, choice, planning=False)[0].name
     except UnsupportedError:
         backend = None
-    by_name = {candidate.name: candidate for candidate in found}
+    able = [name for name, candidate in found.items() if not candidate.reasons]
+    notes = [*request.notes(given), *_kept_away(backend, found, by_auto=names is None)]
+    notes += what_does_not_count(request.device, able, known)
+    if names is None:
+        ready = [name for name in able if found[name].unbuilt is None]
+        notes += near_ties({name: time for name, time in times.items() if name in ready}, backend)
     return Explanation(
         request,
         choice.backend if isinstance(choice, Wish) else choice,
         backend,
-        by_name[backend].kernel if backend is not None else None,
-        tuple(found),
-        (*request.notes(given), *_kept_away(backend, by_name), *failures, *registry().problems()),
+        found[backend].kernel if backend is not None else None,
+        tuple(found.values()),
+        (*notes, *failures, *registry().problems()),
+        None if known is None else measurement(known),
     )
 
 
-def _in_order(request: Request) -> list[Entry]:
+def _each_once(ordered: Sequence[tuple[Entry, Kernel[Any]]]) -> list[Entry]:
     """Every backend once: in the order of `auto`, then those that do not have the op."""
-    ordered = [entry for entry, _ in registry().ordered(request)]
-    return list(dict.fromkeys([*ordered, *registry().entries.values()]))
+    return list(dict.fromkeys([*(entry for entry, _ in ordered), *registry().entries.values()]))
 
 
 def _kernel_name(entry: Entry, kernel: Kernel[Any], request: Request, failures: list[str]) -> str:
@@ -154,7 +196,7 @@ def _kernel_name(entry: Entry, kernel: Kernel[Any], request: Request, failures: 
         return entry.name
 
 
-def _kept_away(backend: str | None, found: Mapping[str, Candidate]) -> list[str]:
+def _kept_away(backend: str | None, found: Mapping[str, Candidate], by_auto: bool) -> list[str]:
     """Backends that `auto` would have preferred to the chosen one, each with what keeps it away."""
     notes = []
     for name, candidate in found.items():
@@ -165,6 +207,8 @@ def _kept_away(backend: str | None, found: Mapping[str, Candidate]) -> list[str]
             notes.append(f"{name} could serve this call, but the choice of backend leaves it out")
         elif not codes and not candidate.asked:
             notes.append(f"{name} ranks higher and could serve this call, but the choice of backend leaves it out")
+        elif not codes and by_auto and candidate.unbuilt is not None:
+            notes.append(f"{name} ranks higher, but has to be built first: {candidate.unbuilt}. {BUILD.format(name)}")
         elif codes == {"disabled"}:
             notes.append(f"{name} ranks higher and could serve this call, but is disabled {candidate.reasons[0].got}")
         elif codes == {"broken"}:

@@ -21,19 +21,26 @@ def backends() -> tuple[str, ...]:
 
 
 def info() -> dict[str, Any]:
-    """Versions, devices, plugins with their distributions and failures, each backend's own account, and, under
-    "problems", a line for everything that is wrong.
+    """Versions, devices, plugins with their distributions and failures, each backend's own account, tables of measured
+    times and whether they count here, and, under "problems", a line for everything that is wrong.
 
     Imports no vendor package beyond what a backend's `info()` needs to say whether it can be used.
     """
-    problems = registry().problems() + choice.problems()
+    from xattn.dispatch.tables import places, reading  # not with xattn itself
+
+    tables = [reading.report(file) for file in reading.tables().files]
+    problems = registry().problems() + choice.problems() + reading.tables().problems
     return {
         "xattn": __version__,
         "plugin_api": API_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "devices": _devices(),
-        "environment": {"XATTN_BACKEND": choice.environment, "XATTN_DISABLE": registry().disabled},
+        "environment": {
+            "XATTN_BACKEND": choice.environment,
+            "XATTN_DISABLE": registry().disabled,
+            "XATTN_TABLES": places.setting(),
+        },
         "plugins": [asdict(plugin) for plugin in registry().plugins],
         "backends": [
             {
@@ -46,6 +53,7 @@ def info() -> dict[str, Any]:
             }
             for entry in registry().entries.values()
         ],
+        "tables": tables,
         "problems": problems,
     }
 

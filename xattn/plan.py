@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor
 
 from xattn.dispatch.choice import chosen
+from xattn.dispatch.held import HeldPlan, held_plan
 from xattn.dispatch.op import Op, Prepared
-from xattn.dispatch.plans import held_plan
 from xattn.ops.shared.spelling import in_place, unexpected
 from xattn.ops.table import DEFAULT, op_of
-from xattn.plugin.backend import Plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 
 @overload
-def plan(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Unpack[Arguments]) -> Plan: ...
+def plan(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Unpack[Arguments]) -> HeldPlan: ...
 @overload
-def plan(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Plan: ...
-def plan(*arguments: Any, backend: str | Sequence[str] = "auto", **named: Any) -> Plan:
+def plan(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> HeldPlan: ...
+def plan(*arguments: Any, backend: str | Sequence[str] = "auto", **named: Any) -> HeldPlan:
     """A callable for repeated calls of one kind, without the cost of choosing.
 
         run = xattn.plan(q, k, v, causal=True)                      # of xattn.attention
@@ -38,7 +37,8 @@ def plan(*arguments: Any, backend: str | Sequence[str] = "auto", **named: Any) -
 
     A plan trusts its caller: it is for tensors of the shapes, dtypes, device and need of gradients that it was made
     with, in any layout, and does not look. Under another autocast state, or with other sizes, call the function or make
-    another plan. Scopes of `use_backend` opened later do not change it. Raises what the function raises.
+    another plan. Scopes of `use_backend` opened later do not change it. `run.fingerprint()` names what it runs, as
+    `Explanation.fingerprint` does. Raises what the function raises.
     """
     op, prepared = described(arguments, named)
     return held_plan(op, prepared, chosen(backend))

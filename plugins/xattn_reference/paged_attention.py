@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xattn import AttentionOutput, PagedBatch, PagedKernel, PagedRequest
 from xattn.plugin import Plan
+from xattn.plugin.quantised import as_bytes, dequantised, scale_at
 from xattn.plugin.symbolic import holds, smaller
 from xattn_reference.block import everything
 from xattn_reference.packed import places
@@ -19,7 +20,7 @@ _everything = everything(PagedRequest, fallback=True)
 
 
 class ReferencePaged(PagedKernel):
-    capabilities = (replace(_everything, features=_everything.features - {"q_scale", "k_scale", "v_scale"}),)
+    capabilities = (replace(_everything, features=_everything.features - {"q_scale"}),)
 
     def plan(self, request: PagedRequest) -> Plan:
         return functools.partial(paged_attention, request)
@@ -38,6 +39,8 @@ def paged_attention(
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
     tree_mask: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     align: int | Tensor | None = None,
 ) -> Tensor | AttentionOutput:
     """Shapes as in `xattn.paged_attention`. Computes in float32, or in float64 for float64 tensors. Nothing is read
@@ -52,7 +55,10 @@ def paged_attention(
     visible = within(distance, request.band) & live.unsqueeze(2) & (j < keys).unsqueeze(1)
     if tree_mask is not None:
         visible = visible & _in_tree(tree_mask, token, j - off, queries)
-    k, v = (_gathered(cache, batch.block_table, j, visible.any(1)) for cache in (k_cache, v_cache))
+    seen = visible.any(1)
+    k, v = (
+        _gathered(cache, scale, batch.block_table, j, seen) for cache, scale in ((k_cache, k_scale), (v_cache, v_scale))
+    )
     added = []
     if alibi_slopes is not None:
         slopes = alibi_slopes.to(wide(q)).view(-1, request.nheads, 1, 1)
@@ -98,12 +104,15 @@ def _offsets(request: PagedRequest, queries: Tensor, keys: Tensor, align: int | 
     return keys - queries
 
 
-def _gathered(cache: Tensor, block_table: Tensor, j: Tensor, seen: Tensor) -> Tensor:
-    """(batch, keys, nheads_k, headdim). seen: (batch, keys). No page is loaded for a key that no query sees: its entry
-    may be any number."""
+def _gathered(cache: Tensor, scale: Tensor | None, block_table: Tensor, j: Tensor, seen: Tensor) -> Tensor:
+    """(batch, keys, nheads_k, headdim), float32 of quantised ones. seen: (batch, keys). No page is loaded for a key
+    that no query sees: its entry may be any number."""
     block_size = cache.shape[1]
-    page = block_table.long()[:, j // block_size]
-    return cache[torch.where(seen, page, 0), (j % block_size).expand_as(page)]
+    page = torch.where(seen, block_table.long()[:, j // block_size], 0)
+    place = (j % block_size).expand_as(page)
+    if scale is None:
+        return cache[page, place]
+    return dequantised(as_bytes(cache)[page, place].view(cache.dtype), scale_at(scale, page, place))
 
 
 def _in_tree(tree_mask: Tensor, token: Tensor, place: Tensor, queries: Tensor) -> Tensor:

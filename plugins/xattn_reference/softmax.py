@@ -34,10 +34,11 @@ def wide(tensor: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class _Scored:
-    """queries, keys, values: wide, 0 where nobody may look; queries as `_fold` has them. scores: (batch, nheads,
-    seqlen_q, seqlen_k), -inf where hidden. slope: what softcap makes of a step of a score, or 1. dead: queries that see
-    no key, (batch or 1, nheads or 1, seqlen_q or 1, 1)."""
+    """queries, keys, values: wide, 0 where nobody may look, as `_fold` has them for nheads_k heads. scores: (batch,
+    nheads, seqlen_q, seqlen_k), -inf where hidden. slope: what softcap makes of a step of a score, or 1. dead: queries
+    that see no key, (batch or 1, nheads or 1, seqlen_q or 1, 1)."""
 
+    nheads_k: int
     queries: Tensor
     keys: Tensor
     values: Tensor
@@ -46,14 +47,20 @@ class _Scored:
     dead: Tensor
 
     def folded(self, weights: Tensor) -> Tensor:
-        """Weights of scores, as the queries are: (batch, nheads_k, group * seqlen_q, seqlen_k)."""
-        return weights.view(*self.queries.shape[:3], self.keys.shape[1])
+        """Weights of scores, as the queries are: (batch * nheads_k, group * seqlen_q, seqlen_k)."""
+        return weights.view(*self.queries.shape[:2], self.keys.shape[1])
 
 
 def _fold(x: Tensor, nheads_k: int) -> Tensor:
-    """The query heads of one key-value head, one below the other: (batch, nheads_k, group * seqlen_q, headdim)."""
-    batch, seqlen_q, nheads, headdim = x.shape
-    return x.transpose(1, 2).reshape(batch, nheads_k, nheads // nheads_k * seqlen_q, headdim)
+    """What each key-value head has to do with, the heads of its group one below the other: (batch * nheads_k,
+    group * seqlen, headdim)."""
+    batch, seqlen, nheads, headdim = x.shape
+    return x.transpose(1, 2).reshape(batch * nheads_k, nheads // nheads_k * seqlen, headdim)
+
+
+def _unfold(x: Tensor, batch: int, nheads: int, seqlen: int) -> Tensor:
+    """(batch, seqlen, nheads, headdim) of what is as `_fold` has it; not contiguous."""
+    return x.view(batch, nheads, seqlen, x.shape[2]).transpose(1, 2)
 
 
 def _scored(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> _Scored:
@@ -71,20 +78,20 @@ def _scored(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> _Scored:
     seen = visible.any(2)  # (batch or 1, nheads or 1, seqlen_k)
     if seen.shape[1] != 1:
         seen = seen.unflatten(1, (nheads_k, group)).any(2)
-    seen = seen.transpose(1, 2).unsqueeze(3)  # (batch or 1, seqlen_k, nheads_k or 1, 1)
-    keys = k.to(wide(q)).masked_fill(~seen, 0.0)
-    values = v.to(wide(q)).masked_fill(~seen, 0.0)
+    unseen = ~seen.transpose(1, 2).unsqueeze(3)  # (batch or 1, seqlen_k, nheads_k or 1, 1)
+    keys = _fold(k.to(wide(q)).masked_fill(unseen, 0.0), nheads_k)
+    values = _fold(v.to(wide(q)).masked_fill(unseen, 0.0), nheads_k)
     dead = ~visible.any(-1, keepdim=True)
     queries = _fold(q.to(wide(q)).masked_fill(dead.transpose(1, 2), 0.0), nheads_k)
 
-    scores = (queries @ keys.permute(0, 2, 3, 1)).view(batch, nheads, seqlen_q, seqlen_k) * how.scale
+    scores = torch.bmm(queries, keys.mT).view(batch, nheads, seqlen_q, seqlen_k) * how.scale
     slope: Tensor | float = 1.0
     if how.softcap is not None:
         tanh = torch.tanh(scores / how.softcap)
         scores, slope = how.softcap * tanh, 1.0 - tanh * tanh
     for term in how.added:
         scores = scores + term.to(wide(q))
-    return _Scored(queries, keys, values, scores.masked_fill(~visible, -torch.inf), slope, dead)
+    return _Scored(nheads_k, queries, keys, values, scores.masked_fill(~visible, -torch.inf), slope, dead)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None = None) -> tuple[Tensor, Tensor]:
@@ -94,16 +101,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     float32.
     """
     batch, seqlen_q, nheads, _ = q.shape
-    seqlen_k, headdim_v = v.shape[1], v.shape[3]
     scored = _scored(q, k, v, how)
     scores, dead = scored.scores, scored.dead
 
     # Softmax by hand: the sink is a term without a value, and a row without keys is 0 by its masks, not by its logits.
     top = scores.detach()
-    if not holds(seqlen_k > 0):  # one more key, for there may be none to take the largest of
+    if not holds(k.shape[1] > 0):  # one more key, for there may be none to take the largest of
         top = F.pad(top, (0, 1), value=-torch.inf)
     top = top.amax(-1, keepdim=True)
-    top = top.masked_fill(dead, -torch.inf)
     if how.sinks is not None:
         sink = how.sinks.to(wide(q)).view(1, nheads, 1, 1)
         top = torch.maximum(top, sink.detach())
@@ -117,8 +122,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     probabilities = weights / total
     if dropout_p is not None:
         probabilities = F.dropout(probabilities, dropout_p)
-    out = scored.folded(probabilities) @ scored.values.transpose(1, 2)
-    out = out.view(batch, nheads, seqlen_q, headdim_v).transpose(1, 2).to(q.dtype).contiguous()
+    out = torch.bmm(scored.folded(probabilities), scored.values)
+    out = _unfold(out, batch, nheads, seqlen_q).to(q.dtype).contiguous()
     lse = (torch.log(total) + top).masked_fill(empty, -torch.inf)
     return out, lse.squeeze(-1).float()
 
@@ -128,20 +133,21 @@ def share(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv in the dtypes of q, k, v: what the given keys add to them. Shapes as of `attend`; out and lse may be
     of more keys. Queries that see none of these, or of which lse is -inf, are not read."""
+    batch, seqlen_q, nheads, _ = q.shape
     scored = _scored(q, k, v, how)
     none = lse.unsqueeze(-1) == -torch.inf  # (batch, nheads, seqlen_q, 1)
     unread = (scored.dead | none).transpose(1, 2)
     given = [x.to(wide(q)).masked_fill(unread, 0.0) for x in (dout, out)]
     delta = (given[0] * given[1]).sum(-1).transpose(1, 2).unsqueeze(-1)
-    grad = _fold(given[0], scored.queries.shape[1])
+    grad = _fold(given[0], scored.nheads_k)
     # A query without a key in there has scores of -inf, and -inf - -inf is NaN.
     log = lse.to(wide(q)).unsqueeze(-1).masked_fill(scored.dead | none, torch.inf)
     p = torch.exp(scored.scores - log)
-    values = (grad @ scored.values.permute(0, 2, 3, 1)).view(p.shape)
+    values = torch.bmm(grad, scored.values.mT).view(p.shape)
     scores = scored.folded(p * (values - delta) * scored.slope * how.scale)
-    dq = (scores @ scored.keys.transpose(1, 2)).view(*p.shape[:3], q.shape[3]).transpose(1, 2)
-    dk = (scores.mT @ scored.queries).transpose(1, 2)
-    dv = (scored.folded(p).mT @ grad).transpose(1, 2)
+    dq = _unfold(torch.bmm(scores, scored.keys), batch, nheads, seqlen_q)
+    dk, dv = torch.bmm(scores.mT, scored.queries), torch.bmm(scored.folded(p).mT, grad)
+    dk, dv = (_unfold(x, batch, scored.nheads_k, k.shape[1]) for x in (dk, dv))
     return dq.to(q.dtype).contiguous(), _of_heads(dk, k), _of_heads(dv, v)
 
 

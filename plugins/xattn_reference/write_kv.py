@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from xattn import WriteKernel, WriteRequest
 from xattn.plugin import Plan
+from xattn.plugin.quantised import as_bytes, quantised, scale_at
 from xattn.plugin.symbolic import holds
 from xattn_reference.block import everything
 
-_everything = everything(WriteRequest)
-
 
 class ReferenceWrite(WriteKernel):
-    capabilities = (replace(_everything, features=_everything.features - {"k_scale", "v_scale"}),)
+    capabilities = (everything(WriteRequest),)
 
     def plan(self, request: WriteRequest) -> Plan:
         return write_kv
@@ -25,7 +22,16 @@ class ReferenceWrite(WriteKernel):
         return "PyTorch indexing"
 
 
-def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def write_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> None:
     """Shapes as in `xattn.write_kv`. No shape in here depends on the slots, so a graph can hold it: a row of slot -1
     writes what the first row with a slot does, once more, and where there is none, slot 0 gets what it has."""
     if holds(slots.shape[0] == 0) or holds(k_cache.shape[0] == 0):
@@ -35,6 +41,9 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     first = (~skipped).to(torch.int8).argmax(0, keepdim=True)  # an index of no dimension would be read
     target = torch.where(skipped, slots[first].clamp_min(0), slots)
     block, place = target // block_size, target % block_size
-    for new, cache in ((k, k_cache), (v, v_cache)):
+    for new, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+        if scale is not None:
+            new, cache = quantised(new, scale_at(scale, block, place), cache.dtype), as_bytes(cache)
+            new = as_bytes(new)
         again = torch.where(skipped.all(), cache[0, 0], new[first])
         cache[block, place] = torch.where(skipped[:, None, None], again, new)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from xattn import Capabilities, WriteKernel, WriteRequest
 from xattn.plugin import Plan
+from xattn.plugin.quantised import as_bytes, quantised, scale_at
 from xattn.plugin.symbolic import holds
 
+_FEATURES: frozenset[Any] = frozenset({"headdim_v", "k_scale", "v_scale", "empty"})
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -18,13 +22,13 @@ class SdpaWrite(WriteKernel):
         Capabilities(
             device="cpu",
             dtypes=_FLOATS,
-            features=frozenset({"headdim_v", "empty"}),
+            features=_FEATURES,
             checked="run on CPU, torch 2.13",
         ),
         Capabilities(
             device="cuda",
             dtypes=_FLOATS,
-            features=frozenset({"headdim_v", "empty"}),
+            features=_FEATURES,
             checked="run on an NVIDIA H100, torch 2.11",
         ),
     )
@@ -36,17 +40,35 @@ class SdpaWrite(WriteKernel):
         return "torch's index_put_"
 
 
-def _write_on_cpu(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def _write_on_cpu(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> None:
     if slots.shape[0] == 0:
         return
     if int(slots.min()) < 0:
         kept = (slots >= 0).nonzero().squeeze(1)
         slots, k, v = (x.index_select(0, kept) for x in (slots, k, v))
-    _put(k, k_cache, slots)
-    _put(v, v_cache, slots)
+    _put(*_stored(k, k_cache, slots, k_scale), slots)
+    _put(*_stored(v, v_cache, slots, v_scale), slots)
 
 
-def _write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def _write(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> None:
     """Without a look at the slots: in a graph, and on a device whose stream would stop.
 
     A row of slot -1 writes what the first row with a slot does, once more; where there is none, slot 0 gets what it
@@ -57,9 +79,19 @@ def _write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
     skipped = slots < 0
     first = (~skipped).to(torch.int8).argmax(0, keepdim=True)  # an index of no dimension would be read
     slots = torch.where(skipped, slots[first].clamp_min(0), slots)
-    for new, cache in ((k, k_cache), (v, v_cache)):
+    for x, x_cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+        new, cache = _stored(x, x_cache, slots, scale)
         again = torch.where(skipped.all(), cache[0, 0], new[first])
         _put(torch.where(skipped[:, None, None], again, new), cache, slots)
+
+
+def _stored(new: Tensor, cache: Tensor, slots: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """New rows as the cache holds them, and the cache: both as bytes where they are quantised."""
+    if scale is None:
+        return new, cache
+    block_size = cache.shape[1]
+    rows = quantised(new, scale_at(scale, slots // block_size, slots % block_size), cache.dtype)
+    return as_bytes(rows), as_bytes(cache)
 
 
 def _put(new: Tensor, cache: Tensor, slots: Tensor) -> None:

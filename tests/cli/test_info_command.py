@@ -88,7 +88,7 @@ def test_info_shows_what_a_backend_declares_of_each_op(run: Run, strangers: Path
     found = tables(shown)
     first, second, third = (str(len(OPS) + i) for i in (1, 2, 3))  # after those of reference
     *_, one, more, two, three = (line.split() for line in found["Backends"])
-    assert one == ["acme", "attention", first, "acme", "bf16", "headdim", "64", "to", "128,", "by", "32"]
+    assert one == ["acme", "attention", first, "acme", "bf16", "headdim", "64", "to", "128", "by", "32"]
     assert more == ["acme9", "headdim_v", "8", "and", "up"]
     assert two == [second, "other", "bf16", "any"]  # of the same backend and op
     assert three == ["acme", "apply_rotary", third, "acme", "fp16", "any"]
@@ -96,13 +96,13 @@ def test_info_shows_what_a_backend_declares_of_each_op(run: Run, strangers: Path
     assert [f"{first},", second, "on", "paper", "[draft]"] in checked
     assert [third, "by", "hand"] in checked
     features = {line.split()[0]: line.split()[1:] for line in found["Features of attention"]}
-    assert features["causal"] == ["yes", "yes", "-"]  # of reference, the first, the second
-    assert features["window"] == ["yes", "-", "yes"]
-    assert features["grad_qkv"] == ["yes", "yes", "yes"]
-    assert features["grad_sinks"] == ["yes", "-", "-"]
+    assert features["causal"] == ["✓", "✓", "-"]  # of reference, the first, the second
+    assert features["window"] == ["✓", "-", "✓"]
+    assert features["grad_qkv"] == ["✓", "✓", "✓"]
+    assert features["grad_sinks"] == ["✓", "-", "-"]
     features = {line.split()[0]: line.split()[1:] for line in found["Features of apply_rotary"]}
-    assert features["partial"] == ["yes", "yes"]
-    assert features["interleaved"] == ["yes", "-"]
+    assert features["partial"] == ["✓", "✓"]
+    assert features["interleaved"] == ["✓", "-"]
     assert set(found) >= {f"Features of {op}" for op in OPS}
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.reports.claims import advice, claims
 from xattn_conformance.reports.tally import ALL, matrix, share, tally
-from xattn_conformance.result import CaseResult, Provenance, Report
+from xattn_conformance.result import SUITE, CaseResult, Provenance, Report
 
 ELSEWHERE: Provenance = "vendor code elsewhere"
 
@@ -27,21 +27,21 @@ def clean(**changes: Any) -> Report:
 
 def test_all_passed() -> None:
     assert claims(clean()) == [
-        "attention Core 1.2: 36/36, 0 waivers; published inputs alone",
-        "attention Extended 1.2: 12/12 of 24 cases, 0 waivers (12 declined as declared); published inputs alone",
+        f"attention Core {SUITE}: 36/36, 0 waivers; published inputs alone",
+        f"attention Extended {SUITE}: 12/12 of 24 cases, 0 waivers (12 declined as declared); published inputs alone",
     ]
 
 
 def test_a_claim_stops_at_the_level_of_the_run() -> None:
     core = [result for result in clean().cases if result.case.level == "core"]
     assert claims(make_report(core, level="core")) == [claims(clean())[0]]
-    assert claims(clean(level="full"))[2:] == ["attention Full 1.2: no claim, nothing was executed"]
+    assert claims(clean(level="full"))[2:] == [f"attention Full {SUITE}: no claim, nothing was executed"]
 
 
 def test_failures_and_waivers_are_not_passes() -> None:
     assert claims(small_report()) == [
-        "attention Core 1.2: 34/36, 1 waiver on 1 case, 1 failed; published inputs alone",
-        "attention Extended 1.2: 10/12 of 24 cases, 0 waivers, 2 failed (12 declined as declared); "
+        f"attention Core {SUITE}: 34/36, 1 waiver on 1 case, 1 failed; published inputs alone",
+        f"attention Extended {SUITE}: 10/12 of 24 cases, 0 waivers, 2 failed (12 declined as declared); "
         "published inputs alone",
     ]
 
@@ -73,7 +73,7 @@ def test_a_few_cases_on_a_stand_in_are_said_in_the_claim_of_their_level() -> Non
     first = next(index for index, result in enumerate(cases) if result.case.level == "core")
     cases[first] = replace(cases[first], provenance="stand-in")
     core, extended = claims(make_report(cases))
-    counts = "attention Core 1.2: 36/36, 0 waivers"
+    counts = f"attention Core {SUITE}: 36/36, 0 waivers"
     assert core.startswith(f"{counts}, 1 of them on a stand-in: no statement about the hardware;")
     assert "stand-in" not in extended
 
@@ -99,7 +99,7 @@ def test_a_run_of_one_dtype_is_a_claim_about_that_dtype() -> None:
     cases = tuple(result for result in report.cases if result.case.dtype == "float32")
     assert (
         claims(replace(report, dtypes=("float32",), cases=cases))[0]
-        == "attention Core 1.2 (float32 only): 12/12, 0 waivers; published inputs alone"
+        == f"attention Core {SUITE} (float32 only): 12/12, 0 waivers; published inputs alone"
     )
 
 
@@ -150,13 +150,13 @@ def test_a_claim_says_of_which_inputs_it_is() -> None:
     again = [replace(result, case=replace(result.case, draw=99), id=f"{result.id}@99") for result in report.cases[:3]]
     twins = replace(report, cases=(*report.cases, *again), fresh=99)
     core, extended = claims(twins)
-    assert core == "attention Core 1.2: 36/36, 0 waivers; 3/3 on fresh inputs of seed 99"
+    assert core == f"attention Core {SUITE}: 36/36, 0 waivers; 3/3 on fresh inputs of seed 99"
     assert extended.endswith("; 3/3 on fresh inputs of seed 99")
     wrong = replace(twins, cases=(*report.cases, *again[1:], replace(again[0], status="FAIL")))
     assert claims(wrong)[0].endswith("; 2/3 on fresh inputs of seed 99")
     drawn = [replace(result, case=replace(result.case, draw=7)) for result in report.cases]
     assert claims(replace(report, cases=tuple(drawn), seed=7))[0] == (
-        "attention Core 1.2 on inputs of seed 7: 36/36, 0 waivers"
+        f"attention Core {SUITE} on inputs of seed 7: 36/36, 0 waivers"
     )
 
 

@@ -250,7 +250,7 @@ def test_an_oracle_that_is_off_is_seen(goldens: Path, monkeypatch: pytest.Monkey
 
 def test_later_cases_are_proved_by_both_oracles(monkeypatch: pytest.MonkeyPatch) -> None:
     proved = AttentionOp().proved()
-    assert {case.since for case in proved} == {"1.1", "1.2"}
+    assert {case.since for case in proved} >= {"1.1", "1.2"}
     assert any(isinstance(case.options.get("align"), int) for case in proved)
     right = rowwise.forward
     monkeypatch.setattr(rowwise, "forward", lambda problem: (right(problem)[0] * (1 + 1e-11), right(problem)[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from xattn_conformance.mutants.impostor import UNDECLARED
 from xattn_conformance.mutants.table import mutants_on, right_on
 from xattn_conformance.mutants.witnesses import witnesses_in
 from xattn_conformance.ops.call import execute
+from xattn_conformance.ops.manners import MANNERS
 from xattn_conformance.ops.paged_attention import problem
 from xattn_conformance.ops.paged_attention.cases import CASES as TABLE
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
@@ -82,7 +84,7 @@ def test_every_recipe_and_variation_is_used() -> None:
     values = {(name, str(value)) for case in CASES for name, value in case.options.items()}
     assert {("k", name) for name in TABLE.table().lengths if name != "one"} | {("q", "one")} <= values
     assert {("pages", name) for name in ("dropped", "stale", "shared", "far")} <= values
-    assert {name for case in CASES for name in case.variations} == set(TABLE.variations)
+    assert {name for case in CASES for name in case.variations} == {*TABLE.variations, *MANNERS}
 
 
 def test_attentions_wrong_kernels_fail_in_pages_too() -> None:
@@ -119,3 +121,28 @@ def test_an_offset_of_32_bits_is_seen() -> None:
     for run, status in ((of_32_bits, "FAIL"), (execute, "PASS")):
         judged = Target("reference", "cpu", "cpu", UNDECLARED, run, "stand-in")
         assert judge(case, judged).status == status
+
+
+def test_a_mask_that_is_a_finite_number_is_outweighed() -> None:
+    case = next(case for case in CASES if "big" in case.variations and case.options.get("unseen_finite"))
+
+    def added(op: str, given: Mapping[str, Any], backend: str) -> Any:
+        """What a kernel does that hides keys by adding -1e9: a key of 2^100 still counts."""
+        out = execute(op, given, backend)
+        return out + (given["k_cache"].nan_to_num(0.0).abs() >= 2.0**15).any()
+
+    for run, status in ((added, "FAIL"), (execute, "PASS")):
+        judged = Target("reference", "cpu", "cpu", UNDECLARED, run, "stand-in")
+        assert judge(case, judged).status == status
+
+
+def test_at_the_edge_the_pool_and_its_memory_end_with_the_last_page_in_use() -> None:
+    case = next(case for case in CASES if "edge" in case.variations)
+    call = OP.call(case, OP.problem(case), "cpu")
+    free = {name: torch.cat([call.tensors[name]] * 2) for name in ("k_cache", "v_cache")}
+    (other,) = VARIATIONS["edge"](call.with_tensors(**free)).calls
+    for name in free:
+        cache = other.tensors[name]
+        assert len(cache) == int(other.tensors["block_table"].max()) + 1
+        assert (cache.data_ptr() + cache.numel() * cache.element_size()) % mmap.PAGESIZE == 0
+        torch.testing.assert_close(cache, call.tensors[name][: len(cache)], rtol=0, atol=0, equal_nan=True)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from rich.console import Console, RenderableType
 from xattn_conformance.reports.compare import compare
 from xattn_conformance.reports.side_by_side import side_by_side
+from xattn_conformance.result import SUITE
 
 SMALL = small_report()
 
@@ -74,7 +75,7 @@ def test_values_without_a_finite_nearness_have_no_ratio() -> None:
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"suite": "0.9"}, "A is of suite 1.2, B of 0.9"),
+        ({"suite": "0.9"}, f"A is of suite {SUITE}, B of 0.9"),
         ({"goldens": "other"}, "against different goldens"),
         ({"invalid": "the goldens do not verify"}, "B is invalid, nothing in it counts: the goldens do not verify"),
         ({"provenance": "stand-in"}, "A was obtained on hardware, B on stand-in"),

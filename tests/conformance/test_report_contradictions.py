@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.reports.suite import installed
 from xattn_conformance.reports.verify import verify
-from xattn_conformance.result import CaseResult, Report, Worst, decode, encode
+from xattn_conformance.result import SUITE, CaseResult, Report, Worst, decode, encode
 from xattn_conformance.tolerance import limits
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
@@ -71,7 +71,7 @@ FOUND: dict[str, tuple[Callable[[], Report], str]] = {
     "a torch without CUDA": (lambda: environment(torch="2.13.0", cuda=None), "it ran on cuda, with a torch that has"),
     "a torch of two vendors": (lambda: environment(hip="7.0"), "its torch is built for CUDA 13.0 and for ROCm 7.0"),
     "a torch of another CUDA": (lambda: environment(cuda="12.8"), "its torch is 2.13.0+cu130, built for CUDA 12.8"),
-    "another suite": (lambda: environment(suite="1.0"), "it is of suite 1.2, and its environment has suite 1.0"),
+    "another suite": (lambda: environment(suite="1.0"), f"it is of suite {SUITE}, and its environment has suite 1.0"),
     "an executor that is not named": (
         lambda: environment(executor={"name": "emulation"}),
         "its environment describes an executor, and its profile names none",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conformance.reporting import GOLDENS, PROFILE, REASON, WAIVED, changed, first, limit, small_report, with_check
 from msgspec.structs import replace
-from xattn_conformance.case import Case
+from xattn_conformance.case import SUITES, Case
 from xattn_conformance.levels import LEVELS, Level
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.profiles.schema import parse
@@ -21,7 +21,7 @@ from xattn_conformance.reports import suite as suite_module
 from xattn_conformance.reports import wanted
 from xattn_conformance.reports.suite import Suite, installed
 from xattn_conformance.reports.verify import verify
-from xattn_conformance.result import CaseResult, Check, Report, decode, encode
+from xattn_conformance.result import SUITE, CaseResult, Check, Report, decode, encode
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 SMALL = small_report()
@@ -39,7 +39,7 @@ def chosen(level: Level, dtypes: Collection[str], pattern: str) -> list[Case]:
 
 # Profiles are tried on wrong kernels in a test of its own.
 SUITE_1 = Suite(
-    versions=("1.0", "1.1", "1.2"),
+    versions=SUITES,
     goldens=GOLDENS,
     select=chosen,
     fresh=lambda passed, seed: [replace(case, draw=seed) for case in list(passed)[:2]],
@@ -251,7 +251,7 @@ TAMPERED: dict[str, tuple[Callable[[], Report], str]] = {
     ),
     "a case that the suite has not": (
         lambda: changed(SMALL, PASSED.id, id="attention/easy/float32/q1/normal"),
-        "1 cases are not of the run: suite 1.2 has no such case there: attention/easy/float32/q1/normal",
+        f"1 cases are not of the run: suite {SUITE} has no such case there: attention/easy/float32/q1/normal",
     ),
     "another case under the id": (
         lambda: changed(SMALL, PASSED.id, case=replace(PASSED.case, family="ones")),

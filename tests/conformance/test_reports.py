@@ -9,7 +9,7 @@ import pytest
 from conformance.reporting import REASON, make_report, small_report
 from msgspec.structs import replace
 from xattn_conformance.reports.junit import junit
-from xattn_conformance.result import Report
+from xattn_conformance.result import SUITE, Report
 
 # Attributes (required, optional) and children of JUnit's elements, after Jenkins' schema; properties of a test case are
 # pytest's addition, which readers of JUnit know.
@@ -61,7 +61,7 @@ def test_junit_counts_are_those_of_the_report() -> None:
     assert ids == {result.id for result in report.cases}
     claim = suite.find("properties/property[@name='claim']")
     assert claim is not None
-    assert claim.attrib["value"].startswith("attention Core 1.2: 34/36")
+    assert claim.attrib["value"].startswith(f"attention Core {SUITE}: 34/36")
 
 
 def test_junit_failure_holds_what_one_needs() -> None:

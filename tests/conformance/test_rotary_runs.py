@@ -208,8 +208,8 @@ def test_other_inputs_do_not_verify(results: list[CaseResult]) -> None:
 def test_claims_are_by_op(results: list[CaseResult]) -> None:
     report = msgspec.structs.replace(made_report(("attention", "apply_rotary"), results), selection="*")
     assert claims(report) == [
-        "attention Core 1.2 (float32 only): no claim, nothing was executed",
-        f"apply_rotary Core 1.2 (float32 only): {len(results)}/{len(results)}, 0 waivers; published inputs alone",
+        f"attention Core {SUITE} (float32 only): no claim, nothing was executed",
+        f"apply_rotary Core {SUITE} (float32 only): {len(results)}/{len(results)}, 0 waivers; published inputs alone",
     ]
 
 
@@ -223,6 +223,6 @@ def test_every_option_and_both_styles_are_in_every_level() -> None:
             assert any(case.shape["nheads_k"] > case.shape["nheads"] for case in chosen)
             assert any(case.shape["seqlen_q"] == 1 for case in chosen)
             assert {"far", "free", "positions"} <= {case.family for case in chosen}
-            assert {name for case in chosen for name in case.variations} == {"repeat", "batch", "strides"}
+            assert {name for case in chosen for name in case.variations} >= {"repeat", "batch", "strides"}
     full = [case for case in OP.cases() if case.grads]
     assert {case.grads for case in full} == {("q",), ("q", "k")}

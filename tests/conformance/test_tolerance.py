@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -170,3 +172,47 @@ def test_truncated_sums_are_admitted_where_they_are_declared() -> None:
     assert compare({"out": forward.expected(made, CANONICAL)["out"]}, short).failed
     truncated = msgspec.structs.replace(CANONICAL, sums="truncated")
     assert not compare({"out": forward.expected(made, truncated)["out"]}, short).failed
+
+
+def aimed_at_a_few_keys() -> Problem:
+    """Each query has one key that takes nearly all of its weight, so that its dP and delta nearly cancel; a third of
+    the queries ask for the same one."""
+    sizes: dict[str, Any] = {
+        "batch": 1,
+        "nheads": 1,
+        "nheads_k": 1,
+        "seqlen_q": 66,
+        "seqlen_k": 800,
+        "headdim": 32,
+        "headdim_v": 32,
+    }
+    made = problem("plain", grads=True, **sizes)
+    made.q[0, :, 0] = 2 * made.k[0, np.resize([0, 400, 799], 66), 0]
+    return made
+
+
+def test_a_gradient_that_nearly_cancels_shows_the_sums_that_the_forward_made() -> None:
+    # One key after the other is how out and its denominator lose most; delta is made of that out.
+    made = aimed_at_a_few_keys()
+    one_by_one = compare(expected(made, CANONICAL), results(made, CANONICAL, block=1))
+    assert not one_by_one.failed, one_by_one.failed
+
+
+def test_rows_that_ask_the_same_are_no_samples_of_their_own() -> None:
+    # What comes in differs by row, so their gradients do; the probabilities are the same, and so are errors in them.
+    made = aimed_at_a_few_keys()
+    counts = {check.name: check.count for check in compare(expected(made, CANONICAL), results(made, CANONICAL)).checks}
+    assert counts["out.zhead"] == 3
+    assert 3 <= counts["dq.zhead"] < 4
+    made.q[0, :, 0] += np.arange(66)[:, None] / 2**20
+    counts = {check.name: check.count for check in compare(expected(made, CANONICAL), results(made, CANONICAL)).checks}
+    assert counts["dq.zhead"] == 66
+
+
+@pytest.mark.parametrize("factor", [1 - 2.0**-12, 1 + 2.0**-12])
+def test_such_a_gradient_is_not_a_little_too_large_throughout(factor: float) -> None:
+    made = aimed_at_a_few_keys()
+    got = results(made, CANONICAL)
+    assert "dq.gain" in {
+        check.name for check in compare(expected(made, CANONICAL), got | {"dq": got["dq"] * factor}).failed
+    }

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from xattn_conformance.case import DTYPES, Case, scores
+import torch
+from xattn_conformance.case import DTYPES, SUITES, Case, scores
 from xattn_conformance.golden import inputs, manifest
 from xattn_conformance.ops import sequences
 from xattn_conformance.ops.attention.noise import forward, gradient
@@ -14,6 +15,7 @@ from xattn_conformance.ops.registry import OPS
 from xattn_conformance.ops.varlen_attention import problem
 from xattn_conformance.ops.varlen_attention.cases import CASES as TABLE
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
+from xattn_conformance.ops.varlen_attention.variations import VARIATIONS
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 
 OP = VarlenAttentionOp()
@@ -28,7 +30,7 @@ def some(test: Callable[[Case], bool]) -> Case:
 def test_inputs_are_pinned_in_the_room() -> None:
     assert not [name for name in manifest.installed().inputs if name.startswith("varlen_attention/")]
     assert set(inputs.in_room(OPS["varlen_attention"])) == {case.id for case in inputs.every_case(OP)}
-    assert {case.since for case in inputs.every_case(OP)} == {"1.1", "1.2"}
+    assert {case.since for case in inputs.every_case(OP)} == {*SUITES[1:]}
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
@@ -115,10 +117,10 @@ def test_every_option_is_in_some_case_and_core_has_one_of_each_kind() -> None:
         "window",
         "align",
     }
-    assert {name for case in core for name in case.variations} == {
-        "repeat", "batch", "order", "strides", "padding", "poison",
+    assert {name for case in core for name in case.variations} >= {
+        "repeat", "batch", "order", "strides", "padding", "poison", "big", "edge",
     }  # fmt: skip
-    assert 40 <= len(CASES) <= 110
+    assert 40 <= len(CASES) <= 130
     assert {dtype: len(CASES) for dtype in DTYPES} == {
         dtype: sum(case.dtype == dtype for case in OP.cases()) for dtype in DTYPES
     }
@@ -132,3 +134,18 @@ def test_poison_is_where_no_query_looks() -> None:
     assert np.isfinite(clean.v).all()
     for name, one in OP.expected(case, made, CANONICAL).items():
         np.testing.assert_array_equal(one.value, OP.expected(case, clean, CANONICAL)[name].value)
+
+
+def test_a_token_past_32_bits_and_slices_of_one_tensor_hold_the_same_values() -> None:
+    for name in ("far", "packed", "misaligned"):
+        case = next(case for case in CASES if name in case.variations and not case.grads)
+        call = OP.call(case, OP.problem(case), "cpu")
+        (other,) = VARIATIONS[name](call).calls
+        q, k, v = (other.tensors[each] for each in "qkv")
+        assert all(torch.equal(other.tensors[each], tensor) for each, tensor in call.tensors.items())
+        if name == "far":
+            assert (len(q) - 1) * q.stride(0) >= 2**31
+        elif name == "packed":
+            assert q.stride(0) == q.shape[2] * (q.shape[1] + k.shape[1] + v.shape[1])
+        else:
+            assert all(each.data_ptr() % 16 == each.element_size() for each in (q, k, v))

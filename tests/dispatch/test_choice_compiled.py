@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ops.attention.compiled_calls import qkv
+from support import extended
+from tables.recorded import table_of, write
 from torch import Tensor
 from torch.fx import GraphModule
 
 import xattn
+from xattn.testing import fresh
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +25,7 @@ def _fresh() -> None:
     torch._dynamo.reset()
 
 
-def chosen(options: dict[str, Any]) -> Callable[[], bool]:
+def chosen(options: dict[str, Any], dynamic: bool | None = None) -> Callable[[], bool]:
     """A compiled call, which says whether it was the reference backend that computed."""
     q, k, v = qkv(16, grad=False)
     seen: list[str] = []
@@ -30,7 +34,9 @@ def chosen(options: dict[str, Any]) -> Callable[[], bool]:
         seen.append("sdpa" if "scaled_dot_product" in str(graph.graph) else "reference")
         return graph.forward
 
-    compiled = torch.compile(lambda: xattn.attention(q, k, v, **options), fullgraph=True, backend=backend)
+    compiled = torch.compile(
+        lambda: xattn.attention(q, k, v, **options), fullgraph=True, backend=backend, dynamic=dynamic
+    )
 
     def run() -> bool:
         compiled()
@@ -120,3 +126,15 @@ def test_use_backend_of_two_tasks_at_once_is_refused_by_compiled_calls() -> None
 
     asyncio.run(main())
     compiled()
+
+
+@pytest.mark.parametrize("dynamic", [False, *extended(True)])
+def test_measured_times_count_where_all_sizes_are_known(
+    dynamic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph of many sizes goes by priority."""
+    call = "attention q=2,16,4,16 k=2,16,2,16 v=2,16,2,16"
+    table = table_of([(call, {"sdpa": 50.0, "reference": 20.0})], torch.float64)
+    monkeypatch.setenv("XATTN_TABLES", str(write(tmp_path / "table.json", table)))
+    with fresh():
+        assert chosen({}, dynamic)() is not dynamic

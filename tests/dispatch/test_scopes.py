@@ -129,7 +129,7 @@ def test_environment_names_one_backend(tmp_path: Path, strangers: Path) -> None:
         "scope auto": 2,
         "asked": ["one"],
         "explain": ["one", "one"],
-        "environment info": {"XATTN_BACKEND": "one", "XATTN_DISABLE": []},
+        "environment info": {"XATTN_BACKEND": "one", "XATTN_DISABLE": [], "XATTN_TABLES": "off"},
     }
 
 
@@ -146,7 +146,7 @@ def test_environment_names_several(tmp_path: Path, strangers: Path) -> None:
     told = run_python(code, tmp_path, [strangers], XATTN_BACKEND=" two, one,reference ", XATTN_DISABLE="two,")
     assert told.splitlines() == [
         "1.0 0.0",
-        "{'XATTN_BACKEND': ('two', 'one', 'reference'), 'XATTN_DISABLE': ('two',)} []",
+        "{'XATTN_BACKEND': ('two', 'one', 'reference'), 'XATTN_DISABLE': ('two',), 'XATTN_TABLES': 'off'} []",
     ]
 
 

@@ -87,8 +87,8 @@ def test_the_priority_of_a_phase_counts(op: Op, load: Load) -> None:
 def test_the_reference_backend_has_the_op_and_ranks_last(op: Op) -> None:
     (block,) = reference(op.name).capabilities
     assert block.device == "any"
-    # Quantised caches nobody serves yet.
-    assert frozenset(op.vocabulary.feature_names) - block.features <= {"q_scale", "k_scale", "v_scale"}
+    # FP8 queries nobody serves yet.
+    assert frozenset(op.vocabulary.feature_names) - block.features <= {"q_scale"}
     assert block.grads == frozenset(op.vocabulary.grads)
     assert dict(block.priority) == {"default": 0}
     able = [each.name for each in samples(op)["plain"].of(entries(op)["explain"]).candidates if not each.reasons]

@@ -62,6 +62,7 @@ BROKEN = {
     "kernels-list": (BAD + "Stranger.kernels = [Attention()]", "kernels is no tuple of instances of xattn.Kernel"),
     "kernels-class": (BAD + "Stranger.kernels = (Attention,)", "kernels is no tuple of instances of xattn.Kernel"),
     "no-kernels": (BAD + "Stranger.kernels = ()", "kernels is no tuple of instances of xattn.Kernel"),
+    "packages-text": (BAD + "Stranger.packages = 'triton'", "packages is no tuple of names of distributions"),
     "kernels-missing": (BAD + "del Stranger.kernels", "kernels is no tuple of instances of xattn.Kernel"),
     "no-default": (BAD.replace('"default"', '"decode"'), 'priority has no "default"'),
 }

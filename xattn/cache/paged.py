@@ -7,9 +7,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from xattn.cache.sizes import check_sizes
+import xattn
+from xattn.cache.sizes import OF_PAGES, OF_TOKENS, ScaleOf, check_scale_of, check_sizes, scale_shape
 from xattn.errors import InvalidArgumentError
+from xattn.plugin.quantised import QMAX, columns, scale_for
 
 
 @dataclass
@@ -24,6 +27,12 @@ class PagedKVCache:
     k, v: of each layer (num_blocks, block_size, nheads_k, headdim or headdim_v), for `write_kv` and `paged_attention`.
     A page is cleared in all layers when it is handed out: what no query sees is finite as long as what is written is.
 
+    Quantised with dtype float8_e4m3fn, float8_e4m3fnuz, int8, or uint8 for int4, which has two numbers to a byte of k
+    and v and an even headdim. k_scale, v_scale: of each layer, float32; None otherwise. scale_of says what has a scale
+    of its own: "token_head" (num_blocks, block_size, nheads_k) and "token" (..., 1), which `write` sets by what it
+    writes; "block_head" (num_blocks, nheads_k), "head" (nheads_k,) and "tensor" (), all 1, for the caller to set before
+    anything is written.
+
     Every method that fails raises InvalidArgumentError, which names the sequence, and leaves all as it was.
     """
 
@@ -37,18 +46,26 @@ class PagedKVCache:
         *,
         num_layers: int = 1,
         dtype: torch.dtype = torch.float32,
+        scale_of: ScaleOf = "token_head",
         device: torch.device | str = "cpu",
     ) -> None:
         check_sizes(
             dtype, num_blocks=num_blocks, block_size=block_size, nheads_k=nheads_k, headdim=headdim,
             headdim_v=headdim_v, num_layers=num_layers,
         )  # fmt: skip
+        check_scale_of(scale_of)
 
-        def pool(size: int) -> list[torch.Tensor]:
-            shape = (num_blocks, block_size, nheads_k, size)
+        def pool(size: int) -> list[Tensor]:
+            shape = (num_blocks, block_size, nheads_k, columns(size, dtype))
             return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
 
+        def scales(pages: list[Tensor]) -> list[Tensor] | None:
+            if dtype not in QMAX:
+                return None
+            return [torch.ones(scale_shape(scale_of, cache), device=device) for cache in pages]
+
         self.k, self.v = pool(headdim), pool(headdim if headdim_v is None else headdim_v)
+        self.scale_of, self.k_scale, self.v_scale = scale_of, scales(self.k), scales(self.v)
         self.num_blocks, self.block_size = num_blocks, block_size
         self._free = list(range(num_blocks - 1, -1, -1))
         self._users = [0] * num_blocks
@@ -86,14 +103,29 @@ class PagedKVCache:
             )
         if copied:
             shared, own = found.pages[-1], self._take()
-            for cache in (*self.k, *self.v):
-                cache[own] = cache[shared]
+            for pool in (*self.k, *self.v, *self._page_scales()):
+                pool[own] = pool[shared]
             self._users[shared] -= 1
             found.pages[-1] = own
         found.pages += [self._take() for _ in range(new)]
         places = range(found.length, found.length + tokens)
         found.length += tokens
         return [found.pages[j // size] * size + j % size for j in places]
+
+    def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """`write_kv` into a layer, quantised ones with scales: of each token, or each of its heads, the least that cuts
+        nothing off, or those that are there.
+
+        k, v: (tokens, nheads_k, headdim or headdim_v). slots: (tokens,) int64, as `append` gives them, -1 for none.
+        """
+        k_scale = v_scale = None
+        if self.k_scale is not None and self.v_scale is not None:
+            k_scale, v_scale = self.k_scale[layer], self.v_scale[layer]
+            if self.scale_of in OF_TOKENS:
+                own = [scale_for(x, self.k[layer].dtype, heads=self.scale_of == "token_head") for x in (k, v)]
+                # A scale a head is written as keys of one dimension are.
+                xattn.write_kv(*(x.unsqueeze(-1) for x in (*own, k_scale, v_scale)), slots)
+        xattn.write_kv(k, v, self.k[layer], self.v[layer], slots, k_scale=k_scale, v_scale=v_scale)
 
     def fork(self, sequence: Hashable, other: Hashable, length: int | None = None) -> None:
         """Begin `other` with the first `length` keys of a sequence, all by default, in the same pages."""
@@ -134,7 +166,13 @@ class PagedKVCache:
         self._users[page] = 1
         for cache in (*self.k, *self.v):
             cache[page] = 0
+        for scale in self._page_scales():
+            scale[page] = 1
         return page
+
+    def _page_scales(self) -> list[Tensor]:
+        """The scales that belong to pages."""
+        return [] if self.scale_of not in OF_PAGES else [*(self.k_scale or ()), *(self.v_scale or ())]
 
     def _of(self, sequence: Hashable) -> _Sequence:
         if sequence not in self._sequences:

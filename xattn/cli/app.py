@@ -8,6 +8,7 @@ from xattn.cli.bench import bench
 from xattn.cli.explain import explain
 from xattn.cli.info import info
 from xattn.cli.terminal import EXIT_CODES, Command, Group
+from xattn.cli.tune import tune
 
 app = typer.Typer(
     cls=Group,
@@ -17,5 +18,5 @@ app = typer.Typer(
     # A traceback out of here is a bug of xattn's: plain, and without the values of locals.
     pretty_exceptions_enable=False,
 )
-for command in (info, explain, bench):
+for command in (info, explain, bench, tune):
     app.command(cls=Command, epilog=EXIT_CODES)(command)

@@ -23,11 +23,13 @@ from xattn.cli.candidates import TORCH, candidates_of
 from xattn.cli.explain import show
 from xattn.cli.flags import Flags, takes_flags
 from xattn.cli.plot import plot
+from xattn.cli.request import present
 from xattn.cli.terminal import FAILED, err, narrow_table, out, print_json, usage_errors
 from xattn.cli.units import duration
 from xattn.explain import Explanation, explain_request
-from xattn.measure import Timing, alternate, once, processor
+from xattn.measure import Timing, alternate, once
 from xattn.measure.timing import MIN_ROUNDS, Candidates, OnRound
+from xattn.plugin.devices import card
 
 # The progress bar is drawn between rounds, this rarely, so that drawing it costs the measurement nothing.
 REDRAW_SECONDS = 0.25
@@ -92,7 +94,7 @@ def bench(
     Exits with 1 where no backend can serve the call or one fails.
     """
     with usage_errors():
-        device = _device(flags.device)
+        device = present(flags.device)
         prepared = flags.prepared()
         request = prepared.request
         assert isinstance(request, AttentionRequest)
@@ -121,16 +123,6 @@ def bench(
             plot(result.timing, result.base, str(request), out_dir / "bench.png")
     if result.failures:
         raise typer.Exit(FAILED)
-
-
-def _device(name: str) -> torch.device:
-    cuda = "cuda" if torch.version.hip is None else "rocm"
-    if name == "cpu":
-        return torch.device("cpu")
-    if name == cuda and torch.cuda.is_available():
-        return torch.device("cuda")
-    there = f"cpu, {cuda}" if torch.cuda.is_available() else "cpu"
-    raise typer.BadParameter(f"this machine can time calls on: {there}", param_hint="--device")
 
 
 class _Bar:
@@ -181,11 +173,11 @@ def measure(
     repeated = tried.repeated(seconds)
     once_only = {name: took for name, took in tried.took.items() if name not in repeated}
     if not repeated:
-        return Bench(explanation, processor(device), None, None, once_only, tried.failures)
+        return Bench(explanation, card(device), None, None, once_only, tried.failures)
     base = next((name for name in (TORCH, explanation.backend) if name in repeated), repeated[0])
     runs = {name: candidates[name] for name in repeated}
     timing = alternate(runs, device=device, seconds=seconds, on_round=on_round)
-    return Bench(explanation, processor(device), base, timing, once_only, tried.failures)
+    return Bench(explanation, card(device), base, timing, once_only, tried.failures)
 
 
 def kernels(explanation: Explanation) -> dict[str, str]:

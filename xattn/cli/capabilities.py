@@ -57,7 +57,7 @@ def sizes(block: Block) -> list[str]:
 
 def _span(smallest: int, largest: int | None, multiple: int) -> str:
     span = f"{smallest} and up" if largest is None else f"{smallest} to {largest}"
-    return span if multiple == 1 else f"{span}, by {multiple}"
+    return span if multiple == 1 else f"{span} by {multiple}"
 
 
 def rows(op: Op, blocks: list[Block]) -> list[tuple[str, list[bool]]]:

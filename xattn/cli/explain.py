@@ -78,6 +78,8 @@ def show(explanation: Explanation, console: Console) -> None:
         console.print(Text.assemble("Kernel   ", (explanation.kernel or "", "bold")))
     table = _candidates(explanation)
     console.print(table if table.row_count else "")
+    if explanation.measured is not None:
+        console.print(Text(f"Measured: {explanation.measured}", "dim"))
     for code, text in ELSEWHERE.items():
         if stopped := explanation.stopped_by(code):
             names = ", ".join(candidate.name for candidate in stopped)
@@ -94,6 +96,9 @@ def _candidates(explanation: Explanation) -> Table:
     table = narrow_table()
     table.add_column("Backend", no_wrap=True)
     table.add_column("Serves it", no_wrap=True)
+    measured = explanation.measured is not None
+    if measured:
+        table.add_column("Measured", justify="right", no_wrap=True)
     table.add_column("Kernel, or what stops it")
     aside = {candidate.name for code in ELSEWHERE for candidate in explanation.stopped_by(code)}
     for candidate in explanation.candidates:
@@ -103,6 +108,7 @@ def _candidates(explanation: Explanation) -> Table:
         table.add_row(
             Text(candidate.name, style="bold green" if chosen else ""),
             _verdict(candidate, chosen),
+            *([candidate.time] if measured else []),
             _why(candidate),
         )
     return table

@@ -47,6 +47,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         "Plugins": _plugins(document),
         "Backends": _backends(blocks),
         "How they were checked": _checked(blocks),
+        **({"Tables of measured times": _tables(document)} if document["tables"] else {}),
         **{f"Features of {op.name}": _features(op, blocks) for op in OPS.values()},
     }
     for title, table in tables.items():
@@ -96,15 +97,44 @@ def _plugins(document: Mapping[str, Any]) -> Table:
     return table
 
 
+def _tables(document: Mapping[str, Any]) -> Table:
+    table = narrow_table()
+    table.add_column("From", no_wrap=True)
+    table.add_column("Measured")
+    table.add_column("Counts")
+    for each in document["tables"]:
+        table.add_row(Text(each["source"]), Text(_what_was_measured(each)), _counts(each))
+    return table
+
+
+def _what_was_measured(table: Mapping[str, Any]) -> str:
+    if table["problem"]:
+        return str(table["file"])
+    days = " to ".join(dict.fromkeys(when[:10] for when in (table["from"], table["to"])))
+    what = f"{table['kinds']} kinds of call, {table['mode']} time of {', '.join(table['backends'])}"
+    return f"{what}, on {table['card']}, {days}\n{table['file']}"
+
+
+def _counts(table: Mapping[str, Any]) -> Text:
+    if table["problem"]:
+        return Text("no, it cannot be read", "red")
+    if table["unused"]:
+        return Text(f"no: {table['unused']}", "yellow")
+    if table["stale"]:
+        but = "; ".join(f"{name}: {what}" for name, what in table["stale"].items())
+        return Text(f"but for {but}", "yellow")
+    return Text("yes", "green")
+
+
 def _backends(blocks: list[Numbered]) -> Table:
     """One row a backend and op, with a line for each capability block, numbered as in the tables of features."""
     table = narrow_table()
     table.add_column("Backend", no_wrap=True)
     table.add_column("Op", no_wrap=True)
     table.add_column("", justify="right")
-    table.add_column("Device")
+    table.add_column("Device", no_wrap=True)
     table.add_column("Dtypes")
-    table.add_column("Sizes", no_wrap=True)
+    table.add_column("Sizes")
     shown: tuple[str, str] | None = None
     for number, backend, block in blocks:
         of = backend["name"], block["op"]
@@ -155,9 +185,11 @@ def _features(op: Op, blocks: list[Numbered]) -> Table:
     """One row a feature, one column a capability block of the op, by number."""
     blocks = [each for each in blocks if each[2]["op"] == op.name]
     table = narrow_table()
+    # The line between two columns is room enough for fifteen of them.
+    table.padding = 0
     table.add_column("", no_wrap=True)
     for number, _, _ in blocks:
         table.add_column(str(number), justify="center")
     for label, served in capabilities.rows(op, [block for _, _, block in blocks]):
-        table.add_row(label, *(Text("yes", "green") if each else Text("-", "dim") for each in served))
+        table.add_row(label, *(Text("✓", "green") if each else Text("-", "dim") for each in served))
     return table

@@ -24,6 +24,17 @@ def prepared_of(op: Op, arguments: Mapping[str, Any], device: str, arch: str | N
         return op.prepare(**arguments)
 
 
+def present(name: str) -> torch.device:
+    """A device of this machine on which calls can be timed, by its name as in `Request.device`."""
+    cuda = "cuda" if torch.version.hip is None else "rocm"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == cuda and torch.cuda.is_available():
+        return torch.device("cuda")
+    there = f"cpu, {cuda}" if torch.cuda.is_available() else "cpu"
+    raise typer.BadParameter(f"this machine can time calls on: {there}", param_hint="--device")
+
+
 def usual_dtype(device: str) -> torch.dtype:
     """What calls on a device are mostly in: float32 on the CPU; elsewhere bfloat16, or the first that is declared."""
     declared = set().union(*(block.dtypes for block in _blocks() if block.device == device))

@@ -23,7 +23,7 @@ EXIT_CODES = """Exit codes
 
 0  fine
 
-1  no backend can serve the call, or a benchmark failed
+1  no backend can serve the call, or a measurement failed
 
 2  wrong usage: of an option, a call that contradicts the contract, an unknown backend"""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -37,7 +39,7 @@ class Plugin:
     failures: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Entry:
     """A registered backend."""
 
@@ -115,6 +117,24 @@ class Registry:
             for candidate in found:
                 self._add(candidate, plugin)
 
+    @functools.cached_property
+    def tables(self) -> list[tuple[Plugin, Path]]:
+        """The files of measured times that plugins ship."""
+        found: list[tuple[Plugin, Path]] = []
+        for hook in self._manager.hook.xattn_tables.get_hookimpls():
+            plugin = next(plugin for plugin in self.plugins if plugin.name == hook.plugin_name)
+            try:
+                paths = hook.function()
+                if isinstance(paths, str) or not isinstance(paths, Iterable):
+                    plugin.failures.append(f"xattn_tables() returned {paths!r:.80}, want a list of paths")
+                else:
+                    found += [(plugin, Path(path)) for path in paths]
+            except BaseException as error:
+                if not is_plugins(error):
+                    raise
+                plugin.failures.append(f"xattn_tables() raised {raised(error)}")
+        return found
+
     def _add(self, candidate: object, plugin: Plugin) -> None:
         if not isinstance(candidate, Backend):
             hint = "; return an instance of it" if isinstance(candidate, type) else ""
@@ -154,6 +174,9 @@ class Registry:
         kernels = getattr(candidate, "kernels", None)
         if not isinstance(kernels, tuple) or not kernels or not all(isinstance(each, Kernel) for each in kernels):
             return "kernels is no tuple of instances of xattn.Kernel"
+        packages = candidate.packages
+        if not isinstance(packages, tuple) or not all(isinstance(each, str) for each in packages):
+            return "packages is no tuple of names of distributions"
         return next(filter(None, map(self._kernel_problem, kernels)), None)
 
     def _kernel_problem(self, kernel: Kernel[Any]) -> str | None:

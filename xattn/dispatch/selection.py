@@ -21,6 +21,9 @@ from xattn.plugin.request import Request
 # From this many scores on (64 MiB in float32), `auto` says when it takes a backend that holds them all.
 LARGE = 2**24
 
+# What builds a kernel that `auto` passes over because it is not built.
+BUILD = '`xattn tune` builds and measures it; backend="{}" builds it in the first call.'
+
 _warned: set[object] = set()
 
 
@@ -88,8 +91,11 @@ def _distance(reasons: list[Reason]) -> tuple[bool, int]:
     return reasons[0].code == "device", len(reasons)
 
 
-def select(request: Request, choice: Choice, warn: bool = True) -> tuple[Entry, Kernel[Any]]:
-    """The first kernel that can serve the request: in the order of the choice, or of priority for "auto".
+def select(request: Request, choice: Choice, planning: bool = True) -> tuple[Entry, Kernel[Any]]:
+    """The first kernel that can serve the request: in the order of the choice, or for "auto" in that of measured times
+    and priority, those that are built before those that are not.
+
+    planning: False for a question, which warns of nothing and settles nothing.
 
     Raises UnsupportedError with every reason of every allowed backend, UnknownBackendError for an unknown name.
     """
@@ -100,14 +106,23 @@ def select(request: Request, choice: Choice, warn: bool = True) -> tuple[Entry, 
             entry = registry().entries[name]
             kernel, reasons = backend_reasons(entry, request)
             if kernel is not None:
-                return _chosen(entry, kernel, request, rejected, warn, False)
+                return _chosen(entry, kernel, request, rejected, planning, False)
             rejected[name] = reasons
     else:
-        for entry, kernel in registry().ordered(request):
+        from xattn.dispatch.measured import in_order, unbuilt  # not with xattn itself
+
+        waiting: tuple[Entry, Kernel[Any]] | None = None
+        for entry, kernel in in_order(request):
             reasons = kernel_reasons(entry, kernel, request)
             if not reasons:
-                return _chosen(entry, kernel, request, rejected, warn, True)
+                what = unbuilt(entry, kernel, request, keep=planning)
+                if what is None:
+                    return _chosen(entry, kernel, request, rejected, planning, True)
+                waiting = waiting or (entry, kernel)
+                reasons = [Reason("unbuilt", what, "built", BUILD.format(entry.name))]
             rejected[entry.name] = closest(rejected.get(entry.name), reasons)
+        if waiting is not None:  # better late than not at all
+            return _chosen(*waiting, request, rejected, planning, True)
     raise UnsupportedError(_rejection(request, names, rejected), request, rejected)
 
 
@@ -116,10 +131,10 @@ def _chosen(
     kernel: Kernel[Any],
     request: Request,
     rejected: Mapping[str, Sequence[Reason]],
-    warn: bool,
+    planning: bool,
     by_auto: bool,
 ) -> tuple[Entry, Kernel[Any]]:
-    if warn and not torch.compiler.is_compiling():
+    if planning and not torch.compiler.is_compiling():
         _warn_if_broken(rejected)
         if by_auto:
             _warn_if_slow(entry, kernel, request, rejected)

@@ -45,7 +45,7 @@ def replicated(tensors: Sequence[Any], mesh: Any = None) -> list[Any]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Sharding:
     """Over what q is cut by each dimension of the mesh: "batch", "nheads", or nothing."""
 

@@ -2,6 +2,6 @@
 
 from xattn.measure.memory import Memory, memory
 from xattn.measure.operations import Operations, operations
-from xattn.measure.timing import Timing, alternate, once, processor
+from xattn.measure.timing import Timing, alternate, once
 
-__all__ = ["Memory", "Operations", "Timing", "alternate", "memory", "once", "operations", "processor"]
+__all__ = ["Memory", "Operations", "Timing", "alternate", "memory", "once", "operations"]

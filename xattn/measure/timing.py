@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+from xattn.plugin.devices import card
 
 # What to time, by name.
 Candidates = Mapping[str, Callable[[], object]]
@@ -25,8 +26,14 @@ WARM_UP_SHARE = 0.25
 MIN_ROUNDS = 3
 MAX_ROUNDS = 20_000
 # Zeroed before each call on a GPU: empties the L2 cache, and keeps the GPU busy while the CPU issues the call, so that
-# the events around it measure the GPU and not the launch.
+# the events around it measure the GPU and not the launch. Several times, where the CPU takes long.
 FLUSH_BYTES = 512 * 2**20
+MOST_FLUSHES = 16
+# Calls in a row, of which "eager" is the mean.
+EAGER_CALLS = 10
+
+# Whose time a GPU's is: its own alone, or that of a program that issues one call after the other.
+Mode = Literal["device", "eager"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ def alternate(
     candidates: Candidates,
     *,
     device: torch.device | str = "cpu",
+    mode: Mode = "device",
     seconds: float = 2.0,
     rounds: int | None = None,
     on_round: OnRound | None = None,
@@ -79,6 +87,8 @@ def alternate(
     """Time each candidate once a round, in an order that rotates, all in this thread.
 
     device:   whose time it is: "cpu" by time.perf_counter_ns, "cuda" (NVIDIA and ROCm) by events in the stream.
+    mode:     "eager" is on a GPU the time from call to call, by the clock of the CPU, which issues EAGER_CALLS of each
+              in a row. On the CPU both are the same.
     seconds:  how long to go on, about, warm-up included; at least MIN_ROUNDS, at most MAX_ROUNDS rounds.
     rounds:   their number, instead of `seconds`.
     on_round: called as (rounds done, rounds in all) between rounds, never inside what is timed.
@@ -87,7 +97,7 @@ def alternate(
     Raises ValueError for another device, and whatever a candidate raises.
     """
     device = torch.device(device)
-    measure = _measure(device)
+    measure = _measure(device, mode)
     names = list(candidates)
     samples: dict[str, list[float]] = {name: [] for name in names}
     with _quiet():
@@ -108,21 +118,23 @@ def alternate(
                 samples[name].append(microseconds)
             if on_round is not None:
                 on_round(done + 1, rounds)
-    return Timing(samples, _method(device, rounds, len(names)))
+    return Timing(samples, _method(device, mode, rounds, len(names)))
 
 
-def once(candidate: Callable[[], object], device: torch.device | str = "cpu") -> float:
+def once(candidate: Callable[[], object], device: torch.device | str = "cpu", mode: Mode = "device") -> float:
     """Microseconds of one call, taken as `alternate` takes them. Raises as it does."""
     device = torch.device(device)
     with _quiet():
-        return _measure(device)({"": candidate}, ("",))[""]
+        return _measure(device, mode)({"": candidate}, ("",))[""]
 
 
-def _measure(device: torch.device) -> Callable[[Candidates, Sequence[str]], dict[str, float]]:
+def _measure(device: torch.device, mode: Mode) -> Callable[[Candidates, Sequence[str]], dict[str, float]]:
     """Times a round of candidates in the order given."""
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"times calls on cpu and cuda alone, not on {device.type}")
-    return _cpu_round if device.type == "cpu" else _CudaRounds(device)
+    if device.type == "cpu":
+        return _cpu_round
+    return _CudaRounds(device) if mode == "device" else _EagerRounds(device)
 
 
 def _cpu_round(candidates: Candidates, order: Sequence[str]) -> dict[str, float]:
@@ -140,19 +152,57 @@ class _CudaRounds:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+        # Microseconds that the CPU took to issue a call, the least seen; the first may have compiled.
+        self.issued: dict[str, float] = {}
+        with torch.cuda.device(device):
+            self.one_flush = self._flushed()
+
+    def _flushed(self) -> float:
+        """Microseconds of a flush."""
+        marks = [_event() for _ in range(3)]
+        for mark in marks:
+            self.flush.zero_()
+            mark.record()
+        torch.cuda.synchronize()
+        return float(marks[1].elapsed_time(marks[2])) * 1e3
+
+    def _flushes(self, name: str) -> int:
+        """How many keep the GPU busy for as long as the CPU takes, and half as long again."""
+        return min(1 + int(1.5 * self.issued.get(name, 0.0) / self.one_flush), MOST_FLUSHES)
 
     def __call__(self, candidates: Candidates, order: Sequence[str]) -> dict[str, float]:
         marks = {}
         with torch.cuda.device(self.device):
             for name in order:
                 start, stop = _event(), _event()
-                self.flush.zero_()
+                for _ in range(self._flushes(name)):
+                    self.flush.zero_()
                 start.record()
+                clock = time.perf_counter_ns()
                 candidates[name]()
+                took = (time.perf_counter_ns() - clock) / 1e3
                 stop.record()
+                self.issued[name] = min(took, self.issued.get(name, math.inf))
                 marks[name] = start, stop
             torch.cuda.synchronize()
         return {name: start.elapsed_time(stop) * 1e3 for name, (start, stop) in marks.items()}
+
+
+class _EagerRounds:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, candidates: Candidates, order: Sequence[str]) -> dict[str, float]:
+        taken = {}
+        for name in order:
+            call = candidates[name]
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter_ns()
+            for _ in range(EAGER_CALLS):
+                call()
+            torch.cuda.synchronize(self.device)
+            taken[name] = (time.perf_counter_ns() - start) / 1e3 / EAGER_CALLS
+        return taken
 
 
 def _event() -> torch.cuda.Event:
@@ -174,26 +224,18 @@ def _quiet() -> Iterator[None]:
             gc.enable()
 
 
-def _method(device: torch.device, rounds: int, candidates: int) -> str:
+def clock(device: torch.device, mode: Mode) -> str:
+    """How a call is timed, in words."""
     if device.type == "cpu":
-        clock = "perf_counter_ns around each call, 1 thread"
-    else:
-        clock = f"CUDA events around each call, {FLUSH_BYTES // 2**20} MiB zeroed before each"
+        return "perf_counter_ns around each call, 1 thread"
+    if mode == "eager":
+        return f"perf_counter_ns around {EAGER_CALLS} calls in a row and a wait for the GPU"
+    return f"CUDA events around each call, {FLUSH_BYTES // 2**20} MiB zeroed before each"
+
+
+def _method(device: torch.device, mode: Mode, rounds: int, candidates: int) -> str:
     together = "alone" if candidates == 1 else f"{candidates} candidates alternating in one process, order rotating"
     return (
-        f"{together}; {clock}, garbage collector off; medians of {rounds} rounds, differences and ratios taken in each "
-        f"round; torch {torch.__version__}, Python {platform.python_version()}, {processor(device)}"
+        f"{together}; {clock(device, mode)}, garbage collector off; medians of {rounds} rounds, differences and ratios "
+        f"taken in each round; torch {torch.__version__}, Python {platform.python_version()}, {card(device)}"
     )
-
-
-def processor(device: torch.device | str = "cpu") -> str:
-    """The name of the CPU or GPU."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pluggy
@@ -47,6 +48,12 @@ class Plan(Protocol):
 @hookspec
 def xattn_backends() -> Iterable[Backend]:  # type: ignore[empty-body]
     """Return the backends of this plugin. Called once, when xattn is first used."""
+
+
+@hookspec
+def xattn_tables() -> Iterable[str | Path]:  # type: ignore[empty-body]
+    """Return the tables of measured times that this plugin ships: JSON files, as `xattn tune --out` writes them. A
+    plugin need not have this hook."""
 
 
 class Kernel(ABC, Generic[R]):
@@ -89,6 +96,12 @@ class Kernel(ABC, Generic[R]):
         """A callable for calls of this kind, made only when `reasons` is empty. It must be right for every tensor that
         the request describes, whatever its strides."""
 
+    def unbuilt(self, request: R) -> str | None:
+        """What has to be compiled before the first call of this kind, where that takes seconds and was not done yet: in
+        words, as "72 to 128 s of nvcc". "auto" takes such a kernel once it is built, or once `xattn tune` measured it
+        here, and passes over it until then. Asked once a kind and process; pure, as `reasons`."""
+        return None
+
     def kernel_name(self, request: R) -> str:
         """What the plan will run, in the vendor's words, for `explain`."""
         return type(self).__name__
@@ -96,11 +109,16 @@ class Kernel(ABC, Generic[R]):
 
 class Backend:
     """A name that users write in `backend=`, and the kernels behind it, each of one op. Of several kernels of one op
-    the capable one of the highest priority serves."""
+    the capable one of the highest priority serves.
+
+    packages: the distributions whose versions its speed depends on, beside torch and the plugin itself: what was
+        measured with other versions of them does not count.
+    """
 
     name: ClassVar[str]
     api_version: ClassVar[int]
     kernels: ClassVar[tuple[Kernel[Any], ...]]
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def info(self) -> dict[str, str]:
         """What `xattn info` shows: versions, or one line on why the vendor's package cannot be used."""

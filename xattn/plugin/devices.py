@@ -1,9 +1,11 @@
-"""What xattn calls a device: "rocm" apart from "cuda", and the architecture's name."""
+"""What xattn calls a device: "rocm" apart from "cuda", the architecture's name, and the card's."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -51,3 +53,16 @@ def _arch(index: int) -> str:
         else:
             _archs[index] = f"sm_{properties.major}{properties.minor}"
     return _archs[index]
+
+
+def card(device: torch.device) -> str:
+    """The name of the GPU or CPU, as its vendor gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        with listing.open() as lines:  # of many cores it is long, and the first one says it
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 
-from xattn.dispatch import plans, registry, selection
+from xattn.dispatch import measured, plans, registry, selection
 
 
 @contextmanager
 def fresh(plugins: Sequence[EntryPoint] | None = None, disabled: Sequence[str] = ()) -> Iterator[None]:
-    """Inside, nothing is planned yet and no warning was given yet; afterwards likewise.
+    """Inside, nothing is planned yet, no table was read and no warning was given yet; afterwards likewise.
 
     plugins: the only ones that there are inside; None is those of this process. disabled: names as XATTN_DISABLE has
     them, with plugins alone.
@@ -30,6 +30,7 @@ def fresh(plugins: Sequence[EntryPoint] | None = None, disabled: Sequence[str] =
 
 
 def forget() -> None:
-    """Forget every plan, and which warnings were given."""
+    """Forget every plan, what was measured and built, and which warnings were given."""
     plans.clear()
+    measured.forget()
     selection.forget_warnings()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import typer
 
 from xattn.cli.terminal import Command, Group
+from xattn_conformance.cli.alarms import false_alarms
 from xattn_conformance.cli.mutants import mutants
 from xattn_conformance.cli.reports import compare, html, junit, support, verify
 from xattn_conformance.cli.run import run
@@ -27,6 +28,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("list", list_cases),
     ("verify-goldens", verify_goldens),
     ("mutants", mutants),
+    ("false-alarms", false_alarms),
     ("compare", compare),
     ("verify", verify),
     ("support", support),

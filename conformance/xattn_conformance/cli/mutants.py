@@ -51,9 +51,9 @@ def mutants(
     cases = witnesses.sample(small) if sample else small
     if not cases:
         stop("no case is left")
-    found = _all("Mutants", table.run_mutants(cases, jobs=jobs), cases)
-    posed = _all("Impostors", witnesses.run_impostors(cases), cases)
-    right = _all("Right kernels", table.run_right(cases, jobs=jobs), cases)
+    found = progressed("Mutants", table.run_mutants(cases, jobs=jobs), cases)
+    posed = progressed("Impostors", witnesses.run_impostors(cases), cases)
+    right = progressed("Right kernels", table.run_right(cases, jobs=jobs), cases)
     if markdown is not None:
         command = f"xattn-conformance mutants{' --sample' if sample else ''} --markdown {markdown}"
         markdown.write_text(page(found, posed, right, command, _described(cases, possible)), encoding="utf-8")
@@ -76,7 +76,7 @@ def mutants(
     raise typer.Exit(FAILED if alive or missing or wronged else OK)
 
 
-def _all(what: str, found: Iterator[list[Outcome]], cases: Sequence[Case]) -> list[Outcome]:
+def progressed(what: str, found: Iterator[list[Outcome]], cases: Sequence[Case]) -> list[Outcome]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=err()) as progress:
         return [one for each in progress.track(found, total=len(cases), description=what) for one in each]

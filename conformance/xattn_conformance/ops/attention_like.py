@@ -45,9 +45,14 @@ from xattn_conformance.ops.attention.options import window as window
 from xattn_conformance.ops.attention.problem import Problem as Problem
 from xattn_conformance.ops.attention.recipes import Sizes, alibi_slopes, sinks
 from xattn_conformance.ops.attention.table import sizes as sizes
+from xattn_conformance.ops.attention.variations import at_the_end as at_the_end
+from xattn_conformance.ops.attention.variations import off_alignment as off_alignment
+from xattn_conformance.ops.attention.variations import packed as packed
 from xattn_conformance.ops.attention.variations import some as some
 from xattn_conformance.ops.attention.variations import strides_of_0 as strides_of_0
 from xattn_conformance.ops.attention.variations import twice as twice
+from xattn_conformance.ops.attention.visibility import FILLS as FILLS
+from xattn_conformance.ops.attention.visibility import filling as filling
 from xattn_conformance.ops.attention.visibility import poisoned_with as poisoned_with
 from xattn_conformance.ops.base import Op
 from xattn_conformance.tolerance.arithmetic import Arithmetic

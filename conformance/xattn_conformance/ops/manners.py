@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from xattn_conformance.ops.base import Run, Variation, Way
 from xattn_conformance.ops.call import Call, Execute
+
+Manner = Literal["refilled", "thread", "threads", "no_grad", "inference", "compiled", "graph"]
 
 _THREADS = 4
 _ROUNDS = 3

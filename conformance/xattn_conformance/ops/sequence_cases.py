@@ -14,6 +14,7 @@ import msgspec
 from xattn_conformance.case import DTYPES, SHORT, Case
 from xattn_conformance.levels import Level
 from xattn_conformance.ops.attention_like import window
+from xattn_conformance.ops.manners import MANNERS
 
 Features = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[str, ...]]
 
@@ -68,8 +69,8 @@ class Cases:
     """The cases of an op.
 
     package:    of its room. options: in the order in which a title has them. off: their values that no title has.
-    variations: those that a case may name. features: of a case, from its options and sizes. grads: those that a case
-    may ask for. always: options of every case that says nothing else.
+    variations: those that a case may name, beside the manners. features: of a case, from its options and sizes. grads:
+    those that a case may ask for. always: options of every case that says nothing else.
     """
 
     op: str
@@ -120,7 +121,7 @@ class Cases:
         group: Group,
         grads: tuple[str, ...] = (),
     ) -> Case:
-        known = {*self.options, *self.variations, *self.grads}
+        known = {*self.options, *self.variations, *MANNERS, *self.grads}
         if unknown := sorted({*options, *group.variations, *grads} - known):
             raise ValueError(f"cases.toml: unknown options, variations or gradients {', '.join(unknown)}")
         sizes = _sizes(shape)

@@ -45,12 +45,12 @@ def fresh(passed: Iterable[Case], seed: int) -> list[Case]:
     groups: dict[tuple[str, str], list[Case]] = {}
     for case in sorted(passed, key=lambda case: hashlib.sha256(f"{seed} {case.id}".encode()).digest()):
         group = groups.setdefault((case.op, case.dtype), [])
-        if len(group) < FRESH and size(case) <= _FRESH_MAX and (other := _drawn(case, seed)):
+        if len(group) < FRESH and size(case) <= _FRESH_MAX and (other := drawn(case, seed)):
             group.append(other)
     return [case for group in groups.values() for case in group]
 
 
-def _drawn(case: Case, seed: int) -> Case | None:
+def drawn(case: Case, seed: int) -> Case | None:
     """The case with other inputs; None where all draws of them are the same."""
     op, other = OPS[case.op], msgspec.structs.replace(case, draw=seed)
     return other if op.digest(op.problem(other)) != op.digest(op.problem(case)) else None

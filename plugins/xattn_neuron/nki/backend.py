@@ -12,6 +12,7 @@ class NkiBackend(Backend):
     name = "nki"
     api_version = 1
     kernels = (NkiAttention(),)
+    packages = ("nki", "neuronx-cc", "torch-neuronx")
 
     def info(self) -> dict[str, str]:
         installed = installation()

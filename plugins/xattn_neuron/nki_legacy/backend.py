@@ -12,6 +12,7 @@ class NkiLegacyBackend(Backend):
     name = "nki-legacy"
     api_version = 1
     kernels = (NkiLegacyAttention(),)
+    packages = ("neuronx-cc", "torch-neuronx")
 
     def info(self) -> dict[str, str]:
         installed = installation()

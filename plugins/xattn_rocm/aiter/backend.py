@@ -12,6 +12,7 @@ class AiterBackend(Backend):
     name = "aiter"
     api_version = 1
     kernels = (AiterAttention(), AiterRotary())
+    packages = ("amd-aiter",)
 
     def info(self) -> dict[str, str]:
         return {"aiter": describe()}

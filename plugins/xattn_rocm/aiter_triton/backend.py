@@ -14,6 +14,7 @@ class AiterTritonBackend(Backend):
     name = "aiter-triton"
     api_version = 1
     kernels = (MhaAttention(), UnifiedAttention(), MhaVarlen(), UnifiedPaged())
+    packages = ("amd-aiter", "triton", "pytorch-triton-rocm")
 
     def info(self) -> dict[str, str]:
         return {"aiter": describe()}

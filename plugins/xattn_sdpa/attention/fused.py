@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +54,6 @@ def _tiles(problem: Problem) -> list[Tile]:
     return list(tiles(problem.geometry, rows, split))
 
 
-@functools.lru_cache(maxsize=1024)
 def only_tile(geometry: Geometry) -> Tile | None:
     """The tile that is all of a call without masks and ALiBi; None where there are more, or rows without one."""
     found = list(tiles(geometry.opened(), geometry.seqlen_q, True)) if geometry.seqlen_q else []
@@ -166,11 +164,11 @@ def forward_tile(
     q: Tensor, k: Tensor, v: Tensor, scale: float, tile: Tile, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """out (batch, rows, nheads, headdim_v) and lse (batch, nheads, rows) of a tile of a whole call's q, k and v."""
-    q = q[:, tile.row : tile.row_end]
-    k, v = (x[:, tile.key : tile.key_end] for x in (k, v))
-    batch, seqlen_q, nheads, _ = q.shape
+    q, k, v = _part(q, tile.row, tile.row_end), _part(k, tile.key, tile.key_end), _part(v, tile.key, tile.key_end)
+    batch, seqlen_q, nheads, headdim = q.shape
     headdim_v, group = v.shape[3], nheads // k.shape[2]
-    q, k, v = _same_width(q, k, v)
+    if headdim != headdim_v:
+        q, k, v = _same_width(q, k, v)
     if seqlen_q == 1 and group > 1:
         # The query heads of a group as the rows of one head: K and V are read once a group, and nothing is copied.
         q = q.view(batch, k.shape[2], group, q.shape[3]).transpose(1, 2)
@@ -179,14 +177,19 @@ def forward_tile(
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     causal = tile.kind == "causal"
     out, lse = _forward(q, k, v, is_causal=causal, attn_mask=bias, scale=scale)
-    if bias is None and k.shape[2] < FEW_KEYS and bool((lse == 0).any()):
-        # As the kernel gives it where all scores are NaN: see FEW_KEYS. An lse of 0 may be right, too.
+    if bias is None and k.shape[2] < FEW_KEYS and not bool(lse.all()):
+        # 0 is how the kernel gives an lse whose scores are all NaN: see FEW_KEYS. It may be right, too.
         zeros = q.new_zeros(1, 1, 1, k.shape[2])
         out, lse = _forward(q, k, v, is_causal=causal, attn_mask=zeros, scale=scale)
     out = out.transpose(1, 2)
     if out.shape[2] != nheads:
         out, lse = out.transpose(1, 2).reshape(batch, 1, nheads, out.shape[3]), lse.reshape(batch, nheads, 1)
-    return out[..., :headdim_v], lse
+    return out if headdim == headdim_v else out[..., :headdim_v], lse
+
+
+def _part(x: Tensor, first: int, end: int) -> Tensor:
+    """Rows or keys [first, end)."""
+    return x if end - first == x.shape[1] else x[:, first:end]
 
 
 def _same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

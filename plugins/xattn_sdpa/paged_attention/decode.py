@@ -4,7 +4,8 @@
 - blocks of 512 keys: gathered block by block into the same buffers, and merged through the lse.
 - pool: every page is a batch row of one call, and nothing is gathered; the pages of a sequence are merged. It computes
   all pages of the pool, whoever has them, so it is for pools that are nearly full, and a merge must be cheap beside a
-  page. Of the half types torch's kernel copies every key anyhow, and a gather costs next to nothing.
+  page. Of the half types torch's kernel copies every key anyhow, and a gather costs next to nothing. Quantised pages
+  are made numbers as they are gathered.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from xattn.plugin.storage import Lists
 from xattn_sdpa.attention.direct import FEW_KEYS
+from xattn_sdpa.paged_attention.store import Store
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -60,17 +62,17 @@ class Pool:
 Way = tuple[Part, ...] | Pool
 
 
-def way(lists: Lists, k_cache: Tensor) -> Way:
-    """How a step is computed: by its sizes and the dtype alone. Every sequence has a key."""
+def way(lists: Lists, keys: Store) -> Way:
+    """How a step is computed: by its sizes and the dtypes alone. Every sequence has a key."""
     assert lists.block_table is not None
     lengths, table = lists.seqlens_k, lists.block_table
-    num_blocks, block_size = k_cache.shape[:2]
-    if k_cache.itemsize >= 4 and block_size >= _POOL_PAGE and len(lengths) <= _POOL_BATCH:
+    num_blocks, block_size, nheads_k = keys.cache.shape[:3]
+    if keys.scale is None and keys.dtype.itemsize >= 4 and block_size >= _POOL_PAGE and len(lengths) <= _POOL_BATCH:
         whole = [row[: length // block_size] for row, length in zip(table, lengths, strict=True)]
         used = [page for row in whole for page in row]
         if len(used) >= _POOL_USED * num_blocks and len(set(used)) == len(used):
             return _pool(lists, whole, num_blocks, block_size)
-    key_bytes = k_cache.shape[2] * k_cache.shape[3] * k_cache.itemsize
+    key_bytes = nheads_k * keys.headdim * keys.dtype.itemsize
     return _parts(lists, block_size, max(1, _BYTES // key_bytes))
 
 
@@ -149,27 +151,23 @@ def _pool(lists: Lists, whole: Sequence[list[int]], num_blocks: int, block_size:
     )
 
 
-def forward(q: Tensor, k_cache: Tensor, v_cache: Tensor, how: Way, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, keys: Store, values: Store, how: Way, scale: float) -> tuple[Tensor, Tensor]:
     """q: (batch, nheads, headdim). Returns out (batch, nheads, headdim) and lse (batch, nheads), wide."""
     batch, nheads, headdim = q.shape
     # The query heads of a group as the rows of one head: K and V are read once a group.
-    rows = q.reshape(batch, k_cache.shape[2], nheads // k_cache.shape[2], headdim)
-    out, lse = (
-        _by_pool(rows, k_cache, v_cache, how, scale)
-        if isinstance(how, Pool)
-        else _by_parts(rows, k_cache, v_cache, how, scale)
-    )
+    nheads_k = keys.cache.shape[2]
+    rows = q.reshape(batch, nheads_k, nheads // nheads_k, headdim)
+    serve = _by_pool if isinstance(how, Pool) else _by_parts
+    out, lse = serve(rows, keys, values, how, scale)  # type: ignore[arg-type]
     return out.reshape(q.shape), lse.reshape(batch, nheads)
 
 
-def _by_parts(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, parts: tuple[Part, ...], scale: float
-) -> tuple[Tensor, Tensor]:
+def _by_parts(q: Tensor, keys: Store, values: Store, parts: tuple[Part, ...], scale: float) -> tuple[Tensor, Tensor]:
     if len(parts) == 1 and parts[0].rows is None:
         part = parts[0]
-        return _one(q, k_cache.index_select(0, part.pages), v_cache.index_select(0, part.pages), part, scale)
+        return _one(q, keys.take(part.pages), values.take(part.pages), part, scale)
     size = max(len(part.pages) for part in parts)
-    buffers = [cache.new_empty(size, *cache.shape[1:]) for cache in (k_cache, v_cache)]
+    buffers = [store.buffer(size) for store in (keys, values)]
     batch, *heads, headdim = q.shape
     blocks = parts[-1].block + 1
     outs = q.new_zeros(batch, blocks, *heads, headdim)
@@ -178,8 +176,7 @@ def _by_parts(
     )
     for part in parts:
         k_pages, v_pages = (
-            torch.index_select(cache, 0, part.pages, out=buffer[: len(part.pages)])
-            for cache, buffer in zip((k_cache, v_cache), buffers, strict=True)
+            store.take(part.pages, buffer) for store, buffer in zip((keys, values), buffers, strict=True)
         )
         out, lse = _one(q, k_pages, v_pages, part, scale)
         if part.rows is None:
@@ -210,16 +207,16 @@ def _one(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: Part, scale: float) 
     return found
 
 
-def _by_pool(q: Tensor, k_cache: Tensor, v_cache: Tensor, pool: Pool, scale: float) -> tuple[Tensor, Tensor]:
+def _by_pool(q: Tensor, keys: Store, values: Store, pool: Pool, scale: float) -> tuple[Tensor, Tensor]:
     owned = q.index_select(0, pool.owner)
-    out, lse = _attend(owned, k_cache.transpose(1, 2), v_cache.transpose(1, 2), scale=scale)
+    out, lse = _attend(owned, keys.cache.transpose(1, 2), values.cache.transpose(1, 2), scale=scale)
     pages = pool.pages.flatten()
     outs, lses = (x.index_select(0, pages).unflatten(0, pool.pages.shape) for x in (out, lse))
     if pool.hidden is not None:
         outs.masked_fill_(pool.hidden.unsqueeze(-1), 0.0)
         lses.masked_fill_(pool.hidden, -torch.inf)
     if pool.tails is not None:
-        tail_out, tail_lse = _by_parts(q, k_cache, v_cache, (pool.tails,), scale)
+        tail_out, tail_lse = _by_parts(q, keys, values, (pool.tails,), scale)
         outs = torch.cat((outs, tail_out.unsqueeze(1)), 1)
         lses = torch.cat((lses, tail_lse.unsqueeze(1)), 1)
     return _merged(outs, lses)

@@ -12,16 +12,23 @@ from xattn.plugin.storage import Lists
 from xattn_sdpa.attention import engine as dense
 from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.paged_attention import decode
+from xattn_sdpa.paged_attention.store import Store
 
 
 @dataclass(frozen=True)
 class Options:
-    """The optional tensors of a call. align: one off a sequence."""
+    """The optional tensors of a call. align: one off a sequence. k_scale, v_scale: of quantised caches."""
 
     sinks: Tensor | None = None
     alibi_slopes: Tensor | None = None
     tree_mask: Tensor | None = None
     align: Tensor | None = None
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
+
+    def stores(self, k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> tuple[Store, Store]:
+        """The pages of a call, whose keys a kernel gets in dtype."""
+        return Store(k_cache, self.k_scale, dtype), Store(v_cache, self.v_scale, dtype)
 
 
 def forward(
@@ -31,11 +38,12 @@ def forward(
     offset is that of every sequence where there is no align."""
     lists = batch.lists()
     assert lists is not None
-    if (way := _way(q, k_cache, v_cache, batch, lists, options, settings)) is not None:
-        out, lse = decode.forward(q, k_cache, v_cache, way, settings.scale)
+    stores = options.stores(k_cache, v_cache, q.dtype)
+    if (way := _way(q, *stores, batch, lists, options, settings)) is not None:
+        out, lse = decode.forward(q, *stores, way, settings.scale)
         lse = lse.t()
     else:
-        out, lse = _one_by_one(q, k_cache, v_cache, lists, options, settings)
+        out, lse = _one_by_one(q, *stores, lists, options, settings)
     if options.sinks is not None:
         out, lse = _with_sinks(out, lse, options.sinks, lists.starts_q[-1])
     return out.contiguous(), lse
@@ -43,8 +51,8 @@ def forward(
 
 def _way(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    keys: Store,
+    values: Store,
     batch: PagedBatch,
     lists: Lists,
     options: Options,
@@ -53,25 +61,27 @@ def _way(
     """How `decode` serves the step, None where it does not: every token is a sequence's only query, and sees all of its
     keys, of which there is one at least."""
     beyond = (options.alibi_slopes, options.tree_mask, settings.softcap, settings.left)
-    if any(each is not None for each in beyond) or settings.scale <= 0 or q.dtype != k_cache.dtype:
+    if any(each is not None for each in beyond) or settings.scale <= 0:
         return None
-    if k_cache.shape[3] != v_cache.shape[3] or len(q) != len(lists.seqlens_k) or len(q) == 0:
+    if keys.scale is None and keys.cache.dtype != q.dtype:
+        return None
+    if keys.headdim != values.headdim or len(q) != len(lists.seqlens_k) or len(q) == 0:
         return None
     sees_all = settings.right is None or (settings.right >= 0 and settings.offset is None and options.align is None)
 
     def make() -> decode.Way | None:
         if not sees_all or min(lists.seqlens_k) == 0 or lists.starts_q != list(range(len(q) + 1)):
             return None
-        return decode.way(lists, k_cache)
+        return decode.way(lists, keys)
 
-    return batch.derived(("sdpa decode", k_cache.shape, k_cache.dtype, sees_all), make)
+    return batch.derived(("sdpa decode", keys.cache.shape, keys.cache.dtype, q.dtype, sees_all), make)
 
 
 def _one_by_one(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, lists: Lists, options: Options, settings: Settings
+    q: Tensor, keys: Store, values: Store, lists: Lists, options: Options, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    out = q.new_zeros(len(q), q.shape[1], v_cache.shape[3])
+    out = q.new_zeros(len(q), q.shape[1], values.headdim)
     lse = q.new_full((q.shape[1], len(q)), -torch.inf, dtype=wide)
     aligns = None if options.align is None else options.align.tolist()
     for b, length in enumerate(lists.seqlens_k):
@@ -81,7 +91,7 @@ def _one_by_one(
         first, end = lists.seen(b, settings.left, settings.right, offset)
         if first == end:
             continue
-        k, v = (_gathered(cache, lists, b, first, end).to(q.dtype) for cache in (k_cache, v_cache))
+        k, v = (_gathered(store, lists, b, first, end) for store in (keys, values))
         slopes = options.alibi_slopes
         if slopes is not None and slopes.dim() == 2:
             slopes = slopes[b]
@@ -94,13 +104,13 @@ def _one_by_one(
     return out, lse
 
 
-def _gathered(cache: Tensor, lists: Lists, b: int, first: int, end: int) -> Tensor:
-    """(end - first, nheads_k, columns): keys or values of a sequence."""
+def _gathered(store: Store, lists: Lists, b: int, first: int, end: int) -> Tensor:
+    """(end - first, nheads_k, headdim): keys or values of a sequence."""
     assert lists.block_table is not None
-    block_size = cache.shape[1]
+    block_size = store.block_size
     skipped = first // block_size
     pages = torch.tensor(lists.block_table[b][skipped : -(-end // block_size)])
-    found = cache.index_select(0, pages).flatten(0, 1)
+    found = store.take(pages).flatten(0, 1)
     return found[first - skipped * block_size : end - skipped * block_size]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xattn import PagedBatch
 from xattn_sdpa.attention.engine import Settings
+from xattn_sdpa.paged_attention.store import Store
 from xattn_sdpa.varlen_attention.flash import attend, empty_result, join_sinks, nothing
 from xattn_sdpa.varlen_attention.sequences import Sequences, sequences
 
@@ -22,51 +23,51 @@ _BYTES = 2**30
 
 
 def forward(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, sinks: Tensor | None, settings: Settings
+    q: Tensor, k_store: Store, v_store: Store, batch: PagedBatch, sinks: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """As the engine's."""
     starts_q = batch.starts_q
-    most = min(batch.max_seqlen_k, batch.block_table.shape[1] * k_cache.shape[1])
-    if nothing(q, k_cache, starts_q, (batch.max_seqlen_q, most)):
-        out, lse = empty_result(q, v_cache)
+    most = min(batch.max_seqlen_k, batch.block_table.shape[1] * k_store.block_size)
+    if nothing(q, k_store.cache, starts_q, (batch.max_seqlen_q, most)):
+        out, lse = empty_result(q, v_store.headdim)
     elif batch.cu_seqlens_q is None:
-        out, lse = _one_query(q, k_cache, v_cache, batch, most, settings)
+        out, lse = _one_query(q, k_store, v_store, batch, most, settings)
     else:
-        out, lse = _any_queries(q, k_cache, v_cache, batch, most, settings)
+        out, lse = _any_queries(q, k_store, v_store, batch, most, settings)
     return out, lse if sinks is None else join_sinks(out, lse, sinks, starts_q)
 
 
 def _any_queries(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, most: int, settings: Settings
+    q: Tensor, k_store: Store, v_store: Store, batch: PagedBatch, most: int, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     starts_q = batch.starts_q
     bounds, band = (batch.max_seqlen_q, most), (settings.left, settings.right)
     found = sequences((starts_q, starts_q), (len(q), 0), bounds, band, every_key=False)
-    pages = _pages(most, k_cache.shape[1], found.left, batch.max_seqlen_q)
-    keys = _keys(batch.block_table, batch.seqlens_k, starts_q.diff(), k_cache.shape[1], pages, found.left)
+    pages = _pages(most, k_store.block_size, found.left, batch.max_seqlen_q)
+    keys = _keys(batch.block_table, batch.seqlens_k, starts_q.diff(), k_store.block_size, pages, found.left)
     # What fills up the rows behind the last sequence has no keys.
     behind = len(found.ends_q) - len(keys.starts)
     starts, used = F.pad(keys.starts, (0, behind)), F.pad(keys.used, (0, behind))
-    gathered = keys.of(k_cache), keys.of(v_cache)
+    gathered = keys.of(k_store), keys.of(v_store)
     return attend(q, *gathered, replace(found, ends_k=starts), settings.scale, used)
 
 
 def _one_query(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, most: int, settings: Settings
+    q: Tensor, k_store: Store, v_store: Store, batch: PagedBatch, most: int, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Each sequence sees all keys from the first that its window shows, so the kernel gets no band: it splits the keys
     of a sequence over the card, which it does not beside a band."""
-    block_size = k_cache.shape[1]
+    block_size = k_store.block_size
     starts_q, ones = batch.starts_q, torch.ones_like(batch.seqlens_k)
     pages = _pages(most, block_size, settings.left, 1)
-    key = sum(cache.shape[2] * cache.shape[3] for cache in (k_cache, v_cache)) * k_cache.itemsize
+    key = k_store.cache.shape[2] * (k_store.headdim + v_store.headdim) * q.itemsize
     step = max(1, _BYTES // (pages * block_size * key))
     outs, lses = [], []
     for first in range(0, batch.batch, step):
         rows = slice(first, first + step)
         keys = _keys(batch.block_table[rows], batch.seqlens_k[rows], ones[rows], block_size, pages, settings.left)
         found = Sequences(starts_q[: len(keys.starts)], keys.starts, 1, pages * block_size, None, None)
-        out, lse = attend(q[rows], keys.of(k_cache), keys.of(v_cache), found, settings.scale, keys.used)
+        out, lse = attend(q[rows], keys.of(k_store), keys.of(v_store), found, settings.scale, keys.used)
         outs.append(out)
         lses.append(lse)
     return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(lses, 1))
@@ -84,9 +85,9 @@ class _Keys:
     starts: Tensor
     used: Tensor
 
-    def of(self, cache: Tensor) -> Tensor:
-        """(batch * n * block_size, nheads_k, columns)"""
-        return cache.index_select(0, self.pages).flatten(0, 1)
+    def of(self, store: Store) -> Tensor:
+        """(batch * n * block_size, nheads_k, headdim)"""
+        return store.take(self.pages).flatten(0, 1)
 
 
 def _pages(most: int, block_size: int, left: int | None, max_seqlen_q: int) -> int:

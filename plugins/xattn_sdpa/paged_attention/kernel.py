@@ -16,7 +16,7 @@ from xattn_sdpa.paged_attention import torch_ops
 from xattn_sdpa.paged_attention.engine import Options
 from xattn_sdpa.varlen_attention import flash
 
-_FEATURES: frozenset[Any] = frozenset(PagedRequest.vocabulary.feature_names) - {"q_scale", "k_scale", "v_scale"}
+_FEATURES: frozenset[Any] = frozenset(PagedRequest.vocabulary.feature_names) - {"q_scale"}
 
 
 class SdpaPaged(PagedKernel):
@@ -55,10 +55,13 @@ class SdpaPaged(PagedKernel):
             sinks: Tensor | None = None,
             alibi_slopes: Tensor | None = None,
             tree_mask: Tensor | None = None,
+            k_scale: Tensor | None = None,
+            v_scale: Tensor | None = None,
             align: int | Tensor | None = None,
         ) -> Tensor | AttentionOutput:
             own = settings if align is None or isinstance(align, Tensor) else replace(settings, offset=align)
-            options = Options(sinks, alibi_slopes, tree_mask, align if isinstance(align, Tensor) else None)
+            offsets = align if isinstance(align, Tensor) else None
+            options = Options(sinks, alibi_slopes, tree_mask, offsets, k_scale, v_scale)
             if out_dtype is not None:
                 q = q.to(out_dtype)
             # Without tracers the engine by itself: an operator costs 20 us a call.
@@ -75,5 +78,7 @@ class SdpaPaged(PagedKernel):
         if request.softcap is not None:
             return "blocks of matmuls, sequence by sequence (torch's kernels have no softcap)"
         if request.max_seqlen_q == 1:
+            if request.k_scale is not None:
+                return "torch's fused CPU kernel, over 512 keys at a time, made numbers as they are gathered"
             return "torch's fused CPU kernel, over the pool or 512 gathered keys at a time, merged through lse"
         return "torch's fused CPU kernel, sequence by sequence"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from xattn_sdpa.attention import engine as dense
 from xattn_sdpa.attention import fused
 from xattn_sdpa.attention.engine import Settings
-from xattn_sdpa.varlen_attention.runs import Run, parts, runs
+from xattn_sdpa.varlen_attention.runs import Run, runs
 
 # q, k, v, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k, align: the last one off a sequence, or None.
 Tensors = tuple[Tensor | None, ...]
@@ -26,25 +25,31 @@ def forward(tensors: Tensors, settings: Settings) -> tuple[Tensor, Tensor]:
     assert v is not None
     found = _runs(tensors, settings)
     plain = slopes is None and settings.softcap is None and settings.scale > 0
-    outs, lses = [], []
-    for run, q_run, k_run, v_run in zip(found, *_split(found, q, k, v), strict=True):
-        tile = fused.only_tile(run.geometry(settings.left, settings.right)) if plain else None
-        if tile is not None:
-            out, lse = fused.forward_tile(q_run, k_run, v_run, settings.scale, tile)
+    end = found[-1].end_q if found else 0
+    out = lse = None
+    for run in found:
+        own = run.queries(q), run.keys(k), run.keys(v)
+        if plain and run.tile is not None:
+            part, part_lse = fused.forward_tile(*own, settings.scale, run.tile)
         else:
-            own = (q_run, k_run, v_run, None, _slopes(slopes, run), None, None)
-            out, lse = dense.forward(own, None, replace(settings, offset=run.offset))
-        outs.append(out.flatten(0, 1))
-        lses.append(lse.transpose(0, 1).flatten(1))
-    if not outs:
+            given = (*own, None, _slopes(slopes, run), None, None)
+            part, part_lse = dense.forward(given, None, replace(settings, offset=run.geometry.offset))
+        part, part_lse = part.flatten(0, 1), part_lse.transpose(0, 1).flatten(1)
+        if len(part) == len(q):
+            out, lse = part.contiguous(), part_lse
+            break
+        if out is None or lse is None:
+            out, lse = q.new_empty(len(q), *part.shape[1:]), part_lse.new_empty(len(part_lse), len(q))
+        # Copied while the caches still have it; its memory is then the next one's.
+        out[run.first_q : run.end_q] = part
+        lse[:, run.first_q : run.end_q] = part_lse
+    if out is None or lse is None:
         return _padding(q, v, len(q))
-    out, lse = _joined(outs, 0), _joined(lses, 1)
-    if sinks is not None:
-        lse = dense.join_sinks(out[None], lse[None], _rows(sinks, lse)).squeeze(0)
-    if len(out) < len(q):
-        zeros, dead = _padding(q, v, len(q) - len(out))
-        out, lse = torch.cat((out, zeros)), torch.cat((lse, dead), 1)
-    return out.contiguous(), lse
+    if sinks is not None and end:
+        lse[:, :end] = dense.join_sinks(out[None, :end], lse[None, :, :end], _rows(sinks, lse)).squeeze(0)
+    if end < len(q):
+        out[end:], lse[:, end:] = 0, -torch.inf
+    return out, lse
 
 
 def backward(
@@ -56,35 +61,30 @@ def backward(
     assert k is not None
     assert v is not None
     found = _runs(tensors, settings)
-    queries = [run.seqlen_q for run in found]
-    results = [parts(x, found, queries) for x in (dout, out)]
-    # (nheads, count, seqlen_q) -> (count, nheads, seqlen_q)
-    lses = [[x.transpose(0, 1) for x in parts(each, found, queries, 1)] for each in (lse, dlse) if each is not None]
     grads: tuple[list[Tensor], ...] = ([], [], [])
-    for i, (run, *qkv) in enumerate(zip(found, *_split(found, q, k, v), strict=True)):
-        own: Tensors = (*qkv, None, _slopes(slopes, run), None, None)
-        through_lse = lses[1][i] if dlse is not None else None
+    for run in found:
+        own: Tensors = (run.queries(q), run.keys(k), run.keys(v), None, _slopes(slopes, run), None, None)
         dqkv = dense.backward(
-            results[0][i],
-            through_lse,
-            results[1][i],
-            lses[0][i],
+            run.queries(dout),
+            None if dlse is None else _of_run(dlse, run),
+            run.queries(out),
+            _of_run(lse, run),
             own,
             None,
-            replace(settings, offset=run.offset),
+            replace(settings, offset=run.geometry.offset),
             False,
         )
         for kept, grad in zip(grads, dqkv[:3], strict=True):
             kept.append(grad.flatten(0, 1))
     dsinks = None
     if sinks is not None:
-        end = sum(map(len, grads[0]))
+        end = found[-1].end_q if found else 0
         rows = [x[..., :end][None] for x in (dlse, lse) if x is not None]
         packed = dout[None, :end], rows[0] if dlse is not None else None, out[None, :end], rows[-1]
         dsinks = dense.sink_gradients(*packed, _rows(sinks, lse)).squeeze(0).to(sinks.dtype)
     for kept, x in zip(grads, (q, k, v), strict=True):
         kept.append(x.new_zeros(x.shape[0] - sum(map(len, kept)), *x.shape[1:]))
-    dq, dk, dv = (_joined(kept, 0) for kept in grads)
+    dq, dk, dv = map(torch.cat, grads)
     return dq, dk, dv, dsinks
 
 
@@ -105,17 +105,14 @@ def _runs(tensors: Tensors, settings: Settings) -> tuple[Run, ...]:
     assert cu_seqlens_k is not None
     ends_q = tuple(cu_seqlens_q.tolist())
     ends_k = ends_q if cu_seqlens_k is cu_seqlens_q else tuple(cu_seqlens_k.tolist())
-    return runs(ends_q, ends_k, (settings.offset,) if align is None else tuple(align.tolist()))
+    offsets = (settings.offset,) if align is None else tuple(align.tolist())
+    return runs(ends_q, ends_k, offsets, settings.left, settings.right)
 
 
-def _split(found: Sequence[Run], q: Tensor, k: Tensor, v: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    keys = [run.seqlen_k for run in found]
-    return parts(q, found, [run.seqlen_q for run in found]), parts(k, found, keys), parts(v, found, keys)
+def _of_run(lse: Tensor, run: Run) -> Tensor:
+    """(count, nheads, seqlen_q) of (nheads, total_q)."""
+    return run.queries(lse, 1).transpose(0, 1)
 
 
 def _slopes(slopes: Tensor | None, run: Run) -> Tensor | None:
     return slopes if slopes is None or slopes.dim() == 1 else slopes[run.sequences]
-
-
-def _joined(found: list[Tensor], dim: int) -> Tensor:
-    return found[0] if len(found) == 1 else torch.cat(found, dim)

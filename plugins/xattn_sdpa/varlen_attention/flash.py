@@ -41,7 +41,7 @@ def forward(tensors: Tensors, bounds: tuple[int, int], settings: Settings) -> tu
     assert cu_seqlens_q is not None
     assert cu_seqlens_k is not None
     if nothing(q, k, cu_seqlens_q, bounds):
-        out, lse = empty_result(q, v)
+        out, lse = empty_result(q, v.shape[-1])
     else:
         given = (cu_seqlens_q, cu_seqlens_k), (len(q), len(k)), bounds, (settings.left, settings.right)
         out, lse = attend(q, k, v, sequences(*given, every_key=False), settings.scale)
@@ -55,10 +55,10 @@ def nothing(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, bounds: tuple[int, int])
     return 0 in (len(q), len(k), len(cu_seqlens_q) - 1, *bounds)
 
 
-def empty_result(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def empty_result(q: Tensor, headdim_v: int) -> tuple[Tensor, Tensor]:
     """out and lse of queries that see no key, before sinks."""
     total_q, nheads, _ = q.shape
-    out = q.new_zeros(total_q, nheads, v.shape[-1])
+    out = q.new_zeros(total_q, nheads, headdim_v)
     return out, q.new_full((nheads, total_q), -torch.inf, dtype=torch.float32)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from ops.paged_attention.samples import paged, quantised
+from ops.paged_attention.samples import fp8, paged
 from sample import Illegal, Sample
 from torch import Tensor
 
@@ -143,7 +143,7 @@ def made(arguments: dict[str, Any]) -> Sample:
 
 
 def fp8_without_out_dtype() -> Sample:
-    sample = quantised()["q_scale k_scale v_scale"]
+    sample = fp8()
     return Sample(sample.tensors, {name: value for name, value in sample.named.items() if name != "out_dtype"})
 
 

@@ -71,20 +71,23 @@ def samples(length: int = 5) -> dict[str, Sample]:
         "slopes of each sequence": made({"alibi_slopes": slopes.repeat(3, 1)}),
         "a tree": made({"tree_mask": tree}),
         "finite pages": made({"unseen_finite": True, "check": True}),
+        "int8": _int8(made(lengths_q=None)),
         "float32 out of bfloat16": made({"out_dtype": torch.float32, "return_lse": True}, dtype=torch.bfloat16),
         "empty": made({"max_seqlen_q": 0}, lengths_q=(0, 0, 0)),
     }
 
 
-def quantised() -> dict[str, Sample]:
-    """Legal calls that no backend serves yet, by the words that they use."""
+def _int8(sample: Sample) -> Sample:
+    """The same call over caches of int8, with a scale a token."""
+    q, k_cache, v_cache, *rest = sample.tensors
+    stored = [(cache.nan_to_num(0.0) * 40).to(torch.int8) for cache in (k_cache, v_cache)]
+    scale = torch.full((BLOCKS, BLOCK_SIZE, 1), 0.025)
+    return Sample((q, *stored, *rest), {**sample.named, "k_scale": scale, "v_scale": scale}, caches=(1, 2))
+
+
+def fp8() -> Sample:
+    """A legal call that no backend serves yet: FP8 queries over FP8 caches."""
     q, k_cache, _, *rest = paged(None)
-    scale = torch.tensor(0.1)
     stored = [torch.zeros_like(k_cache, dtype=torch.float8_e4m3fn) for _ in range(2)]
-    scales = {"k_scale": scale, "v_scale": scale}
-    return {
-        "k_scale v_scale": Sample((q, *stored, *rest), scales),
-        "q_scale k_scale v_scale": Sample(
-            (q.to(torch.float8_e4m3fn), *stored, *rest), {**scales, "q_scale": scale, "out_dtype": torch.float32}
-        ),
-    }
+    scales = dict.fromkeys(("q_scale", "k_scale", "v_scale"), torch.tensor(0.1))
+    return Sample((q.to(torch.float8_e4m3fn), *stored, *rest), {**scales, "out_dtype": torch.float32})

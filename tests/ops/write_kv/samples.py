@@ -34,6 +34,8 @@ def samples(length: int = 5) -> dict[str, Sample]:
 
     k, v, _, _, where = tokens(slots)
     both = torch.zeros(6, 2, 4, 2, 8)
+    stored = [torch.zeros(6, 4, 2, 8, dtype=torch.int8) for _ in range(2)]
+    scales = {"k_scale": torch.tensor(0.1), "v_scale": torch.tensor(0.1)}
     return {
         "plain": made(),
         "float64": made(dtype=torch.float64),
@@ -42,13 +44,6 @@ def samples(length: int = 5) -> dict[str, Sample]:
         "all skipped": made([-1] * 3),
         "narrow values": made(headdim_v=5),
         "empty": made([]),
+        "int8": Sample((k, v, *stored, where), scales, written=(2, 3), caches=(2, 3)),
         "checked": Sample(tokens(slots), {"check": True}, written=(2, 3), caches=(2, 3)),
     }
-
-
-def quantised() -> dict[str, Sample]:
-    """Legal calls that no backend serves yet, by the words that they use."""
-    k, v, _, _, where = tokens([3, 8])
-    caches = [torch.zeros(6, 4, 2, 8, dtype=torch.int8) for _ in range(2)]
-    scales = {"k_scale": torch.tensor(0.1), "v_scale": torch.tensor(0.1)}
-    return {"int8": Sample((k, v, *caches, where), scales, written=(2, 3), caches=(2, 3))}

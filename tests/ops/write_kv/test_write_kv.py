@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ops.write_kv.illegal import illegal
-from ops.write_kv.samples import quantised, samples, tokens
+from ops.write_kv.samples import samples, tokens
 from torch import Tensor
 
 import xattn
@@ -78,15 +78,6 @@ def test_nothing_is_written_on_an_error() -> None:
         with pytest.raises(xattn.InvalidArgumentError):
             wrong.call.of(xattn.write_kv)
         assert all(torch.equal(x, y) for x, y in zip(caches, before, strict=True)), name
-
-
-@pytest.mark.parametrize("name", quantised())
-def test_quantised_caches_are_declared_and_nobody_serves_them(name: str) -> None:
-    with pytest.raises(xattn.UnsupportedError) as caught:
-        quantised()[name].of(xattn.write_kv)
-    for backend in ("reference", "sdpa"):
-        assert [reason.code for reason in caught.value.reasons[backend]] == ["k_scale", "v_scale"]
-    assert "stored as int8" in str(caught.value)
 
 
 @pytest.mark.parametrize("place", range(4))

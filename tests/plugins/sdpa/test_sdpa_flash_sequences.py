@@ -11,6 +11,7 @@ from plugins.sdpa import flash_standin
 from torch import Tensor
 from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.paged_attention import flash as pages
+from xattn_sdpa.paged_attention.store import Store
 from xattn_sdpa.varlen_attention import flash
 
 import xattn
@@ -161,6 +162,7 @@ def test_pages(name: str, block_size: int, one_query: bool, monkeypatch: pytest.
     )  # fmt: skip
     k_cache, v_cache = caches
     want = paged(q, k_cache, v_cache, batch, **options, return_lse=True, backend="reference")
-    out, lse = pages.forward(q, k_cache, v_cache, batch, options.get("sinks"), settings_of(options))
+    k_store, v_store = (Store(cache, None, q.dtype) for cache in caches)
+    out, lse = pages.forward(q, k_store, v_store, batch, options.get("sinks"), settings_of(options))
     torch.testing.assert_close(out, want.out, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(lse, want.lse, rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from xattn_sdpa.paged_attention import decode
 from xattn_sdpa.paged_attention.decode import Pool
+from xattn_sdpa.paged_attention.store import Store
 
 import xattn
 from xattn.plugin.storage import Lists
@@ -28,7 +29,8 @@ def step(lengths: list[int], block: int, dtype: torch.dtype = torch.float32, spa
 
 def way(given: tuple[Tensor, ...]) -> decode.Way:
     _, k_cache, _, table, lengths = given
-    return decode.way(Lists(list(range(len(lengths) + 1)), lengths.tolist(), table.tolist()), k_cache)
+    lists = Lists(list(range(len(lengths) + 1)), lengths.tolist(), table.tolist())
+    return decode.way(lists, Store(k_cache, None, k_cache.dtype))
 
 
 SMALL, LONG = [64, 3, 17, 1], [512, 1024, 1100, 3, 2048]

@@ -18,7 +18,7 @@ from xattn.plugin.symbolic import holds, known
 RotaryFeature = Literal["interleaved", "partial", "batched", "empty"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RotaryRequest(Request):
     """What a call of `apply_rotary` asks for, validated.
 
@@ -58,6 +58,13 @@ class RotaryRequest(Request):
 
     def sizes(self) -> dict[str, int]:
         return {"headdim": self.headdim, "rotary_dim": self.rotary_dim}
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return self.dtype, self.cos_dtype
+
+    def extents(self) -> dict[str, int]:
+        return {"tokens": self.batch * self.seqlen, "nheads": self.nheads, "nheads_k": self.nheads_k or 0}
 
     def results(self, tensors: Sequence[Any]) -> Any:
         def rotated(x: Any, nheads: int) -> TensorSpec:

@@ -54,6 +54,8 @@ def attention(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **rest: Unpack[Arguments]
 ) -> AttentionOutput: ...
+@overload
+def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **rest: Unpack[Arguments]) -> Output: ...
 @without_unexpected
 def attention(
     q: Tensor,

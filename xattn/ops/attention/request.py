@@ -37,7 +37,7 @@ AttentionFeature = Literal[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class AttentionRequest(DenseRequest):
     """What a call of `attention` asks for, validated. `None` means off."""
 

@@ -32,7 +32,7 @@ AttentionBackwardFeature = Literal[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class AttentionBackwardRequest(DenseRequest):
     """What a call of `attention_backward` asks for, validated. `None` means off.
 

@@ -14,10 +14,9 @@ from xattn.dispatch.op import Prepared
 from xattn.errors import InvalidArgumentError
 from xattn.ops.merge_attention.request import MergeRequest
 from xattn.ops.shared import checks
-from xattn.ops.shared.lengths import bucket
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.request import dtype_name
-from xattn.plugin.symbolic import differ
+from xattn.plugin.symbolic import bucket, differ
 
 
 def prepare(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Prepared:

@@ -11,9 +11,9 @@ from xattn.dispatch import plans
 from xattn.dispatch.choice import chosen
 from xattn.ops.merge_attention.arguments import prepare
 from xattn.ops.shared.checks import has_rank
-from xattn.ops.shared.lengths import bucket
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.shared.spelling import unexpected, without_unexpected
+from xattn.plugin.symbolic import bucket
 
 _table = plans.PlanTable()
 

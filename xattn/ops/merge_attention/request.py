@@ -17,7 +17,7 @@ from xattn.plugin.symbolic import holds
 MergeFeature = Literal["packed", "empty"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class MergeRequest(Request):
     """What a call of `merge_attention` asks for, validated.
 
@@ -50,6 +50,9 @@ class MergeRequest(Request):
 
     def sizes(self) -> dict[str, int]:
         return {"parts": self.parts, "headdim": self.headdim}
+
+    def extents(self) -> dict[str, int]:
+        return {"tokens": self.batch * self.seqlen, "nheads": self.nheads}
 
     def results(self, tensors: Sequence[Any]) -> Any:
         outs, _ = tensors

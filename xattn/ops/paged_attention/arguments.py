@@ -14,12 +14,13 @@ from xattn.errors import InvalidArgumentError
 from xattn.ops.paged_attention.batches import batch_of
 from xattn.ops.paged_attention.request import PagedRequest
 from xattn.ops.paged_attention.values import Band, check_values
-from xattn.ops.shared import checks, lengths, pages
+from xattn.ops.shared import checks, pages
 from xattn.ops.shared.softmax import Align, Window
 from xattn.plugin.devices import device_and_arch
+from xattn.plugin.quantised import INT4
 from xattn.plugin.request import dtype_name
 from xattn.plugin.storage import PagedBatch
-from xattn.plugin.symbolic import holds, is_int32
+from xattn.plugin.symbolic import bucket, holds, is_int32
 
 _FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz})
 
@@ -111,7 +112,7 @@ def _described(
         # Where nothing depends on the diagonal, it may as well lie where every kernel has it.
         align = "bottom_right"
     # Sizes that change from step to step are no part of a plan; in a graph of torch.compile they are what they are.
-    rounded = (lambda size: size) if is_dynamo_compiling() else lengths.bucket
+    rounded = (lambda size: size) if is_dynamo_compiling() else bucket
     out_dtype = options["out_dtype"]
     return PagedRequest(
         device=device,
@@ -127,7 +128,7 @@ def _described(
         nheads=q.shape[1],
         nheads_k=k_cache.shape[2],
         headdim=q.shape[2],
-        headdim_v=v_cache.shape[3],
+        headdim_v=v_cache.shape[3] * (2 if v_cache.dtype == INT4 else 1),
         causal=bool(options["causal"]) and not tree,
         window=window,
         align=kind_of_align(align),
@@ -161,8 +162,8 @@ def _check_main(q: Any, k_cache: Any, v_cache: Any, given: dict[str, Tensor]) ->
     pages.check_caches(k_cache, v_cache, "q", q)
     for name, cache in (("k", k_cache), ("v", v_cache)):
         pages.check_storage(name, cache, given.get(f"{name}_scale"), "q", q)
-    if "k_scale" not in given:
-        checks.check_size("k_cache", "headdim", k_cache.shape[3], q.shape[2], "q")
+    pages.check_alike(k_cache, v_cache)
+    pages.check_columns("k_cache", k_cache, q.shape[2], "q")
     if holds(q.shape[1] % k_cache.shape[2] != 0):
         want = f"a divisor of nheads, which is {q.shape[1]}"
         raise InvalidArgumentError("k_cache", f"nheads_k {k_cache.shape[2]}", want)

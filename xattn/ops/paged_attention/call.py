@@ -77,6 +77,18 @@ def paged_attention(
     return_lse: Literal[True],
     **rest: Unpack[Arguments],
 ) -> AttentionOutput: ...
+@overload
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor | PagedBatch,
+    seqlens_k: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    *,
+    return_lse: bool = False,
+    **rest: Unpack[Arguments],
+) -> Output: ...
 @without_unexpected
 def paged_attention(
     q: Tensor,
@@ -124,7 +136,8 @@ def paged_attention(
     align: as in `attention`, or a (batch,) int32 tensor on the device of q, one off a sequence.
     alibi_slopes: (nheads,) or (batch, nheads) float32, > 0.
     tree_mask: (total_q, max_seqlen_q) bool, in place of causal: which of its sequence's new tokens each query sees.
-    q_scale, k_scale, v_scale: of FP8 queries and quantised caches. No backend serves them yet.
+    k_scale, v_scale: of quantised caches, as in `write_kv`: a key is stored * scale.
+    q_scale: of FP8 queries. No backend serves them yet.
     out_dtype: torch.float32 for results that are not rounded to the dtype of q.
     unseen_finite: the caller's promise that what no query sees in the pages is finite. It changes who may serve.
     check: read table and lengths on a device, which stops the stream, and check them. On the CPU they always are, once

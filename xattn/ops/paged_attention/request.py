@@ -48,7 +48,7 @@ _STALE_PAGES = Feature(
 _OUT_DTYPE = Feature("out_dtype", lambda r: None if r.out_dtype is None else dtype_name(r.out_dtype))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class PagedRequest(SoftmaxRequest):
     """What a call of `paged_attention` asks for, validated. `None` means off.
 
@@ -116,6 +116,13 @@ class PagedRequest(SoftmaxRequest):
 
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), "block_size": self.block_size}
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return self.dtype, self.cache_dtype
+
+    def extents(self) -> dict[str, int]:
+        return self._extents(self.batch, self.max_seqlen_q, self.max_seqlen_k)
 
     def results(self, tensors: Sequence[Any]) -> Any:
         total_q = tensors[0].shape[0]

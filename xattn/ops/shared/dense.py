@@ -17,7 +17,7 @@ from xattn.plugin.request import TensorSpec, dtype_name
 from xattn.plugin.symbolic import differ, holds, is_int32, known
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class DenseRequest(SoftmaxRequest):
     """offset_inside: with align "offset": 0 <= off <= seqlen_k - seqlen_q, and no seqlens_k.
     bias carries a flag of its own for its gradient, as sinks do.
@@ -53,6 +53,9 @@ class DenseRequest(SoftmaxRequest):
     @property
     def scores(self) -> int:
         return self.batch * self.nheads * self.seqlen_q * self.seqlen_k
+
+    def extents(self) -> dict[str, int]:
+        return self._extents(self.batch, self.seqlen_q, self.seqlen_k)
 
     def _shapes(self) -> list[str]:
         """q, k, v and what they are on, for `str`."""

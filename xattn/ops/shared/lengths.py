@@ -11,13 +11,8 @@ from torch.compiler import is_compiling
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks
-from xattn.plugin.symbolic import holds, is_int32
+from xattn.plugin.symbolic import bucket, holds, is_int32
 from xattn.plugin.tensors import is_plain
-
-
-def bucket(size: int) -> int:
-    """The next power of two from a size on: what a plan knows of a size that changes from step to step."""
-    return size if isinstance(size, torch.SymInt) else 1 << max(size - 1, 0).bit_length() if size > 0 else 0
 
 
 def bucket_of(size: Any) -> object:

@@ -15,10 +15,10 @@ from xattn.ops.shared import checks, lengths
 from xattn.ops.shared.softmax import SoftmaxRequest
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.request import dtype_name
-from xattn.plugin.symbolic import holds, is_int32
+from xattn.plugin.symbolic import bucket, holds, is_int32
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class PackedRequest(SoftmaxRequest):
     """batch, max_seqlen_q, max_seqlen_k: rounded up to the next power of two; a plan gets the bounds with each call. No
         size that changes from step to step is a part of the request: a plan serves every number of tokens.
@@ -45,6 +45,9 @@ class PackedRequest(SoftmaxRequest):
     def scores(self) -> int:
         """As many as there are at most."""
         return self.nheads * self.batch * self.max_seqlen_q * self.max_seqlen_k
+
+    def extents(self) -> dict[str, int]:
+        return self._extents(self.batch, self.max_seqlen_q, self.max_seqlen_k)
 
     def _shapes(self) -> list[str]:
         """q, k, v, their sequences, and what they are on, for `str`."""
@@ -78,7 +81,7 @@ def described(
         # Where nothing depends on the diagonal, it may as well lie where every kernel has it.
         align = "bottom_right"
     # Sizes that change from step to step are no part of a plan; in a graph of torch.compile they are what they are.
-    rounded = (lambda size: size) if is_dynamo_compiling() else lengths.bucket
+    rounded = (lambda size: size) if is_dynamo_compiling() else bucket
     return {
         "device": device,
         "arch": arch,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks
+from xattn.plugin.quantised import INT4, QMAX, columns, scale_shapes
 from xattn.plugin.request import dtype_name
 from xattn.plugin.symbolic import holds
 from xattn.plugin.tensors import is_dtensor
-
-QUANTISED = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8, torch.uint8})
 
 _SHAPE = "4 dimensions (num_blocks, block_size, nheads_k, headdim)"
 
@@ -45,7 +43,7 @@ def check_caches(k_cache: Any, v_cache: Any, model: str, like: Tensor) -> None:
 def check_storage(name: str, cache: Tensor, scale: Tensor | None, model: str, like: Tensor) -> None:
     """The dtype of the cache `name`_cache: that of `like`, which the caller knows as `model`, or a quantised one beside
     its scale."""
-    where, quantised = f"{name}_cache", cache.dtype in QUANTISED
+    where, quantised = f"{name}_cache", cache.dtype in QMAX
     if quantised and scale is None:
         raise InvalidArgumentError(f"{name}_scale", "None", f"the scale of the {dtype_name(cache.dtype)} cache")
     if not quantised and cache.dtype != like.dtype:
@@ -55,7 +53,25 @@ def check_storage(name: str, cache: Tensor, scale: Tensor | None, model: str, li
         if not quantised:
             raise InvalidArgumentError(f"{name}_scale", "a scale", f"None beside the {dtype_name(cache.dtype)} cache")
         checks.check_device(f"{name}_scale", scale, model, like)
-        checks.check_option(f"{name}_scale", scale, like, "float32", {})
+        checks.check_option(f"{name}_scale", scale, like, "float32", scale_shapes(cache))
+
+
+def check_alike(k_cache: Tensor, v_cache: Tensor) -> None:
+    """Keys and values are stored in one dtype."""
+    if v_cache.dtype != k_cache.dtype:
+        want = f"{dtype_name(k_cache.dtype)}, the dtype of k_cache"
+        raise InvalidArgumentError("v_cache", dtype_name(v_cache.dtype), want)
+
+
+def check_columns(name: str, cache: Tensor, headdim: int, model: str) -> None:
+    """A cache's last dimension, for heads of headdim: those of `model`."""
+    if cache.dtype == INT4:
+        if holds(headdim % 2 != 0):
+            raise InvalidArgumentError(model, f"headdim {headdim}", "an even headdim, two numbers to a byte of int4")
+        hint = "int4 has two numbers in a byte: (num_blocks, block_size, nheads_k, headdim / 2) uint8."
+        checks.check_size(name, "last dimension", cache.shape[3], columns(headdim, cache.dtype), model, hint)
+    else:
+        checks.check_size(name, "headdim", cache.shape[3], headdim, model)
 
 
 def overlap(one: Tensor, other: Tensor) -> bool:

@@ -17,7 +17,7 @@ ALIGNS = get_args(Align)
 Window = tuple[int | None, int | None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class SoftmaxRequest(Request):
     """align: "offset" where the caller gives `off` itself, an int, "offsets" where a tensor, one off a sequence. Its
         value is no part of the request: a plan gets it with each call, as the keyword `align`.
@@ -86,6 +86,16 @@ class SoftmaxRequest(Request):
 
     def sizes(self) -> dict[str, int]:
         return {"headdim": self.headdim, "headdim_v": self.headdim_v}
+
+    def _extents(self, batch: int, seqlen_q: int, seqlen_k: int) -> dict[str, int]:
+        """`extents`, of the sizes that each op calls otherwise. Heads of k count with the batch: a kernel has the same
+        work for two rows of four as for one of eight."""
+        rows = batch * self.nheads_k
+        found = {"batch_nheads_k": rows, "group": self.group, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k}
+        left, right = self.band
+        if left is not None and right is not None:
+            found["window"] = left + right + 1
+        return found
 
     def _options(self) -> list[str]:
         """The options that are on, for `str`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
@@ -19,6 +18,7 @@ from xattn.ops.shared.packed import by_sequence, check_values, kind_of_align
 from xattn.ops.shared.softmax import Align, Window
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.varlen_attention.arguments import prepare
+from xattn.plugin.backend import Plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -68,6 +68,17 @@ def varlen_attention(
     return_lse: Literal[True],
     **rest: Unpack[Arguments],
 ) -> AttentionOutput: ...
+@overload
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    return_lse: bool = False,
+    **rest: Unpack[Arguments],
+) -> Output: ...
 @without_unexpected
 def varlen_attention(
     q: Tensor,
@@ -116,7 +127,7 @@ def varlen_attention(
         # As in `attention`: one look-up, and one question whether this is the last call again. A model's layers all end
         # here, but for the first one of a step, whose lengths are others.
         try:
-            nested = q.is_nested or k.is_nested or v.is_nested or cu_seqlens_q.is_nested or keys.is_nested
+            nested = q.is_nested or k.is_nested or v.is_nested or cu_seqlens_q.is_nested
             same, run, known = _recent[
                 causal, window, align, scale, softcap, sinks, alibi_slopes, deterministic, return_lse, check, choice
             ]
@@ -129,22 +140,35 @@ def varlen_attention(
             except Exception as error:
                 known.annotate(error)
                 raise
+    return _serve(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, align, backend,
+        given_tensors(sinks=sinks, alibi_slopes=alibi_slopes),
+        causal=causal, window=tuple(window) if isinstance(window, list) else window, scale=scale, softcap=softcap,
+        deterministic=deterministic, return_lse=return_lse, check=check,
+    )  # fmt: skip
+
+
+def _serve(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+    align: Align | int | Tensor,
+    backend: str | Sequence[str],
+    tensors: dict[str, Any],
+    **options: Any,
+) -> Output:
+    """A call that `_recent` did not serve at once."""
     choice = chosen(backend)
-    tensors = given_tensors(sinks=sinks, alibi_slopes=alibi_slopes)
-    options: dict[str, Any] = {
-        "causal": causal,
-        "window": tuple(window) if isinstance(window, list) else window,
-        "scale": scale,
-        "softcap": softcap,
-        "deterministic": deterministic,
-        "return_lse": return_lse,
-        "check": check,
-    }
     named: dict[str, Any] = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, "align": align, **tensors}
     if is_dynamo_compiling():
         prepared = prepare(q, k, v, cu_seqlens_q, cu_seqlens_k, **named, **options)
         return plans.traced(prepared, choice)  # type: ignore[no-any-return]
-    check_values(q, k, v, cu_seqlens_q, keys, **named, check=check)
+    keys = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+    check_values(q, k, v, cu_seqlens_q, keys, **named, check=options["check"])
     if isinstance(q, Tensor) and are_cu_seqlens(cu_seqlens_q, keys, device=q.device):
         named["max_seqlen_q"] = bound("max_seqlen_q", max_seqlen_q, cu_seqlens_q)
         named["max_seqlen_k"] = bound("max_seqlen_k", max_seqlen_k, keys)
@@ -158,13 +182,17 @@ def varlen_attention(
         return _table.first(slot, every, prepared, choice, free)  # type: ignore[no-any-return]
     given = {name: named[name] for name in planned.given}
     if not tensors and isinstance(align, str):
-        window = options["window"]
-        _recent[causal, window, align, scale, softcap, None, None, deterministic, return_lse, check, choice] = (
-            _same(every[:5], max_seqlen_q, max_seqlen_k, read=cu_seqlens_q.is_cpu or check),
-            functools.partial(planned.run, **given),
-            planned,
-        )
+        same = _same(every[:5], max_seqlen_q, max_seqlen_k, read=cu_seqlens_q.is_cpu or options["check"])
+        _recent[_key(align, choice, **options)] = same, _bound_by(planned.run, **given), planned
     return planned(q, k, v, cu_seqlens_q, keys, **given)  # type: ignore[no-any-return]
+
+
+def _key(
+    align: Align, choice: Choice, *, causal: bool, window: Window | None, scale: float | None, softcap: float | None,
+    deterministic: bool, return_lse: bool, check: bool,
+) -> tuple[object, ...]:  # fmt: skip
+    """The key of `_recent`, as `varlen_attention` spells it, of a call without optional tensors."""
+    return causal, window, align, scale, softcap, None, None, deterministic, return_lse, check, choice
 
 
 def _same(tensors: tuple[Tensor, ...], max_seqlen_q: int | None, max_seqlen_k: int | None, read: bool) -> Check:
@@ -172,22 +200,41 @@ def _same(tensors: tuple[Tensor, ...], max_seqlen_q: int | None, max_seqlen_k: i
     values, which were checked."""
     cu_seqlens_q, cu_seqlens_k = tensors[3:]
     ends_q, ends_k = [x.tolist() if read else None for x in (cu_seqlens_q, cu_seqlens_k)]
+
+    def bounded(bound_q: Any, bound_k: Any) -> bool:
+        # Not bound_q == max_seqlen_q alone, which 3.0 and a tensor of 3 are as well.
+        same_q = bound_q is max_seqlen_q or (type(bound_q) is int and bound_q == max_seqlen_q)
+        return same_q and (bound_k is max_seqlen_k or (type(bound_k) is int and bound_k == max_seqlen_k))
+
+    def of_one(q: Tensor, k: Tensor, v: Tensor, at_q: Tensor, at_k: Tensor, bound_q: Any, bound_k: Any) -> bool:
+        return (
+            at_k is at_q
+            and ((bound_q is max_seqlen_q and bound_k is max_seqlen_k) or bounded(bound_q, bound_k))
+            and fixed(q, k, v, at_q)
+            and (not read or at_q.tolist() == ends_q)
+        )
+
+    def of_two(q: Tensor, k: Tensor, v: Tensor, at_q: Tensor, at_k: Tensor, bound_q: Any, bound_k: Any) -> bool:
+        return (
+            at_k is not at_q
+            and not at_k.is_nested
+            and bounded(bound_q, bound_k)
+            and fixed(q, k, v, at_q, at_k)
+            and (not read or (at_q.tolist() == ends_q and at_k.tolist() == ends_k))
+        )
+
     shared = cu_seqlens_k is cu_seqlens_q
     fixed = guard(*(tensors[:4] if shared else tensors))
+    return of_one if shared else of_two
 
-    def same(q: Tensor, k: Tensor, v: Tensor, at_q: Tensor, at_k: Tensor, bound_q: Any, bound_k: Any) -> bool:
-        # Not bound_q == max_seqlen_q alone, which 3.0 and a tensor of 3 are as well.
-        if bound_q is not max_seqlen_q and (type(bound_q) is not int or bound_q != max_seqlen_q):
-            return False
-        if bound_k is not max_seqlen_k and (type(bound_k) is not int or bound_k != max_seqlen_k):
-            return False
-        if (at_k is at_q) is not shared:
-            return False
-        if not (fixed(q, k, v, at_q) if shared else fixed(q, k, v, at_q, at_k)):
-            return False
-        return not read or (at_q.tolist() == ends_q and (shared or at_k.tolist() == ends_k))
 
-    return same
+def _bound_by(run: Plan, max_seqlen_q: int, max_seqlen_k: int) -> Plan:
+    """The plan with its bounds; functools.partial takes twice as long."""
+
+    def run_bound(q: Any, k: Any, v: Any, at_q: Any, at_k: Any) -> Any:
+        return run(q, k, v, at_q, at_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+
+    return run_bound
 
 
 def _slot(

@@ -33,7 +33,7 @@ VarlenFeature = Literal[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class VarlenRequest(PackedRequest):
     """What a call of `varlen_attention` asks for, validated. `None` means off."""
 

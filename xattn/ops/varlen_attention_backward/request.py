@@ -30,7 +30,7 @@ VarlenBackwardFeature = Literal[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class VarlenBackwardRequest(PackedRequest):
     """What a call of `varlen_attention_backward` asks for, validated. `None` means off.
 

@@ -12,10 +12,9 @@ from xattn.dispatch.autocast import autocast_dtype, cast
 from xattn.dispatch.op import Prepared
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks, pages
-from xattn.ops.shared.lengths import bucket
 from xattn.ops.write_kv.request import WriteRequest
 from xattn.plugin.devices import device_and_arch
-from xattn.plugin.symbolic import holds
+from xattn.plugin.symbolic import bucket, holds
 from xattn.plugin.tensors import is_plain
 
 
@@ -39,6 +38,7 @@ def prepare(
     pages.check_caches(k_cache, v_cache, "k", k)
     for name, new, cache in (("k", described[0], k_cache), ("v", described[1], v_cache)):
         _check_cache(name, new, cache, given.get(f"{name}_scale"))
+    pages.check_alike(k_cache, v_cache)
     _check_slots(slots, k)
     checks.check_flag("check", check)
     check_values(k, v, k_cache, v_cache, slots, check=check)
@@ -81,8 +81,7 @@ def _check_cache(name: str, new: Tensor, cache: Tensor, scale: Tensor | None) ->
     where = f"{name}_cache"
     checks.check_size(where, "nheads_k", cache.shape[2], new.shape[1], name)
     pages.check_storage(name, cache, scale, name, new)
-    if scale is None:
-        checks.check_size(where, "headdim", cache.shape[3], new.shape[2], name)
+    pages.check_columns(where, cache, new.shape[2], name)
     if any(holds(stride == 0) and holds(size > 1) for size, stride in zip(cache.shape, cache.stride(), strict=True)):
         hint = "Two of its elements lie at one place."
         raise InvalidArgumentError(where, f"strides {cache.stride()}", "a place for each element", hint)
@@ -114,7 +113,8 @@ def check_values(
             for where, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
                 if pages.overlap(new, cache):
                     raise InvalidArgumentError(name, f"a part of {where}", f"memory apart from {where}", "Clone it.")
-        if k_cache.numel() > 0 and k_cache.data_ptr() == v_cache.data_ptr():
+        # A tensor without data has no address.
+        if k_cache.numel() > 0 and not k_cache.is_meta and k_cache.data_ptr() == v_cache.data_ptr():
             hint = "Of one buffer pass two views that begin at different places."
             raise InvalidArgumentError("v_cache", "the memory of k_cache", "memory of its own", hint)
     if checks.readable(slots, torch.int64, on_device=check):

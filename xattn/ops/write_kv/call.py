@@ -11,9 +11,9 @@ from torch.compiler import is_dynamo_compiling
 from xattn.dispatch import plans
 from xattn.dispatch.choice import chosen
 from xattn.ops.shared.checks import given_tensors, has_rank
-from xattn.ops.shared.lengths import bucket
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.write_kv.arguments import check_values, prepare
+from xattn.plugin.symbolic import bucket
 
 _table = plans.PlanTable()
 
@@ -42,7 +42,9 @@ def write_kv(
     k_cache, v_cache: (num_blocks, block_size, nheads_k, headdim) and (num_blocks, block_size, nheads_k, headdim_v), on
         the device of k. Both may be views of one buffer. dtype of k, or a quantised one beside its scale.
     slots: (tokens,) int64: block * block_size + place in the block; -1 writes nothing. Each slot once.
-    k_scale, v_scale: of quantised caches. No backend serves them yet.
+    k_scale, v_scale: of quantised caches (float8_e4m3fn, float8_e4m3fnuz, int8, uint8 for int4 with headdim / 2 bytes a
+        head), float32: () one for all, (nheads_k,), (num_blocks, nheads_k), (num_blocks, block_size, 1) or (num_blocks,
+        block_size, nheads_k). Stored is x / scale, cut off at the largest number and rounded half to even.
     check: read slots on a device, which stops the stream, and check them. On the CPU they always are.
     backend: as in `attention`.
 

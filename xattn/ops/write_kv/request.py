@@ -20,7 +20,7 @@ WriteFeature = Literal["headdim_v", "k_scale", "v_scale", "empty"]
 _HEADDIM_V = Feature("headdim_v", lambda r: None if known(r.headdim_v == r.headdim) else r.headdim_v)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WriteRequest(Request):
     """What a call of `write_kv` asks for, validated. `None` means off.
 
@@ -54,6 +54,13 @@ class WriteRequest(Request):
 
     def sizes(self) -> dict[str, int]:
         return {"headdim": self.headdim, "headdim_v": self.headdim_v}
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return self.dtype, self.cache_dtype
+
+    def extents(self) -> dict[str, int]:
+        return {"tokens": self.tokens, "nheads_k": self.nheads_k}
 
     def results(self, tensors: Sequence[Any]) -> None:
         return None

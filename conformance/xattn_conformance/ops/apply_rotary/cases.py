@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.case import DTYPES, SUITES, Case
 from xattn_conformance.levels import Level
+from xattn_conformance.ops.manners import Manner
 
 _SIZES = {"b": "batch", "q": "seqlen_q", "h": "nheads", "g": "nheads_k", "d": "headdim"}
 _OPTIONS = ("interleaved", "rotary_dim", "batched", "table", "alone")
@@ -26,7 +27,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     families: tuple[str, ...]
     options: dict[str, Any] = {}
     grads: bool = False
-    variations: tuple[Literal["repeat", "batch", "strides"], ...] = ()
+    variations: tuple[Literal["repeat", "batch", "strides"] | Manner, ...] = ()
+    since: str = SUITES[0]
 
 
 class Knob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +71,7 @@ def _cases(group: Group, dtype: str) -> Iterator[Case]:
     choices = [value if isinstance(value, list) else [value] for value in group.options.values()]
     for *values, shape, family in product(*choices, group.shapes, group.families):
         options = dict(zip(group.options, values, strict=True))
-        yield _case(shape, family, dtype, group.level, options, group.grads, group.variations)
+        yield _case(shape, family, dtype, group.level, options, group.grads, group.variations, group.since)
 
 
 def _case(
@@ -80,6 +82,7 @@ def _case(
     options: Mapping[str, Any],
     grads: bool = False,
     variations: tuple[str, ...] = (),
+    since: str = SUITES[0],
 ) -> Case:
     sizes = {_SIZES[word[0]]: int(word[1:]) for word in shape.split()}
     sizes = {name: sizes.get(name, sizes["nheads"]) for name in _SIZES.values()}
@@ -103,6 +106,7 @@ def _case(
         grads=asked if grads else (),
         variations=variations,
         features=_features(kept, sizes, grads),
+        since=since,
     )
 
 

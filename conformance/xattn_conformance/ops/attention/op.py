@@ -22,6 +22,7 @@ from xattn_conformance.ops.attention.mutants.right import RIGHT
 from xattn_conformance.ops.attention.mutants.zoo import MUTANTS
 from xattn_conformance.ops.attention.noise import forward, gradient, second
 from xattn_conformance.ops.attention.problem import Problem
+from xattn_conformance.ops.attention.visibility import FILLS, filling
 from xattn_conformance.ops.base import Chanced, Layout, Op, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
 from xattn_conformance.tolerance.arithmetic import Arithmetic
@@ -31,8 +32,6 @@ from xattn_conformance.tolerance.expected import Expected
 _SCORES_MAX = 2**21
 _EDGES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257)
 _RANDOM_ROWS = 64
-# What variations put where no query may look. 2^100 is finite and its products are not; float16 has no more than 2^15.
-_FILLS = {"poison": 0.0, "nan": np.nan, "big": 2.0**100}
 _STREAM = 99  # of the generator, apart from every tensor's
 
 
@@ -43,6 +42,11 @@ class AttentionOp(Op[Problem]):
 
     def cases(self) -> Sequence[Case]:
         return cases.load()
+
+    def words(self, case: Case) -> frozenset[str]:
+        # Where a backward pass may follow, so may a gradient through lse.
+        found = super().words(case)
+        return found | {"grad_lse"} if case.grads and case.options.get("return_lse") else found
 
     def problem(self, case: Case) -> Problem:
         return inputs.make(case)
@@ -143,11 +147,9 @@ class AttentionOp(Op[Problem]):
         )
 
     def vary(self, name: str, case: Case, problem: Problem, call: Call, device: str) -> Variation:
-        if name in _FILLS:
-            fill = _FILLS[name]
-            if name == "big" and problem.dtype == "float16":
-                fill = 2.0**15
-            return variations.other_inputs(self.call(case, inputs.poisoned_with(problem, fill), device))
+        if name in FILLS:
+            filled = inputs.poisoned_with(problem, filling(name, problem.dtype))
+            return variations.other_inputs(self.call(case, filled, device))
         if name == "second":
             along = second.directions(case, problem)
             tensors = {each: _tensor(values, call.tensors[each].dtype, device) for each, values in along.items()}

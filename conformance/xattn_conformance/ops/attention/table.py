@@ -106,7 +106,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file of `kinds/`: groups and pairs that are looked at for one kind of call, and what they add to families and
-    recipes. since: of all of them."""
+    recipes. since: of those that say no other."""
 
     since: str
     families: dict[str, str] = {}
@@ -139,7 +139,7 @@ def _decoded(name: str, text: str, form: type[T]) -> T:
 
 def _with(table: Table, kind: Kind) -> Table:
     def dated(rows: Sequence[Row]) -> list[Row]:
-        return [msgspec.structs.replace(row, since=kind.since) for row in rows]
+        return [row if row.since != SUITES[0] else msgspec.structs.replace(row, since=kind.since) for row in rows]
 
     names = {*table.recipe, *kind.recipe}
     return Table(

@@ -113,15 +113,15 @@ def packed(call: Call) -> Variation:
     )
     if not names:
         raise ValueError("the variation packed needs k and v of one headdim")
-    parts = torch.cat([call.tensors[name] for name in names], dim=2)
-    slices = parts.split([call.tensors[name].shape[2] for name in names], dim=2)
+    parts = torch.cat([call.tensors[name] for name in names], dim=-2)
+    slices = parts.split([call.tensors[name].shape[-2] for name in names], dim=-2)
     other = call.with_tensors(**dict(zip(names, slices, strict=True)))
     return Variation(f"with {', '.join(names)} as slices of one tensor", (other,), _first)
 
 
 def _fit(call: Call, one: str, other: str) -> bool:
     a, b = call.tensors[one].shape, call.tensors[other].shape
-    return (a[:2], a[3]) == (b[:2], b[3])
+    return (a[:-2], a[-1]) == (b[:-2], b[-1])
 
 
 def types(call: Call) -> Variation:
@@ -184,15 +184,17 @@ def far(call: Call) -> Variation:
 
 
 strides_of_0 = _placed("with strides of 0 where values are equal", lambda n, t: expanded(t))
+off_alignment = _placed("with every tensor one element past an aligned address", lambda n, t: misaligned(t))
+at_the_end = _placed("with every tensor at the end of its memory", lambda n, t: at_edge(t))
 
 VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
     "batch": batch,
     "padding": padding,
     "turned": _placed("with k, bias and mask stored the other way round", _turned),
-    "misaligned": _placed("with every tensor one element past an aligned address", lambda n, t: misaligned(t)),
+    "misaligned": off_alignment,
     "expanded": strides_of_0,
-    "edge": _placed("with every tensor at the end of its memory", lambda n, t: at_edge(t)),
+    "edge": at_the_end,
     "packed": packed,
     "types": types,
     "double": double,

@@ -12,6 +12,9 @@ from xattn_conformance.ops.attention.problem import Problem
 
 Flags = NDArray[np.bool_]
 
+# What variations put where no query may look. 2^100 is finite and its products are not; float16 has no more than 2^15.
+FILLS = {"poison": 0.0, "nan": np.nan, "big": 2.0**100}
+
 
 def visible(problem: Problem) -> Flags:
     """Broadcastable to (batch, nheads, seqlen_q, seqlen_k); queries and keys are whole."""
@@ -44,6 +47,11 @@ def hidden_slots(problem: Problem) -> Flags:
     by_group = seen.reshape(batch, nheads_k, nheads // nheads_k, seqlen_k).any(axis=2)
     hidden: Flags = np.logical_not(by_group).swapaxes(1, 2)
     return hidden
+
+
+def filling(variation: str, dtype: str) -> float:
+    """What a variation of FILLS fills with, in a dtype."""
+    return 2.0**15 if variation == "big" and dtype == "float16" else FILLS[variation]
 
 
 def poisoned_with(problem: Problem, value: float | Array) -> Problem:

@@ -13,6 +13,7 @@ import msgspec
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.levels import Level
 from xattn_conformance.ops.attention_like import features, normal, sizes, title
+from xattn_conformance.ops.manners import Manner
 
 # The version of the suite that has the first of them.
 _FIRST = "1.1"
@@ -27,7 +28,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     options: dict[str, Any]
     shapes: tuple[str, ...]
     families: tuple[str, ...]
-    variations: tuple[Literal["repeat", "strides", "poison"], ...] = ()
+    variations: tuple[Literal["repeat", "strides", "poison"] | Manner, ...] = ()
     since: str = _FIRST
 
 

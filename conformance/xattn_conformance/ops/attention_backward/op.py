@@ -37,6 +37,11 @@ class AttentionBackwardOp(Op[Share]):
     def cases(self) -> Sequence[Case]:
         return cases.load()
 
+    def words(self, case: Case) -> frozenset[str]:
+        # A part of the keys is aligned with the queries by an int.
+        found = super().words(case)
+        return found if case.options["part"] == "1/1" else found | {"offset"}
+
     def problem(self, case: Case) -> Share:
         return problems.make(case)
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.case import DTYPES, SUITES, Case
 from xattn_conformance.levels import Level
+from xattn_conformance.ops.manners import Manner
 
 _SIZES = {"b": "batch", "q": "seqlen_q", "h": "nheads", "d": "headdim"}
 
@@ -26,7 +27,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     families: tuple[str, ...]
     packed: tuple[bool, ...] = (False,)
     grads: bool = False
-    variations: tuple[Literal["repeat", "batch", "strides"], ...] = ()
+    variations: tuple[Literal["repeat", "batch", "strides"] | Manner, ...] = ()
+    since: str = SUITES[0]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,6 +70,7 @@ def _cases(group: Group, dtype: str) -> Iterator[Case]:
             grads=("outs", "lses") if group.grads else (),
             variations=group.variations,
             features=_features(options, sizes, group.grads),
+            since=group.since,
         )
 
 

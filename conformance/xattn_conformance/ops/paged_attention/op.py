@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.mutants.mutant import Mutant
-from xattn_conformance.ops.attention_like import AttentionLikeOp, Problem, slow_answer
+from xattn_conformance.ops.attention_like import FILLS, AttentionLikeOp, Problem, filling, slow_answer
 from xattn_conformance.ops.base import Layout, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.paged_attention import problem as problems
@@ -99,8 +99,8 @@ class PagedAttentionOp(AttentionLikeOp[Paged]):
         return Wanted(columns=columns, contiguous=("out",), per_row=("out", "lse"))
 
     def vary(self, name: str, case: Case, problem: Paged, call: Call, device: str) -> Variation:
-        if name == "poison":
-            value = 1.0 if problem.unseen_finite else 0.0
+        if name in FILLS:
+            value = 1.0 if name == "poison" and problem.unseen_finite else filling(name, problem.dtype)
             other = self.call(case, problems.poisoned(problem, value), device)
             return Variation("with other values where no query may look", (other,), lambda found: dict(found[0]))
         return VARIATIONS[name](call)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from xattn_conformance.ops.attention_like import at_the_end, off_alignment
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.memory import far_apart, inside
@@ -56,6 +57,16 @@ def far(call: Call) -> Variation:
     caches = far_apart([turned.tensors[name] for name in names], 2**31 // (blocks - 1) + 1)
     other = turned.with_tensors(**dict(zip(names, caches, strict=True)))
     return Variation("with a page past 2^31 elements", (other,), lambda found: dict(found[0]))
+
+
+def edge(call: Call) -> Variation:
+    """Every tensor at the end of its memory, and no page after the last that the table names."""
+    tensors = dict(call.tensors)
+    table, blocks = tensors["block_table"], tensors["k_cache"].shape[0]
+    last = int(table[(table >= 0) & (table < blocks)].max())
+    for name in ("k_cache", "v_cache"):
+        tensors[name] = tensors[name][: last + 1]
+    return at_the_end(replace(call, tensors=tensors))
 
 
 def batch(call: Call) -> Variation:
@@ -112,6 +123,8 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
     "pages": pages,
     "far": far,
+    "edge": edge,
+    "misaligned": off_alignment,
     "batch": batch,
     "order": order,
     "padding": padding,

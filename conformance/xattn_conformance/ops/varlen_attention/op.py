@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case, scores
 from xattn_conformance.mutants.mutant import Mutant
-from xattn_conformance.ops.attention_like import AttentionLikeOp, Problem, slow_answer
+from xattn_conformance.ops.attention_like import FILLS, AttentionLikeOp, Problem, filling, slow_answer
 from xattn_conformance.ops.base import Layout, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.sequences import bits, digest
@@ -101,8 +101,8 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
         return Wanted(columns=columns, contiguous=("out",), per_row=per_row, apart=("batch", "order"))
 
     def vary(self, name: str, case: Case, problem: Varlen, call: Call, device: str) -> Variation:
-        if name == "poison":
-            other = self.call(case, problems.poisoned(problem, 0.0), device)
+        if name in FILLS:
+            other = self.call(case, problems.poisoned(problem, filling(name, problem.dtype)), device)
             return Variation("with other values where no query may look", (other,), lambda found: dict(found[0]))
         return VARIATIONS[name](call)
 

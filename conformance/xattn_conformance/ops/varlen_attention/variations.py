@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from xattn_conformance.ops.attention_like import some, strides_of_0, twice
+from xattn_conformance.ops.attention_like import at_the_end, off_alignment, packed, some, strides_of_0, twice
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.memory import inside
+from xattn_conformance.ops.memory import far_apart, inside
 
 # More than a kernel's tile, and odd.
 _EXTRA_ROWS = 65
@@ -25,6 +25,15 @@ def strides(call: Call) -> Variation:
     incoming = {name: _by_head(tensor) if name == "out" else inside(tensor) for name, tensor in call.incoming.items()}
     other = replace(call, tensors=tensors, incoming=incoming)
     return Variation("with the same values in another memory layout", (other,), lambda found: dict(found[0]))
+
+
+def far(call: Call) -> Variation:
+    """The tokens of q, k and v, as many of each, spread out over one allocation."""
+    names = ("q", "k", "v")
+    tokens = call.tensors["q"].shape[0]
+    spread = far_apart([call.tensors[name] for name in names], 2**31 // (tokens - 1) + 1)
+    other = call.with_tensors(**dict(zip(names, spread, strict=True)))
+    return Variation("with a token past 2^31 elements", (other,), lambda found: dict(found[0]))
 
 
 def batch(call: Call) -> Variation:
@@ -82,6 +91,10 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "batch": batch,
     "order": order,
     "padding": padding,
+    "far": far,
+    "edge": at_the_end,
+    "misaligned": off_alignment,
+    "packed": packed,
     "expanded": strides_of_0,
     "some": some,
     "twice": twice,

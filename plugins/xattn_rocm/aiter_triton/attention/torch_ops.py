@@ -51,7 +51,7 @@ def _impl(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     # Gradients are not for an operator to want: it lies below autograd.
     with torch.no_grad():
-        returned: Tensor | AttentionOutput = xattn.attention(  # type: ignore[call-overload, misc]
+        returned: Tensor | AttentionOutput = xattn.attention(
             q, k, v, sinks=sinks, alibi_slopes=alibi_slopes, bias=bias, seqlens_k=seqlens_k, causal=causal,
             window=None if left is None and right is None else (left, right), scale=scale, softcap=softcap,
             return_lse=return_lse, backend="aiter-triton",

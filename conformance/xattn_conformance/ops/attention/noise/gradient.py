@@ -17,6 +17,7 @@ up coherently, sums over queries do not.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -137,15 +138,19 @@ def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic, fac
     p2, difference = square(head.p), dp - delta[:, None]
     slope = np.ones_like(dp) if problem.softcap is None else 1 - square(head.capped / problem.softcap)
 
-    dp_variance = products(g.shape[1], square(g) @ square(head.v).T, square(undropped))
-    dp_variance = dp_variance + coarse(problem.dtype, arithmetic) * (square(g) @ square(head.v).T)
+    g2v2 = square(g) @ square(head.v).T
+    dp_variance = products(g.shape[1], g2v2, square(undropped)) + coarse(problem.dtype, arithmetic) * g2v2
     dp_variance = dp_variance + square(truncation(g.shape[1], arithmetic) * (np.abs(g) @ np.abs(head.v).T))
     dp_variance = factor * factor * dp_variance
     dp_variance = dp_variance + rounding(unit(arithmetic.probability_gradients, problem.dtype), square(dp))
-    # delta from the out of the forward: rounded, and made of rounded probabilities.
+    # delta from the out of the forward: rounded, added up over the keys in float32, and made of rounded probabilities.
     probabilities = unit(arithmetic.probabilities, problem.dtype)
     terms = square(g * head.out).sum(axis=1)
     delta_own = (square(g) * rounding(UNITS[problem.dtype], square(head.out))).sum(axis=1)
+    # Each column's sum has errors of its own; those of the denominator move all columns together. Where one key takes
+    # nearly all of a row's weight, its dP and delta nearly cancel, and this is most of what is left of their errors.
+    over_keys = (p2 * factor * factor * g2v2).sum(axis=1) + terms + square((g * head.out).sum(axis=1))
+    delta_own += single / 3 * head.visible.sum(axis=1) * over_keys
     if arithmetic.partial_outputs == "input":
         delta_own += 2 * UNITS[problem.dtype].u ** 2 / 3 * terms
     delta_own += products(g.shape[1], terms, square(delta))
@@ -167,18 +172,32 @@ def _scores(problem: Problem, head: Head, at: Noise, arithmetic: Arithmetic, fac
     return _Scores(g, head.p * difference, slope, own, rounded, delta, delta_own, at.row + at.exp)
 
 
-def _dq(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array, float, Array]:
+def _dq(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array, Array, Array]:
     """(R, headdim). The errors that a row has in common come through the sum as one."""
     factor2, k2 = scale(problem) ** 2, square(head.k)
     value = scale(problem) * (scores.ds @ head.k)
     common = square((head.p * scores.slope) @ head.k) * scores.delta_own[:, None]
     common += square(scores.ds @ head.k) * scores.row[:, None]
-    variance = factor2 * (scores.rounded @ k2 + common)
+    # All but the rounding of dS is the same for rows that ask the same.
+    alike = _alike(head) * factor2 * ((square(scores.slope) * scores.own) @ k2 + common)
+    variance = factor2 * (scores.rounded @ k2 + common) - alike
     keys = head.visible.sum(axis=1, keepdims=True)
     squares = factor2 * (square(scores.ds) @ k2)
     sums = SINGLE.u**2 / 3 * keys * (squares + square(value)) + keys * SINGLE.smallest**2
     slack = truncation(keys, arithmetic) * abs(scale(problem)) * (np.abs(scores.ds) @ np.abs(head.k))
-    return value, variance + sums + coarse(problem.dtype, arithmetic) * squares, 0.0, slack
+    return value, variance + sums + coarse(problem.dtype, arithmetic) * squares, alike, slack
+
+
+def _alike(head: Head) -> float:
+    """The share of a variance that rows have in common because some ask the same: equal queries that see the same keys
+    have the same probabilities and the same errors in them, whatever comes in for each. 0 where no two do, 1 where all.
+
+    A mean of n rows, m of them alike, varies as that of n^2 / sum(m^2) rows would.
+    """
+    seen = np.where(head.visible, head.added, np.nan)
+    asked = Counter(q.tobytes() + row.tobytes() for q, row in zip(head.q, seen, strict=True))
+    n = len(head.q)
+    return (sum(m * m for m in asked.values()) / n - 1) / (n - 1) if n > 1 else 0.0
 
 
 def _dk(problem: Problem, head: Head, scores: _Scores, arithmetic: Arithmetic) -> tuple[Array, Array, Array, Array]:

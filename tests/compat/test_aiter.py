@@ -9,9 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 from xattn_elsewhere.aiter.standin import api
-from xattn_rocm.dropin import flash_attn_func
 
 import xattn
+from xattn.compat.aiter import (
+    flash_attn_func,
+    flash_attn_with_kvcache,
+    grouped_query_attention,
+    multi_query_attention,
+    variable_length_attention,
+)
 
 
 def qkv(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,3 +99,43 @@ def test_the_signature_is_aiters() -> None:
         return {name: each.default for name, each in parameters.items() if name != "self"}
 
     assert defaults(flash_attn_func) == defaults(api.Functions.flash_attn_func)
+
+
+def test_grouped_and_multi_query_attention_check_their_heads() -> None:
+    q, k, v = qkv()
+    assert torch.equal(grouped_query_attention(q, k, v, 2, causal=True), xattn.attention(q, k, v, causal=True))
+    assert torch.equal(multi_query_attention(q, k[:, :, :1], v[:, :, :1]), xattn.attention(q, k[:, :, :1], v[:, :, :1]))
+    with pytest.raises(xattn.InvalidArgumentError, match="4, with 4 query heads and 2 key heads"):
+        grouped_query_attention(q, k, v, 4)
+    with pytest.raises(xattn.InvalidArgumentError, match="2 heads"):
+        multi_query_attention(q, k, v)
+
+
+def test_the_lengths_of_variable_length_attention_are_valid_keys() -> None:
+    q, k, v = qkv()
+    lengths = torch.tensor([5, 11])
+    out = variable_length_attention(q, k, v, lengths, 12)
+    for row, length in enumerate(lengths):
+        one = xattn.attention(*(x[row : row + 1] for x in (q, k[:, :length], v[:, :length])))
+        torch.testing.assert_close(out[row : row + 1], one)
+    with pytest.raises(xattn.InvalidArgumentError, match="max_seq_len"):
+        variable_length_attention(q, k, v, lengths, 18)
+    with pytest.raises(xattn.InvalidArgumentError, match="seqlens_k"):
+        variable_length_attention(q, k, v, lengths, 10)
+
+
+def test_pages_with_their_heads_first() -> None:
+    q, k, v = qkv()
+    table, lengths = torch.tensor([[0, 3, 1], [4, 2, 5]], dtype=torch.int32), torch.tensor([17, 11], dtype=torch.int32)
+    pages = torch.full((2, 6, 2, 6, 16), torch.nan)
+    for row in range(2):
+        for place in range(int(lengths[row])):
+            block = int(table[row, place // 6])
+            pages[0, block, :, place % 6], pages[1, block, :, place % 6] = k[row, place], v[row, place]
+    want = xattn.attention(q, k, v, causal=True, seqlens_k=lengths)
+    torch.testing.assert_close(flash_attn_with_kvcache(q, pages, table, 6, seq_lengths=lengths), want)
+    pair = (pages[0], pages[1])
+    torch.testing.assert_close(flash_attn_with_kvcache(q, pair, table, 6, True, lengths), want)
+    for cache, size, given in ((pages[0], 6, lengths), (pages, 6, None), (pages, 8, lengths)):
+        with pytest.raises(xattn.InvalidArgumentError):
+            flash_attn_with_kvcache(q, cache, table, size, seq_lengths=given)

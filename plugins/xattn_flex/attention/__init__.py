@@ -1,0 +1,1 @@
+"""`attention` by torch's flex_attention."""

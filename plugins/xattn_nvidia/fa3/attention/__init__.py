@@ -1,0 +1,1 @@
+"""`attention` by FlashAttention-3."""

@@ -1,0 +1,1 @@
+"""`paged_attention` by FlashAttention-3."""

@@ -1,0 +1,1 @@
+"""`varlen_attention` by FlashAttention-3."""

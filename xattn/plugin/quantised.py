@@ -1,0 +1,78 @@
+"""Quantised storage: x = stored * scale. The formulas of the contract, as kernels, caches and checks share them.
+
+A scale's rank says what has one of its own: () all, (nheads_k,) a head, (num_blocks, nheads_k) a head of a block,
+(num_blocks, block_size, 1) a token, (num_blocks, block_size, nheads_k) a head of a token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The largest number that is stored. uint8 holds int4: two's complement, the even dimension in the low nibble.
+QMAX = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8: 127.0, torch.uint8: 7.0}
+INT4 = torch.uint8
+
+
+def scale_shapes(cache: Tensor) -> dict[str, tuple[int, ...]]:
+    """The legal shapes of a scale of a cache (num_blocks, block_size, nheads_k, columns), by their names."""
+    num_blocks, block_size, nheads_k = cache.shape[:3]
+    return {
+        "()": (),
+        "(nheads_k,)": (nheads_k,),
+        "(num_blocks, nheads_k)": (num_blocks, nheads_k),
+        "(num_blocks, block_size, 1)": (num_blocks, block_size, 1),
+        "(num_blocks, block_size, nheads_k)": (num_blocks, block_size, nheads_k),
+    }
+
+
+def columns(headdim: int, dtype: torch.dtype) -> int:
+    """How many elements of a cache hold a head."""
+    return headdim // 2 if dtype == INT4 else headdim
+
+
+def as_bytes(cache: Tensor) -> Tensor:
+    """Quantised numbers as what torch can index, copy and compare on any device."""
+    return cache.view(torch.uint8)
+
+
+def scale_at(scale: Tensor, block: Tensor, place: Tensor) -> Tensor:
+    """The scales of keys that lie at these blocks and places: as `block`, (..., nheads_k or 1, 1) behind it."""
+    if scale.dim() == 0:
+        return scale
+    if scale.dim() == 1:
+        return scale.unsqueeze(-1)
+    rows = scale[block] if scale.dim() == 2 else scale[block, place]
+    return rows.unsqueeze(-1)
+
+
+def quantised(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (..., headdim) / scale, both in float32, cut off at the largest number and rounded half to even. int4 comes in
+    halves of a byte, (..., headdim / 2). What is no number has no integer: 0."""
+    qmax = QMAX[dtype]
+    levels = (x.float() / scale).clamp(-qmax, qmax)
+    if dtype.is_floating_point:
+        return levels.to(dtype)
+    whole = levels.round().nan_to_num(0.0).to(torch.int8)
+    if dtype != INT4:
+        return whole
+    bits = whole.contiguous().view(torch.uint8)
+    low, high = bits[..., ::2], bits[..., 1::2]
+    return (low & 15) | (high << 4)
+
+
+def dequantised(stored: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """stored * scale in float32, rounded to dtype: (..., headdim)."""
+    if stored.dtype == INT4:
+        low, high = (stored << 4).view(torch.int8) >> 4, stored.view(torch.int8) >> 4
+        levels = torch.stack((low, high), -1).flatten(-2).float()
+    else:
+        levels = stored.float()
+    return (levels * scale).to(dtype)
+
+
+def scale_for(x: Tensor, dtype: torch.dtype, heads: bool = True) -> Tensor:
+    """The least scale that cuts nothing off: (tokens, nheads_k) of x (tokens, nheads_k, headdim), or with heads False
+    (tokens, 1), one for all heads of a token. 1 where all is 0."""
+    largest = x.float().abs().amax((-1,) if heads else (-2, -1), keepdim=not heads).view(x.shape[0], -1)
+    return torch.where(largest == 0, 1.0, largest / QMAX[dtype])
