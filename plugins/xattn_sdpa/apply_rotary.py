@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.compiler import is_dynamo_compiling
 
 from xattn import Capabilities, RotaryKernel, RotaryRequest
@@ -28,11 +29,20 @@ Rotated = tuple[Tensor, Tensor | None]
 
 
 class SdpaRotary(RotaryKernel):
-    # Without gradients: those of `reference` keep nothing but cos and sin.
     capabilities = (
-        Capabilities(device="cpu", dtypes=_DTYPES, features=_FEATURES, checked="run on CPU, torch 2.13"),
         Capabilities(
-            device="cuda", dtypes=_DTYPES, features=_FEATURES, checked="its operations run on CPU, never on a GPU"
+            device="cpu",
+            dtypes=_DTYPES,
+            features=_FEATURES,
+            grads=frozenset({"qk"}),
+            checked="run on CPU, torch 2.13",
+        ),
+        Capabilities(
+            device="cuda",
+            dtypes=_DTYPES,
+            features=_FEATURES,
+            grads=frozenset({"qk"}),
+            checked="its operations run on CPU, never on a GPU",
         ),
     )
 
@@ -40,17 +50,18 @@ class SdpaRotary(RotaryKernel):
         axis = -1 if request.interleaved else -2
         if is_dynamo_compiling():
             return lambda q, k, cos, sin: _at_once(q, k, cos, sin, axis)
-        on_cpu = request.device == "cpu"
-        few = on_cpu and request.batch * request.seqlen * request.nheads * request.headdim <= _FEW
+        on_cpu, train = request.device == "cpu", request.requires_grad
+        few = on_cpu and not train and request.batch * request.seqlen * request.nheads * request.headdim <= _FEW
+        write = _write_in_parts if on_cpu else _write
 
         def run(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor) -> Rotated:
             # To write into an output of our own is for tensors that torch.func has not wrapped.
             if few or in_forward_mode() or not all(map(is_plain, (q, cos, sin) if k is None else (q, k, cos, sin))):
                 return _at_once(q, k, cos, sin, axis)
-            cos, sin = _widened(q, cos, sin)
-            cos, sin = (torch.stack((table, table), axis).unsqueeze(-3) for table in (cos, sin))
-            write = _write_in_parts if on_cpu else _write
-            return _written(write, q, cos, sin, axis), None if k is None else _written(write, k, cos, sin, axis)
+            if train:
+                return _with_gradient(write, q, cos, sin, axis), _with_gradient(write, k, cos, sin, axis)
+            tables = _tables(q, cos, sin, axis)
+            return _written(write, q, *tables, axis), None if k is None else _written(write, k, *tables, axis)
 
         return run
 
@@ -66,38 +77,79 @@ def _at_once(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, axis: int) -
 
     def rotated(x: Tensor) -> Tensor:
         rest = x.shape[-1] - rotary_dim
-        pairs = _as(cos.dtype, _pairs(x[..., :rotary_dim] if rest else x, axis))
-        turned = _as(x.dtype, pairs * cos + pairs.flip(axis) * sin).flatten(-2)
-        return (torch.cat((turned, x[..., rotary_dim:]), -1) if rest else turned).contiguous()
+        front, *others = x.split((rotary_dim, rest), -1) if rest else (x,)
+        pairs = _as(cos.dtype, _pairs(front, axis))
+        turned = _as(x.dtype, pairs * cos + pairs.flip(axis) * sin).reshape(front.shape)
+        return (torch.cat((turned, *others), -1) if rest else turned).contiguous()
 
     return rotated(q), None if k is None else rotated(k)
+
+
+class _Rotate(Function):
+    """Keeps cos and sin. The gradient of a rotation is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, write: Plan, x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.way = write, axis
+        return _written(write, x, *_tables(x, cos, sin, axis), axis)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:
+        cos, sin = ctx.saved_tensors
+        write, axis = ctx.way
+        # Several at once (is_grads_batched), of whose wrapper is_plain does not know.
+        if not is_plain(dout) or torch._C._functorch.is_legacy_batchedtensor(dout):
+            return None, _at_once(dout, None, cos, -sin, axis)[0], None, None, None
+        # By way of _Rotate again, so that the gradient has a gradient.
+        return None, _Rotate.apply(write, dout, cos, -sin, axis), None, None, None  # type: ignore[no-untyped-call]
+
+
+def _with_gradient(write: Plan, x: Tensor | None, cos: Tensor, sin: Tensor, axis: int) -> Any:
+    """Each tensor by itself: one that wants no gradient gets an output that has none."""
+    return None if x is None else _Rotate.apply(write, x, cos, sin, axis)  # type: ignore[no-untyped-call]
+
+
+def _tables(x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Of `_written`."""
+    cos, sin = (torch.stack((table, table), axis).unsqueeze(-3) for table in _widened(x, cos, sin))
+    return cos, sin
 
 
 def _written(write: Plan, x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Tensor:
     """cos and sin: (batch or none, seqlen, 1, and 2 and rotary_dim / 2 in the order of pairs), each value twice."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rotary_dim = cos.shape[-2] * cos.shape[-1]
-    if rotary_dim < x.shape[-1]:
+    if rotary_dim == x.shape[-1]:
+        write(_pairs(out, axis), _pairs(x, axis), cos, sin, axis)
+    else:
+        write(_pairs(out[..., :rotary_dim], axis), _pairs(x[..., :rotary_dim], axis), cos, sin, axis)
         out[..., rotary_dim:] = x[..., rotary_dim:]
-    write(_pairs(out[..., :rotary_dim], axis), _pairs(x[..., :rotary_dim], axis), cos, sin, axis)
     return out
 
 
 def _write_in_parts(out: Tensor, pairs: Tensor, cos: Tensor, sin: Tensor, axis: int) -> None:
-    """On a CPU, where a wider dtype is a copy, which stays in the cache."""
     batch, seqlen, nheads, *pair = pairs.shape
-    rows = max(1, _PART * torch.get_num_threads() // (batch * nheads * pair[0] * pair[1]))
-    is_wide = out.dtype == cos.dtype
+    rows = max(1, _PART * torch.get_num_threads() // max(1, batch * nheads * pair[0] * pair[1]))
+    if rows >= seqlen:
+        _write_part(out, pairs, cos, sin, axis)
+        return
     for first in range(0, seqlen, rows):
-        there = slice(first, first + rows)
-        target, given = out[:, there], _as(cos.dtype, pairs[:, there])
-        turned = torch.mul(given, cos[..., there, :, :, :], out=target if is_wide else None)
-        other = torch.mul(given, sin[..., there, :, :, :], out=None if is_wide else given)
-        (turned_x, turned_y), (x, y) = turned.unbind(axis), other.unbind(axis)
-        turned_x.sub_(y)
-        turned_y.add_(x)
-        if not is_wide:
-            target.copy_(turned)
+        part = slice(first, first + rows)
+        _write_part(out[:, part], pairs[:, part], cos[..., part, :, :, :], sin[..., part, :, :, :], axis)
+
+
+def _write_part(out: Tensor, pairs: Tensor, cos: Tensor, sin: Tensor, axis: int) -> None:
+    """On a CPU, where a wider dtype is a copy, which stays in the cache."""
+    is_wide = out.dtype == cos.dtype
+    given = pairs if is_wide else pairs.to(cos.dtype)
+    turned = torch.mul(given, cos, out=out if is_wide else None)
+    other = torch.mul(given, sin, out=None if is_wide else given)
+    (turned_x, turned_y), (x, y) = turned.unbind(axis), other.unbind(axis)
+    turned_x.sub_(y)
+    turned_y.add_(x)
+    if not is_wide:
+        out.copy_(turned)
 
 
 def _write(out: Tensor, pairs: Tensor, cos: Tensor, sin: Tensor, axis: int) -> None:
@@ -110,8 +162,8 @@ def _write(out: Tensor, pairs: Tensor, cos: Tensor, sin: Tensor, axis: int) -> N
 
 def _pairs(x: Tensor, axis: int) -> Tensor:
     """The pairs along a dimension of size 2, which is `axis`."""
-    found: Tensor = x.unflatten(-1, (2, -1) if axis == -2 else (-1, 2))
-    return found
+    pairs = x.shape[-1] // 2
+    return x.view(*x.shape[:-1], *((2, pairs) if axis == -2 else (pairs, 2)))
 
 
 def _widened(q: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

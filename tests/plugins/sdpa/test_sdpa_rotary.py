@@ -69,6 +69,17 @@ def test_a_large_call_with_the_tables_of_several() -> None:
     assert torch.equal(torch.func.vmap(rotated)(cos[None], sin[None])[0], rotated(cos, sin))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_gradients_of_several_at_once(device: str) -> None:
+    q, k, cos, sin = tensors(rotary_dim=8)
+    with fresh(), taken_for("cpu", device, None):
+        out, _ = xattn.apply_rotary(q.requires_grad_(), k, cos, sin, backend="sdpa")
+    dout = torch.stack((out.detach(), torch.ones_like(out)))
+    (found,) = torch.autograd.grad(out, q, dout, is_grads_batched=True)
+    for got, given in zip(found, dout, strict=True):
+        close(got, turned(given, cos, -sin, False), torch.float32)
+
+
 @pytest.mark.extended
 def test_a_large_call_passes_tangents_on() -> None:
     """Of which a remembered plan knows nothing."""
