@@ -107,6 +107,22 @@ def test_what_of_packed_sequences_is_declined(
     assert declined("varlen_attention", *packed(), **options) == codes
 
 
+@pytest.mark.parametrize(
+    ("options", "codes"),
+    [
+        ({"causal": True, "alibi_slopes": SLOPES}, set()),
+        ({"window": (3, 0)}, {"window"}),
+        ({"softcap": 1.0}, {"softcap"}),
+    ],
+    ids=str,
+)
+def test_what_of_the_backward_of_packed_sequences_is_declined(
+    aiter: Given, options: dict[str, Any], codes: set[str]
+) -> None:
+    q, k, v, at = packed()
+    assert declined("varlen_attention_backward", q, q, k, v, q, torch.zeros(4, 12), at, **options) == codes
+
+
 def declined(op: str, *args: Tensor, **options: Any) -> set[str]:
     found = xattn.explain(getattr(xattn, op), *args, backend="aiter-triton", **options)
     (candidate,) = [each for each in found.candidates if each.name == "aiter-triton"]

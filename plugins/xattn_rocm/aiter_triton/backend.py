@@ -7,13 +7,14 @@ from xattn_rocm.aiter_triton.attention.mha import MhaAttention
 from xattn_rocm.aiter_triton.attention.unified import UnifiedAttention
 from xattn_rocm.aiter_triton.paged_attention.kernel import UnifiedPaged
 from xattn_rocm.aiter_triton.varlen_attention.kernel import MhaVarlen
+from xattn_rocm.aiter_triton.varlen_attention_backward.kernel import MhaVarlenBackward
 from xattn_rocm.installation import describe
 
 
 class AiterTritonBackend(Backend):
     name = "aiter-triton"
     api_version = 1
-    kernels = (MhaAttention(), UnifiedAttention(), MhaVarlen(), UnifiedPaged())
+    kernels = (MhaAttention(), UnifiedAttention(), MhaVarlen(), MhaVarlenBackward(), UnifiedPaged())
     packages = ("amd-aiter", "triton", "pytorch-triton-rocm")
 
     def info(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from xattn.plugin import derivatives
 from xattn_rocm import vendor
 
 _FORWARD = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.attention.mha"}
-_BACKWARD = {layout: f"{module}_onekernel_bwd" for layout, module in _FORWARD.items()}
+BACKWARD = {layout: f"{module}_onekernel_bwd" for layout, module in _FORWARD.items()}
 
 _library = torch.library.Library("xattn_rocm_triton", "DEF")
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? alibi_slopes"
@@ -62,7 +62,7 @@ def _backward_impl(
     dsinks = q.new_zeros(0 if sinks is None else sinks.shape, dtype=torch.float32)
     if sinks is not None:
         given |= {"sink": sinks, "dsink": dsinks}
-    vendor.module(_BACKWARD[layout]).flash_attn_onekernel_backward(
+    vendor.module(BACKWARD[layout]).flash_attn_onekernel_backward(
         dout.contiguous(), q, k, v, out, lse, dq, dk, dv, None, scale, alibi_slopes, causal, None, None,
         max_seqlen_q=q.shape[1], max_seqlen_k=k.shape[1], dropout_p=0.0, USE_INT64_STRIDES=True, **given,
     )  # fmt: skip

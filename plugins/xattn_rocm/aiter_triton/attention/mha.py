@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn import AttentionOutput, AttentionRequest, Capabilities, Reason, VarlenRequest
+from xattn import AttentionOutput, AttentionRequest, Capabilities, Reason, VarlenBackwardRequest, VarlenRequest
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry, fill_dead_rows
 from xattn_rocm import vendor
@@ -19,6 +19,7 @@ from xattn_rocm.archs import ARCHS
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import RULES, holds
 
+_Request = AttentionRequest | VarlenRequest | VarlenBackwardRequest
 MODULES = {"flat": "aiter.ops.triton.mha", "attention": "aiter.ops.triton.attention.mha"}
 
 
@@ -109,9 +110,9 @@ def _window_reasons(request: AttentionRequest, installed: Installation) -> list[
     return []
 
 
-def headdim_reasons(request: AttentionRequest | VarlenRequest, installed: Installation) -> list[Reason]:
+def headdim_reasons(request: _Request, installed: Installation) -> list[Reason]:
     headdim, headdim_v = request.headdim, request.headdim_v
-    if request.any_grad and not _is_width(headdim_v) and holds("triton-backward-odd-headdim", installed):
+    if _backward(request) and not _is_width(headdim_v) and holds("triton-backward-odd-headdim", installed):
         want = "a power of 2 from 16 on where gradients are wanted"
         return [Reason("headdim_v", headdim_v, want, "aiter takes others from 0.1.12 on.")]
     if headdim != headdim_v and not (_is_width(headdim_v) and _is_width(headdim - headdim_v)):
@@ -120,16 +121,20 @@ def headdim_reasons(request: AttentionRequest | VarlenRequest, installed: Instal
     return []
 
 
-def lds_reasons(request: AttentionRequest | VarlenRequest, installed: Installation) -> list[Reason]:
+def lds_reasons(request: _Request, installed: Installation) -> list[Reason]:
     """What does not fit into the LDS, as compiling aiter's kernels for the arch showed."""
     if request.arch != "gfx942" or request.dtype != torch.float32 or not holds("triton-float32-lds", installed):
         return []
     hint = "In float32 the kernel asks for 128 KiB of LDS, and this GPU has 64."
     if request.headdim_v != request.headdim:
         return [Reason("headdim_v", request.headdim_v, "headdim in float32", hint)]
-    if request.any_grad and request.headdim > 128:
+    if _backward(request) and request.headdim > 128:
         return [Reason("headdim", request.headdim, "at most 128 in float32 where gradients are wanted", hint)]
     return []
+
+
+def _backward(request: _Request) -> bool:
+    return isinstance(request, VarlenBackwardRequest) or request.any_grad
 
 
 def _is_width(size: int) -> bool:

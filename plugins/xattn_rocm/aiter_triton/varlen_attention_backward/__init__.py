@@ -1,0 +1,1 @@
+"""`varlen_attention_backward` by aiter's Triton MHA of packed sequences."""
