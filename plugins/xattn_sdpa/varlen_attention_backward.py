@@ -14,7 +14,7 @@ from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.varlen_attention import flash
 from xattn_sdpa.varlen_attention.torch_ops import share
 
-_FEATURES: frozenset[Any] = frozenset(VarlenBackwardRequest.vocabulary.feature_names)
+_FEATURES: frozenset[Any] = frozenset(VarlenBackwardRequest.vocabulary.feature_names) - {"batch_invariant"}
 
 
 class SdpaVarlenBackward(VarlenBackwardKernel):

@@ -16,7 +16,7 @@ from xattn_sdpa.paged_attention import torch_ops
 from xattn_sdpa.paged_attention.engine import Options
 from xattn_sdpa.varlen_attention import flash
 
-_FEATURES: frozenset[Any] = frozenset(PagedRequest.vocabulary.feature_names) - {"q_scale"}
+_FEATURES: frozenset[Any] = frozenset(PagedRequest.vocabulary.feature_names) - {"q_scale", "batch_invariant"}
 
 
 class SdpaPaged(PagedKernel):

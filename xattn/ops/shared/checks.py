@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from xattn.errors import InvalidArgumentError
-from xattn.ops.shared.softmax import ALIGNS
+from xattn.ops.shared.softmax import ALIGNS, Deterministic
 from xattn.plugin.request import TensorSpec, dtype_name
 from xattn.plugin.symbolic import differ, holds, is_int32
 from xattn.plugin.tensors import has_tangent, is_plain
@@ -85,6 +85,19 @@ def check_flag(name: str, flag: Any) -> None:
     # value is legal, and an error does not depend on what was called before.
     if not isinstance(flag, numbers.Real) or flag not in (0, 1):
         raise InvalidArgumentError(name, short(flag), "True or False")
+
+
+def check_deterministic(given: Any) -> None:
+    if isinstance(given, str):
+        if given != "batch":
+            raise InvalidArgumentError("deterministic", repr(given), 'True, False or "batch"')
+    elif not isinstance(given, numbers.Real) or given not in (0, 1):
+        raise InvalidArgumentError("deterministic", short(given), 'True, False or "batch"')
+
+
+def as_deterministic(given: Any) -> Deterministic:
+    """As a request has it, of what was checked."""
+    return "batch" if isinstance(given, str) else bool(given)
 
 
 def check_align(align: Any, rows: str = "") -> None:

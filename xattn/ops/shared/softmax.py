@@ -13,6 +13,9 @@ from xattn.plugin.symbolic import holds
 Align = Literal["bottom_right", "top_left"]
 ALIGNS = get_args(Align)
 
+# What a call may ask of its bits: nothing, the same from run to run, or whatever the other sequences are as well.
+Deterministic = bool | Literal["batch"]
+
 # (left, right), each an int >= 0 or None for open.
 Window = tuple[int | None, int | None]
 
@@ -35,7 +38,7 @@ class SoftmaxRequest(Request):
     softcap: float | None = None
     sinks: TensorSpec | None = None
     alibi_slopes: TensorSpec | None = None
-    deterministic: bool = False
+    deterministic: Deterministic = False
     return_lse: bool = False
     requires_grad: bool = False
 
@@ -99,7 +102,9 @@ class SoftmaxRequest(Request):
 
     def _options(self) -> list[str]:
         """The options that are on, for `str`."""
-        parts = [name for name in ("causal", "deterministic", "return_lse", "requires_grad") if getattr(self, name)]
+        parts = [name for name in ("causal", "return_lse", "requires_grad") if getattr(self, name)]
+        if self.deterministic:
+            parts.append("deterministic" if self.deterministic is True else f"deterministic={self.deterministic}")
         for name in ("window", "scale", "softcap", "dropout_p"):
             if getattr(self, name, None) is not None:
                 parts.append(f"{name}={getattr(self, name)}")

@@ -50,7 +50,7 @@ class Paged:
     tree_mask: Flags | None = None
     out_dtype: str | None = None
     unseen_finite: bool = False
-    deterministic: bool = False
+    deterministic: bool | str = False
     return_lse: bool = False
 
     @property
