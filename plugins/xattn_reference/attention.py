@@ -27,7 +27,7 @@ class ReferenceAttention(AttentionKernel):
         return functools.partial(attention, request)
 
     def kernel_name(self, request: AttentionRequest) -> str:
-        how = "sums in one order" if request.deterministic == "batch" else "matmul"
+        how = "sums in one order" if request.batch_invariant else "matmul"
         return f"PyTorch {how} and exp over the whole score matrix"
 
 
@@ -69,7 +69,7 @@ def scores(
     added = [] if bias is None else [bias]
     if alibi_slopes is not None:
         added.append(-alibi_slopes.to(wide(q)).view(-1, request.nheads, 1, 1) * distance.abs())
-    return Scores(request.softmax_scale, request.softcap, visible, added, sinks, request.deterministic == "batch")
+    return Scores(request.softmax_scale, request.softcap, visible, added, sinks, request.batch_invariant)
 
 
 def _distance(

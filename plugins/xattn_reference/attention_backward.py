@@ -21,7 +21,7 @@ class ReferenceBackward(AttentionBackwardKernel):
         return functools.partial(attention_backward, request)
 
     def kernel_name(self, request: AttentionBackwardRequest) -> str:
-        how = "sums in one order" if request.deterministic == "batch" else "matmul"
+        how = "sums in one order" if request.batch_invariant else "matmul"
         return f"PyTorch {how} and exp over the whole score matrix"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn import Reason, Request
+from xattn import AttentionRequest, Reason, VarlenRequest
 from xattn_reference import softmax
 from xattn_reference.softmax import Scores, wide
 
@@ -30,12 +30,12 @@ _attend = torch.ops.xattn_reference.attend.default
 _share = torch.ops.xattn_reference.share.default
 
 
-def limits(request: Request) -> list[Reason]:
+def limits(request: AttentionRequest | VarlenRequest) -> list[Reason]:
     """What has no bits of a sequence's own."""
-    if getattr(request, "deterministic", False) != "batch":
+    if not request.batch_invariant:
         return []
     found = []
-    if getattr(request, "dropout_p", None) is not None:
+    if isinstance(request, AttentionRequest) and request.dropout_p is not None:
         hint = "A number is dropped by its place in the call."
         found.append(Reason("batch_invariant", "dropout", 'deterministic="batch" without dropout', hint))
     if shared := [name for name in request.wanted_grads() if name in ("sinks", "bias")]:

@@ -27,7 +27,7 @@ class ReferencePaged(PagedKernel):
         return functools.partial(paged_attention, request)
 
     def kernel_name(self, request: PagedRequest) -> str:
-        how = "sums in one order" if request.deterministic == "batch" else "matmul"
+        how = "sums in one order" if request.batch_invariant else "matmul"
         return f"PyTorch {how} and exp over the gathered keys"
 
 
@@ -65,7 +65,7 @@ def paged_attention(
     if alibi_slopes is not None:
         slopes = alibi_slopes.to(wide(q)).view(-1, request.nheads, 1, 1)
         added.append(-slopes * distance.unsqueeze(1).abs())
-    ordered = request.deterministic == "batch"
+    ordered = request.batch_invariant
     how = Scores(request.softmax_scale, request.softcap, visible.unsqueeze(1), added, sinks, ordered)
     padded = _rows(q, token) if request.out_dtype is None else _rows(q, token).to(request.out_dtype)
     out, lse = (in_order.attend if ordered else attend)(padded, k, v, how)

@@ -28,7 +28,7 @@ class ReferenceVarlen(VarlenKernel):
         return functools.partial(varlen_attention, request)
 
     def kernel_name(self, request: VarlenRequest) -> str:
-        how = "sums in one order" if request.deterministic == "batch" else "matmul"
+        how = "sums in one order" if request.batch_invariant else "matmul"
         return f"PyTorch {how} and exp over all tokens"
 
 
@@ -81,7 +81,7 @@ def scores(
             slopes = _of_each(slopes, sequence_q).t().unsqueeze(-1)  # (nheads, total_q, 1)
         added.append(-slopes.view(1, request.nheads, -1, 1) * distance.abs())
     visible = (within(distance, request.band) & own)[None, None]
-    ordered = request.deterministic == "batch"
+    ordered = request.batch_invariant
     return Scores(request.softmax_scale, request.softcap, visible, added, sinks, ordered), padding
 
 

@@ -21,7 +21,7 @@ class ReferenceVarlenBackward(VarlenBackwardKernel):
         return functools.partial(varlen_attention_backward, request)
 
     def kernel_name(self, request: VarlenBackwardRequest) -> str:
-        how = "sums in one order" if request.deterministic == "batch" else "matmul"
+        how = "sums in one order" if request.batch_invariant else "matmul"
         return f"PyTorch {how} and exp over all tokens"
 
 

@@ -83,10 +83,6 @@ MASK = argument("mask")
 SEQLENS_K = argument("seqlens_k")
 DROPOUT_P = argument("dropout_p")
 DETERMINISTIC = flag("deterministic")
-BATCH_INVARIANT = Feature(
-    "batch_invariant",
-    lambda request: "asked for" if request.deterministic == "batch" else None,
-    "deterministic=True asks for the same bits from run to run alone.",
-)
+BATCH_INVARIANT = flag("batch_invariant", "deterministic=True asks for the same bits from run to run alone.")
 RETURN_LSE = flag("return_lse")
 EMPTY = Feature("empty", lambda r: "a size of 0" if r.empty else None)

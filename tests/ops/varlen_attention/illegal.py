@@ -91,7 +91,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "causal None": ({"causal": None}, "causal", ("got None", "True or False")),
     "check a str": ({"check": "yes"}, "check", ("'yes'", "True or False")),
     "return_lse 2": ({"return_lse": 2}, "return_lse", ("got 2", "True or False")),
-    "deterministic None": ({"deterministic": None}, "deterministic", ("got None", "True or False")),
+    "deterministic None": ({"deterministic": None}, "deterministic", ("got None", 'True, False or "batch"')),
     "align misspelt": ({"align": "bottom-right"}, "align", ("'bottom-right'", "a (batch,) int32 tensor", "an int")),
     "align a float": ({"align": 1.0}, "align", ("got 1.0", "a (batch,) int32 tensor", "an int")),
     "align a bool": ({"align": True}, "align", ("got True", "an int")),

@@ -98,8 +98,8 @@ def attention(
     seqlens_k: (batch,) int32 or int64, the number of valid keys of each batch row. Its values are checked on the CPU
         alone: on an accelerator a value above seqlen_k is the caller's error and stays unnoticed.
     dropout_p: probability with which a softmax weight is zeroed.
-    deterministic: True asks for the same bits from run to run, gradients included. "batch" asks besides that the bits of a
-        sequence follow neither from the others in the call, nor from its place there, nor from how its prompt was cut.
+    deterministic: True asks for the same bits from run to run, gradients included. "batch" asks besides that the bits
+        of a sequence follow neither from the others in the call, nor from its place, nor from how its prompt was cut.
     return_lse: return AttentionOutput(out, lse).
     backend: a backend's name, a plugin's name (any backend of it), an ordered sequence of names, or "auto": the scope
         of `use_backend`, else XATTN_BACKEND, else the capable backend of the highest priority.

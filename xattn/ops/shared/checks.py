@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from xattn.errors import InvalidArgumentError
-from xattn.ops.shared.softmax import ALIGNS, Deterministic
+from xattn.ops.shared.softmax import ALIGNS
 from xattn.plugin.request import TensorSpec, dtype_name
 from xattn.plugin.symbolic import differ, holds, is_int32
 from xattn.plugin.tensors import has_tangent, is_plain
@@ -93,11 +93,6 @@ def check_deterministic(given: Any) -> None:
             raise InvalidArgumentError("deterministic", repr(given), 'True, False or "batch"')
     elif not isinstance(given, numbers.Real) or given not in (0, 1):
         raise InvalidArgumentError("deterministic", short(given), 'True, False or "batch"')
-
-
-def as_deterministic(given: Any) -> Deterministic:
-    """As a request has it, of what was checked."""
-    return "batch" if isinstance(given, str) else bool(given)
 
 
 def check_align(align: Any, rows: str = "") -> None:

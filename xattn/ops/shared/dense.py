@@ -99,7 +99,8 @@ def described(
         "offset_inside": given_offset and _is_inside(align, q, k) and "seqlens_k" not in tensors,
         "scale": checks.as_float(options["scale"]),
         "softcap": checks.as_float(options["softcap"]),
-        "deterministic": checks.as_deterministic(options["deterministic"]),
+        "deterministic": bool(options["deterministic"]),
+        "batch_invariant": options["deterministic"] == "batch",
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     }
 

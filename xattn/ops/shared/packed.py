@@ -99,7 +99,8 @@ def described(
         "align": kind_of_align(align),
         "scale": checks.as_float(options["scale"]),
         "softcap": checks.as_float(options["softcap"]),
-        "deterministic": checks.as_deterministic(options["deterministic"]),
+        "deterministic": bool(options["deterministic"]),
+        "batch_invariant": options["deterministic"] == "batch",
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     }
 

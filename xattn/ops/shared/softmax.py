@@ -24,6 +24,7 @@ Window = tuple[int | None, int | None]
 class SoftmaxRequest(Request):
     """align: "offset" where the caller gives `off` itself, an int, "offsets" where a tensor, one off a sequence. Its
         value is no part of the request: a plan gets it with each call, as the keyword `align`.
+    deterministic, batch_invariant: the option `deterministic`, of which "batch" asks for both.
     requires_grad: a gradient is wanted for q, k or v; sinks carry their own flag.
     """
 
@@ -38,7 +39,8 @@ class SoftmaxRequest(Request):
     softcap: float | None = None
     sinks: TensorSpec | None = None
     alibi_slopes: TensorSpec | None = None
-    deterministic: Deterministic = False
+    deterministic: bool = False
+    batch_invariant: bool = False
     return_lse: bool = False
     requires_grad: bool = False
 
@@ -102,9 +104,11 @@ class SoftmaxRequest(Request):
 
     def _options(self) -> list[str]:
         """The options that are on, for `str`."""
-        parts = [name for name in ("causal", "return_lse", "requires_grad") if getattr(self, name)]
-        if self.deterministic:
-            parts.append("deterministic" if self.deterministic is True else f"deterministic={self.deterministic}")
+        parts = [
+            name
+            for name in ("causal", "deterministic", "batch_invariant", "return_lse", "requires_grad")
+            if getattr(self, name)
+        ]
         for name in ("window", "scale", "softcap", "dropout_p"):
             if getattr(self, name, None) is not None:
                 parts.append(f"{name}={getattr(self, name)}")

@@ -59,7 +59,8 @@ def chunks(size: int) -> Callable[[Call], Variation]:
     """So many queries at a time, over the keys up to the last of them: a prompt in chunks."""
 
     def vary(call: Call) -> Variation:
-        if not call.options["causal"] or call.options["align"] != "bottom_right" or set(call.tensors) != {"q", "k", "v"}:
+        plain = call.options["causal"] and call.options["align"] == "bottom_right"
+        if not plain or set(call.tensors) != {"q", "k", "v"}:
             raise ValueError("chunks need a causal call of q, k and v alone, aligned bottom right")
         queries, keys = call.tensors["q"].shape[1], call.tensors["k"].shape[1]
         calls = []
