@@ -105,6 +105,16 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "max_seqlen_k",
         ("got 9", "None beside a PagedBatch"),
     ),
+    "a batch and sums": (
+        {"block_table": xattn.PagedBatch(TABLE, KEYS, CU), "seqlens_k": None},
+        "cu_seqlens_q",
+        ("None beside a PagedBatch",),
+    ),
+    "a batch and a bound of queries": (
+        {"block_table": xattn.PagedBatch(TABLE, KEYS, CU), "cu_seqlens_q": None, "seqlens_k": None, "max_seqlen_q": 3},
+        "max_seqlen_q",
+        ("got 3", "None beside a PagedBatch"),
+    ),
     # Options.
     "causal None": ({"causal": None}, "causal", ("got None", "True or False")),
     "check a str": ({"check": "yes"}, "check", ("'yes'", "True or False")),

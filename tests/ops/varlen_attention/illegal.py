@@ -77,6 +77,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "max_seqlen_k",
         ("got 3", "at least 4, the length of sequence 0", "None reads it"),
     ),
+    "a bound of queries too small": (
+        {"max_seqlen_q": 2},
+        "max_seqlen_q",
+        ("got 2", "at least 3, the length of sequence 0"),
+    ),
     "a bound below 0": ({"max_seqlen_q": -1}, "max_seqlen_q", ("got -1",)),
     "a bound a float": ({"max_seqlen_q": 3.0}, "max_seqlen_q", ("got 3.0", "an int >= 0 of 32 bits, or None")),
     "a bound a bool": ({"max_seqlen_k": True}, "max_seqlen_k", ("got True",)),

@@ -234,11 +234,15 @@ def given_tensors(**named: Any) -> dict[str, Any]:
 
 def readable(tensor: Any, *dtypes: torch.dtype, on_device: bool = False) -> bool:
     """Whether a tensor has legal values to look at: a plain one, no fake one, none inside vmap, none that torch.compile
-    or torch.export traces. On a device it would stop the stream: only where the caller asked for it."""
+    or torch.export traces. On a device it would stop the stream: only where the caller asked for it, by `check`. Raises
+    InvalidArgumentError where a CUDA graph is captured meanwhile, whose values are those of each replay."""
     if is_compiling() or _is_faked() or not is_plain(tensor) or tensor.dtype not in dtypes or tensor.numel() == 0:
         return False
     if tensor.is_meta:
         return False
+    if on_device and tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        hint = "Check the first step before it is captured."
+        raise InvalidArgumentError("check", "True while a CUDA graph is captured", "False", hint)
     return on_device or bool(tensor.device.type == "cpu")
 
 
