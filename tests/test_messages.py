@@ -51,7 +51,7 @@ def resolves(root: Any, path: str) -> bool:
 
 def known_names() -> set[str]:
     """Words of one's own: arguments, features, sizes, fields of requests, members of a plugin's classes."""
-    found = {"total_q", "total_k", "cos_k", "sin_k", "xattn_backends"}
+    found = {"total_q", "total_k", "cos_k", "sin_k", "xattn_backends", "xattn_tables"}
     for op in OPS.values():
         vocabulary = op.vocabulary
         found |= {op.name, *inspect.signature(op.function).parameters, *vocabulary.feature_names, *vocabulary.sizes}

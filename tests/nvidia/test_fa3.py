@@ -122,20 +122,18 @@ def test_functions_of_torch_reach_the_kernel() -> None:
         ("HDIM256", {}, set()),
     ],
 )
-def test_what_a_build_lacks_is_declined(
-    monkeypatch: pytest.MonkeyPatch, flag: str, options: dict[str, Any], codes: set[str]
-) -> None:
+def test_what_a_build_lacks_is_declined(flag: str, options: dict[str, Any], codes: set[str]) -> None:
     """fa3-built-without"""
-    monkeypatch.setattr(xattn_nvidia.fa3.installation, "overridden", built_without(flag))
+    xattn_nvidia.fa3.installation.overridden = built_without(flag)
     q, k, v = qkv(5, 9)
     assert declined(xattn.attention, q.requires_grad_(flag == "BACKWARD"), k, v, **options) == codes
     assert ("headdim" in declined(xattn.attention, *qkv(5, 9, headdim=256))) == (flag == "HDIM256")
     assert "dtype" not in declined(xattn.attention, *(x.half() for x in qkv(5, 9)))
 
 
-def test_a_build_without_float16_and_one_without_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_without_float16_and_one_without_packed_sequences() -> None:
     """fa3-built-without"""
-    monkeypatch.setattr(xattn_nvidia.fa3.installation, "overridden", built_without("FP16", "VARLEN", "SPLIT"))
+    xattn_nvidia.fa3.installation.overridden = built_without("FP16", "VARLEN", "SPLIT")
     assert declined(xattn.attention, *(x.half() for x in qkv(5, 9))) == {"dtype"}
     assert declined(xattn.varlen_attention, *packed(3, 4)) == {"op"}
 

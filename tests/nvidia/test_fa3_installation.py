@@ -35,6 +35,10 @@ def a_site_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         sys.path_importer_cache.clear()
 
     yield put
+    # An import that failed leaves its package.
+    for package in ("flash_attn_3", "fa3_fwd"):
+        sys.modules.pop(package, None)
+    vendor.forget()
     installation.clear()
 
 
@@ -88,10 +92,10 @@ def test_what_cannot_be_used_is_said(put: Put, files: dict[str, str], said: str)
     assert said in describe()
 
 
-def test_the_line_of_a_device_that_it_is_not_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_line_of_a_device_that_it_is_not_for() -> None:
     with standing_in():
         assert describe().endswith("on sm_90")
-        monkeypatch.setitem(emulated, "cpu", ("cuda", "sm_80"))
+        emulated["cpu"] = ("cuda", "sm_80")
         assert describe().endswith("but it is for sm_90, and here is sm_80")
         emulated.clear()
         assert "but torch" in describe()

@@ -17,8 +17,7 @@ from xattn_flex.attention import blocks, compiled, gradients, mods
 from xattn_flex.attention.mods import Tensors
 from xattn_flex.attention.unseen import seen_keys
 
-# Not yet made: behind every backend that serves the call now.
-_COLD: Capabilities[Any] = Capabilities(
+_CUDA: Capabilities[Any] = Capabilities(
     device="cuda",
     dtypes=frozenset({torch.float32, torch.float16, torch.bfloat16}),
     features=frozenset(
@@ -41,25 +40,24 @@ _COLD: Capabilities[Any] = Capabilities(
     ),
     grads=frozenset({"qkv", "sinks", "lse"}),
     sizes={"headdim": (16, 256, 1), "headdim_v": (16, 256, 1)},
+    # torch has faster ones.
     priority={"default": 10},
     checked="calls of each feature on an NVIDIA H100, torch 2.11; not yet the whole suite",
 )
-_ROCM = replace(_COLD, device="rocm", checked="declared, never run on ROCm")
-# Made, and faster than what torch has else: blocks of matmuls for softcap and ALiBi, its flash kernel for windows.
-_READY = {each.device: replace(each, priority={"default": 55}) for each in (_COLD, _ROCM)}
+_ROCM = replace(_CUDA, device="rocm", checked="declared, never run on ROCm")
+# But for blocks of matmuls, which it has for softcap and ALiBi, and for its flash kernel's windows.
+_AHEAD = {each.device: replace(each, priority={"default": 55}) for each in (_CUDA, _ROCM)}
 
 
 class FlexAttention(AttentionKernel):
-    capabilities = (_COLD, _ROCM)
+    capabilities = (_CUDA, _ROCM)
 
     def block(self, request: Request) -> Capabilities[Any] | None:
         found = super().block(request)
-        if found is None or not isinstance(request, AttentionRequest) or torch.compiler.is_compiling():
+        if found is None or not isinstance(request, AttentionRequest):
             return found
-        better = (request.softcap, request.alibi_slopes, request.window)
-        if all(each is None for each in better) or _kind(request) not in compiled.built:
-            return found
-        return _READY[found.device]
+        slow = request.softcap is not None or request.alibi_slopes is not None or request.window is not None
+        return _AHEAD[found.device] if slow else found
 
     def limits(self, request: AttentionRequest) -> list[Reason]:
         if torch.compiler.is_compiling():
@@ -74,11 +72,13 @@ class FlexAttention(AttentionKernel):
     def plan(self, request: AttentionRequest) -> Plan:
         return functools.partial(_run, request, _kind(request), {})
 
-    def kernel_name(self, request: AttentionRequest) -> str:
-        name = "torch's flex_attention"
+    def unbuilt(self, request: AttentionRequest) -> str | None:
         if _kind(request) in compiled.built:
-            return f"{name}, compiled"
-        return f"{name}, which the first call of this kind compiles for seconds: auto waits until one by name has"
+            return None
+        return "2 to 8 s of torch.compile" if not request.any_grad else "4 to 20 s of torch.compile"
+
+    def kernel_name(self, request: AttentionRequest) -> str:
+        return "torch's flex_attention"
 
 
 def _kind(request: AttentionRequest) -> Hashable:
