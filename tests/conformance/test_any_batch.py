@@ -91,6 +91,7 @@ def test_chunks_of_a_call_whose_parts_are_others_are_refused() -> None:
             OPS[op].vary("chunks_of_17", case, None, call, "cpu")
 
 
+@pytest.mark.extended
 def test_the_splits_are_right_up_to_rounding() -> None:
     """So it is the bits that find them."""
     for impostor in IMPOSTORS:
