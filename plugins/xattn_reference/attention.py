@@ -7,8 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
-from xattn import AttentionBackwardRequest, AttentionKernel, AttentionOutput, AttentionRequest
+from xattn import AttentionBackwardRequest, AttentionKernel, AttentionOutput, AttentionRequest, Reason
 from xattn.plugin import Plan
+from xattn_reference import in_order
 from xattn_reference.block import everything
 from xattn_reference.softmax import Scores, attend, wide, within
 
@@ -19,11 +20,15 @@ Described = AttentionRequest | AttentionBackwardRequest
 class ReferenceAttention(AttentionKernel):
     capabilities = (everything(AttentionRequest, fallback=True),)
 
+    def limits(self, request: AttentionRequest) -> list[Reason]:
+        return in_order.limits(request)
+
     def plan(self, request: AttentionRequest) -> Plan:
         return functools.partial(attention, request)
 
     def kernel_name(self, request: AttentionRequest) -> str:
-        return "PyTorch matmul and exp over the whole score matrix"
+        how = "sums in one order" if request.batch_invariant else "matmul"
+        return f"PyTorch {how} and exp over the whole score matrix"
 
 
 def attention(
@@ -44,7 +49,7 @@ def attention(
     align: `off` itself, where the request's align is "offset".
     """
     how = scores(request, q, sinks, alibi_slopes, bias, mask, seqlens_k, align)
-    out, lse = attend(q, k, v, how, request.dropout_p)
+    out, lse = in_order.attend(q, k, v, how) if how.in_order else attend(q, k, v, how, request.dropout_p)
     return AttentionOutput(out, lse) if request.return_lse else out
 
 
@@ -64,7 +69,7 @@ def scores(
     added = [] if bias is None else [bias]
     if alibi_slopes is not None:
         added.append(-alibi_slopes.to(wide(q)).view(-1, request.nheads, 1, 1) * distance.abs())
-    return Scores(request.softmax_scale, request.softcap, visible, added, sinks)
+    return Scores(request.softmax_scale, request.softcap, visible, added, sinks, request.batch_invariant)
 
 
 def _distance(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from xattn import AttentionBackwardKernel, AttentionBackwardRequest
 from xattn.plugin import Plan
+from xattn_reference import in_order
 from xattn_reference.attention import scores
 from xattn_reference.block import everything
 from xattn_reference.softmax import share
@@ -20,7 +21,8 @@ class ReferenceBackward(AttentionBackwardKernel):
         return functools.partial(attention_backward, request)
 
     def kernel_name(self, request: AttentionBackwardRequest) -> str:
-        return "PyTorch matmul and exp over the whole score matrix"
+        how = "sums in one order" if request.batch_invariant else "matmul"
+        return f"PyTorch {how} and exp over the whole score matrix"
 
 
 def attention_backward(
@@ -40,4 +42,4 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes as in `xattn.attention_backward`. Computes in float32, or in float64 for float64 tensors."""
     how = scores(request, q, None, alibi_slopes, bias, mask, seqlens_k, align)
-    return share(dout, q, k, v, out, lse, how)
+    return (in_order.share if how.in_order else share)(dout, q, k, v, out, lse, how)

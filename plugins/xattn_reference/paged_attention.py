@@ -12,6 +12,7 @@ from xattn import AttentionOutput, PagedBatch, PagedKernel, PagedRequest
 from xattn.plugin import Plan
 from xattn.plugin.quantised import as_bytes, dequantised, scale_at
 from xattn.plugin.symbolic import holds, smaller
+from xattn_reference import in_order
 from xattn_reference.block import everything
 from xattn_reference.packed import places
 from xattn_reference.softmax import Scores, attend, wide, within
@@ -26,7 +27,8 @@ class ReferencePaged(PagedKernel):
         return functools.partial(paged_attention, request)
 
     def kernel_name(self, request: PagedRequest) -> str:
-        return "PyTorch matmul and exp over the gathered keys"
+        how = "sums in one order" if request.batch_invariant else "matmul"
+        return f"PyTorch {how} and exp over the gathered keys"
 
 
 def paged_attention(
@@ -63,9 +65,10 @@ def paged_attention(
     if alibi_slopes is not None:
         slopes = alibi_slopes.to(wide(q)).view(-1, request.nheads, 1, 1)
         added.append(-slopes * distance.unsqueeze(1).abs())
-    how = Scores(request.softmax_scale, request.softcap, visible.unsqueeze(1), added, sinks)
+    ordered = request.batch_invariant
+    how = Scores(request.softmax_scale, request.softcap, visible.unsqueeze(1), added, sinks, ordered)
     padded = _rows(q, token) if request.out_dtype is None else _rows(q, token).to(request.out_dtype)
-    out, lse = attend(padded, k, v, how)
+    out, lse = (in_order.attend if ordered else attend)(padded, k, v, how)
     # A token of no sequence takes the row past the last: 0, and -inf without a sink.
     sequence, place = places(batch.starts_q, q.shape[0])
     padding = sequence == batch.batch

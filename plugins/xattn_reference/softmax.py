@@ -17,7 +17,7 @@ class Scores:
     """What is done to q @ k.T before the softmax.
 
     visible: which keys each query sees, bool. added: bias and ALiBi, as far as there are. All broadcastable to (batch,
-    nheads, seqlen_q, seqlen_k). sinks: (nheads,), or None.
+    nheads, seqlen_q, seqlen_k). sinks: (nheads,), or None. in_order: every sum has one order, see `in_order.py`.
     """
 
     scale: float
@@ -25,6 +25,7 @@ class Scores:
     visible: Tensor
     added: Sequence[Tensor] = ()
     sinks: Tensor | None = None
+    in_order: bool = False
 
 
 def wide(tensor: Tensor) -> torch.dtype:
@@ -84,7 +85,7 @@ def _scored(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> _Scored:
     dead = ~visible.any(-1, keepdim=True)
     queries = _fold(q.to(wide(q)).masked_fill(dead.transpose(1, 2), 0.0), nheads_k)
 
-    scores = torch.bmm(queries, keys.mT).view(batch, nheads, seqlen_q, seqlen_k) * how.scale
+    scores = _product(queries, keys.mT, how.in_order).view(batch, nheads, seqlen_q, seqlen_k) * how.scale
     slope: Tensor | float = 1.0
     if how.softcap is not None:
         tanh = torch.tanh(scores / how.softcap)
@@ -94,12 +95,39 @@ def _scored(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> _Scored:
     return _Scored(nheads_k, queries, keys, values, scores.masked_fill(~visible, -torch.inf), slope, dead)
 
 
+def _product(a: Tensor, b: Tensor, in_order: bool) -> Tensor:
+    """(n, rows, columns) of (n, rows, terms) and (n, terms, columns). in_order: added up from the first term on, each
+    element by itself: a term of 0 changes no bit of it, and the other elements do not either."""
+    if not in_order:
+        return torch.bmm(a, b)
+    total = a.new_zeros(a.shape[0], a.shape[1], b.shape[2])
+    for x, y in zip(a.unbind(2), b.unbind(1), strict=True):
+        total += x.unsqueeze(2) * y.unsqueeze(1)
+    return total
+
+
+def _sum(x: Tensor, in_order: bool) -> Tensor:
+    """Over the last dimension, which stays as 1."""
+    if not in_order:
+        return x.sum(-1, keepdim=True)
+    total = x.new_zeros(x.shape[:-1])
+    for term in x.unbind(-1):
+        total += term
+    return total.unsqueeze(-1)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None = None) -> tuple[Tensor, Tensor]:
     """q: (batch, seqlen_q, nheads, headdim), k, v: (batch, seqlen_k, nheads_k, headdim or headdim_v).
 
     Returns out (batch, seqlen_q, nheads, headdim_v), contiguous, in the dtype of q, and lse (batch, nheads, seqlen_q)
     float32.
     """
+    out, lse = attend_wide(q, k, v, how, dropout_p)
+    return out.to(q.dtype).contiguous(), lse.float()
+
+
+def attend_wide(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None = None) -> tuple[Tensor, Tensor]:
+    """As `attend`, before anything is rounded; out is not contiguous."""
     batch, seqlen_q, nheads, _ = q.shape
     scored = _scored(q, k, v, how)
     scores, dead = scored.scores, scored.dead
@@ -114,7 +142,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
         top = torch.maximum(top, sink.detach())
     top = top.masked_fill(top == -torch.inf, 0.0)
     weights = torch.exp(scores - top)
-    total = weights.sum(-1, keepdim=True)
+    total = _sum(weights, how.in_order)
     if how.sinks is not None:
         total = total + torch.exp(sink - top)
     empty = dead & (total == 0)  # neither a key nor a sink
@@ -122,31 +150,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scores, dropout_p: float | None
     probabilities = weights / total
     if dropout_p is not None:
         probabilities = F.dropout(probabilities, dropout_p)
-    out = torch.bmm(scored.folded(probabilities), scored.values)
-    out = _unfold(out, batch, nheads, seqlen_q).to(q.dtype).contiguous()
+    out = _unfold(_product(scored.folded(probabilities), scored.values, how.in_order), batch, nheads, seqlen_q)
     lse = (torch.log(total) + top).masked_fill(empty, -torch.inf)
-    return out, lse.squeeze(-1).float()
+    return out, lse.squeeze(-1)
 
 
 def share(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, how: Scores
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, how: Scores, dlse: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv in the dtypes of q, k, v: what the given keys add to them. Shapes as of `attend`; out and lse may be
-    of more keys. Queries that see none of these, or of which lse is -inf, are not read."""
+    of more keys. dlse: what comes in for lse. Queries that see none of these, or of which lse is -inf, are not read."""
     batch, seqlen_q, nheads, _ = q.shape
     scored = _scored(q, k, v, how)
     none = lse.unsqueeze(-1) == -torch.inf  # (batch, nheads, seqlen_q, 1)
     unread = (scored.dead | none).transpose(1, 2)
     given = [x.to(wide(q)).masked_fill(unread, 0.0) for x in (dout, out)]
-    delta = (given[0] * given[1]).sum(-1).transpose(1, 2).unsqueeze(-1)
+    delta = _sum(given[0] * given[1], how.in_order).transpose(1, 2)
+    if dlse is not None:
+        delta = delta - dlse.unsqueeze(-1)
     grad = _fold(given[0], scored.nheads_k)
     # A query without a key in there has scores of -inf, and -inf - -inf is NaN.
     log = lse.to(wide(q)).unsqueeze(-1).masked_fill(scored.dead | none, torch.inf)
     p = torch.exp(scored.scores - log)
-    values = torch.bmm(grad, scored.values.mT).view(p.shape)
+    values = _product(grad, scored.values.mT, how.in_order).view(p.shape)
     scores = scored.folded(p * (values - delta) * scored.slope * how.scale)
-    dq = _unfold(torch.bmm(scores, scored.keys), batch, nheads, seqlen_q)
-    dk, dv = torch.bmm(scores.mT, scored.queries), torch.bmm(scored.folded(p).mT, grad)
+    dq = _unfold(_product(scores, scored.keys, how.in_order), batch, nheads, seqlen_q)
+    dk = _product(scores.mT, scored.queries, how.in_order)
+    dv = _product(scored.folded(p).mT, grad, how.in_order)
     dk, dv = (_unfold(x, batch, scored.nheads_k, k.shape[1]) for x in (dk, dv))
     return dq.to(q.dtype).contiguous(), _of_heads(dk, k), _of_heads(dv, v)
 

@@ -7,8 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
-from xattn import AttentionOutput, VarlenBackwardRequest, VarlenKernel, VarlenRequest
+from xattn import AttentionOutput, Reason, VarlenBackwardRequest, VarlenKernel, VarlenRequest
 from xattn.plugin import Plan
+from xattn_reference import in_order
 from xattn_reference.block import everything
 from xattn_reference.packed import places
 from xattn_reference.softmax import Scores, attend, wide, within
@@ -20,11 +21,15 @@ Described = VarlenRequest | VarlenBackwardRequest
 class ReferenceVarlen(VarlenKernel):
     capabilities = (everything(VarlenRequest, fallback=True),)
 
+    def limits(self, request: VarlenRequest) -> list[Reason]:
+        return in_order.limits(request)
+
     def plan(self, request: VarlenRequest) -> Plan:
         return functools.partial(varlen_attention, request)
 
     def kernel_name(self, request: VarlenRequest) -> str:
-        return "PyTorch matmul and exp over all tokens"
+        how = "sums in one order" if request.batch_invariant else "matmul"
+        return f"PyTorch {how} and exp over all tokens"
 
 
 def varlen_attention(
@@ -44,7 +49,8 @@ def varlen_attention(
     """Shapes as in `xattn.varlen_attention`; the bounds are not needed. Computes in float32, or in float64 for float64
     tensors."""
     how, padding = scores(request, q, k, cu_seqlens_q, cu_seqlens_k, sinks, alibi_slopes, align)
-    out, lse = (each.squeeze(0) for each in attend(q[None], k[None], v[None], how))
+    run = in_order.attend if how.in_order else attend
+    out, lse = (each.squeeze(0) for each in run(q[None], k[None], v[None], how))
     if not request.return_lse:
         return out
     # A token of no sequence has no sink.
@@ -75,7 +81,8 @@ def scores(
             slopes = _of_each(slopes, sequence_q).t().unsqueeze(-1)  # (nheads, total_q, 1)
         added.append(-slopes.view(1, request.nheads, -1, 1) * distance.abs())
     visible = (within(distance, request.band) & own)[None, None]
-    return Scores(request.softmax_scale, request.softcap, visible, added, sinks), padding
+    ordered = request.batch_invariant
+    return Scores(request.softmax_scale, request.softcap, visible, added, sinks, ordered), padding
 
 
 def _offsets(

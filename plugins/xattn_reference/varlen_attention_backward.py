@@ -8,6 +8,7 @@ from torch import Tensor
 
 from xattn import VarlenBackwardKernel, VarlenBackwardRequest
 from xattn.plugin import Plan
+from xattn_reference import in_order
 from xattn_reference.block import everything
 from xattn_reference.softmax import share
 from xattn_reference.varlen_attention import scores
@@ -20,7 +21,8 @@ class ReferenceVarlenBackward(VarlenBackwardKernel):
         return functools.partial(varlen_attention_backward, request)
 
     def kernel_name(self, request: VarlenBackwardRequest) -> str:
-        return "PyTorch matmul and exp over all tokens"
+        how = "sums in one order" if request.batch_invariant else "matmul"
+        return f"PyTorch {how} and exp over all tokens"
 
 
 def varlen_attention_backward(
@@ -41,5 +43,6 @@ def varlen_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes as in `xattn.varlen_attention_backward`; the bounds are not needed."""
     how, _ = scores(request, q, k, cu_seqlens_q, cu_seqlens_k, None, alibi_slopes, align)
-    dq, dk, dv = share(dout[None], q[None], k[None], v[None], out[None], lse[None], how)
+    run = in_order.share if how.in_order else share
+    dq, dk, dv = run(dout[None], q[None], k[None], v[None], out[None], lse[None], how)
     return dq.squeeze(0), dk.squeeze(0), dv.squeeze(0)

@@ -22,11 +22,6 @@ def tried(cache: PagedKVCache, sequence: int, tokens: int) -> tuple[list[int], s
         return [], str(error)
 
 
-def append_to_freed(cache: PagedKVCache) -> None:
-    cache.free("a")
-    cache.append("a", 1)
-
-
 def test_a_paged_cache_is_what_its_sequences_were_given() -> None:
     """Appends, forks and frees by chance, against a list of keys for each sequence."""
     draw = random.Random(0)
@@ -89,8 +84,31 @@ def test_a_shared_page_that_is_full_is_not_copied() -> None:
     assert cache.pages("a") == cache.pages("b")[:1]
 
 
+def of_freed(act: Callable[[PagedKVCache], Any]) -> Callable[[PagedKVCache], Any]:
+    """Of a cache whose sequence a has ended."""
+
+    def call(cache: PagedKVCache) -> Any:
+        cache.free("a")
+        return act(cache)
+
+    return call
+
+
+def append_to_fork(cache: PagedKVCache) -> None:
+    """Where no page is left for the copy of the page that both have."""
+    cache.fork("a", "c")
+    cache.append("b", 4)
+    cache.append("c", 1)
+
+
+FREED = "sequence: got 'a', want one that was allocated and not freed"
 REFUSED: dict[str, tuple[Callable[[PagedKVCache], Any], str]] = {
-    "freed": (append_to_freed, "sequence: got 'a', want one that was allocated"),
+    "an append to a freed one": (of_freed(lambda cache: cache.append("a", 1)), FREED),
+    "a fork of a freed one": (of_freed(lambda cache: cache.fork("a", "c")), FREED),
+    "freed twice": (of_freed(lambda cache: cache.free("a")), FREED),
+    "the table of a freed one": (of_freed(lambda cache: cache.lists("ab")), FREED),
+    "the pages of a freed one": (of_freed(lambda cache: cache.pages("a")), FREED),
+    "the length of a freed one": (of_freed(lambda cache: cache.length("a")), FREED),
     "never there": (lambda cache: cache.free("z"), "'z'"),
     "twice": (lambda cache: cache.allocate("a"), "'a', want one that is not there yet"),
     "a fork onto another": (lambda cache: cache.fork("a", "b"), "'b', want one that is not there yet"),
@@ -99,6 +117,10 @@ REFUSED: dict[str, tuple[Callable[[PagedKVCache], Any], str]] = {
         "length: got 6, want 0 to 5, the keys of sequence 'a'",
     ),
     "past capacity": (lambda cache: cache.append("a", 8), "of sequence 'a', which take 2 blocks, want at most the 1"),
+    "past capacity, as a shared page is copied": (
+        append_to_fork,
+        "of sequence 'c', which take 1 blocks, want at most the 0",
+    ),
     "fewer than none": (lambda cache: cache.append("a", -1), "tokens: got -1"),
 }
 
@@ -110,10 +132,13 @@ def test_what_cannot_be_done_names_the_sequence(what: str) -> None:
         cache.allocate(name)
     cache.append("a", 5)
     cache.append("b", 1)
+    cache.k[0][cache.pages("b")] = 3.0
+    kept = cache.k[0][cache.pages("b")].clone()
     call, said = REFUSED[what]
     with pytest.raises(xattn.InvalidArgumentError) as caught:
         call(cache)
     assert said in str(caught.value)
+    assert torch.equal(cache.k[0][cache.pages("b")[:1]], kept)
 
 
 def test_steps_of_a_batch_object_are_those_of_the_cache() -> None:

@@ -51,6 +51,35 @@ def read(cache: PagedKVCache, sequence: str, layer: int = 0) -> list[Tensor]:
     return values
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda k, v, slots: (k[..., :8].contiguous(), v, slots), r"^k: got \(2, 2, 8\)"),
+        (lambda k, v, slots: (k, v[..., :8].contiguous(), slots), r"^v: got \(2, 2, 8\)"),
+        (lambda k, v, slots: (k, v[:, :1], slots), r"^v: got \(2, 1, 32\)"),
+        (lambda k, v, slots: (k, v.half(), slots), "^v: got .*float16"),
+        (lambda k, v, slots: (k.int(), v.int(), slots), "^k: got .*int32"),
+        (lambda k, v, slots: (k, None, slots), "^v: got NoneType"),
+        (lambda k, v, slots: (k, v, slots + 32), "^slots: got 35 at 0"),
+        (lambda k, v, slots: (k, v, slots[:1].repeat(2)), "^slots: got "),
+        (lambda k, v, slots: (k, v, slots[:1]), "^slots: got shape"),
+    ],
+    ids=["headdim of k", "headdim of v", "heads", "dtypes", "ints", "None", "past the end", "twice", "too few"],
+)
+def test_a_write_that_is_refused_leaves_keys_and_scales_alone(spoil: Any, said: str) -> None:
+    cache = cache_of("int8")
+    cache.allocate("a")
+    append(cache, "a", tokens(3, 0))
+    assert cache.k_scale is not None
+    assert cache.v_scale is not None
+    everything = (*cache.k, *cache.v, *cache.k_scale, *cache.v_scale)
+    before = [x.clone() for x in everything]
+    with pytest.raises(xattn.InvalidArgumentError, match=said):
+        cache.write(0, *spoil(*tokens(2, 1), torch.tensor(cache.append("a", 2))))
+    # Of a page that `append` handed out, nothing but that it is cleared.
+    assert all(torch.equal(x, y) for x, y in zip(everything, before, strict=True))
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("scale_of", ["token", "token_head"])
 def test_what_is_written_is_there_within_its_storages_error(storage: str, scale_of: str) -> None:

@@ -34,7 +34,7 @@ def loop(spoil: Spoil = lambda given, out, lse: (out, lse)) -> Any:
         at_k = given.get("cu_seqlens_k", given["cu_seqlens_q"]).tolist()
         out = q.new_zeros(*q.shape[:2], v.shape[2])
         lse = torch.full((q.shape[1], q.shape[0]), float("-inf"))
-        names = ("causal", "window", "align", "scale", "softcap", "sinks", "alibi_slopes")
+        names = ("causal", "window", "align", "scale", "softcap", "sinks", "alibi_slopes", "deterministic")
         shared = {name: given[name] for name in names if name in given}
         for b in range(len(at_q) - 1):
             own = dict(shared)

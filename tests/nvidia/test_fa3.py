@@ -183,6 +183,14 @@ def test_splits_are_left_to_the_kernel_where_no_bits_are_promised(monkeypatch: p
     assert seen == [0, 1, 1, 0, 1]
 
 
+def test_the_name_of_a_kernel_says_whether_it_splits_the_keys() -> None:
+    """So that a fingerprint is another."""
+    q, k, v = qkv(3, 5)
+    for op, tensors in ((xattn.attention, (q, k, v)), (xattn.varlen_attention, packed(3, 4))):
+        names = [xattn.explain(op, *tensors, deterministic=asked, backend="fa3").kernel for asked in (False, True)]
+        assert [", keys not split (" in str(name) for name in names] == [False, True]
+
+
 def test_auto_takes_it_where_it_is_faster() -> None:
     q, k, v = qkv(3, 5)
     assert xattn.explain(q, k, v).backend == "fa3"

@@ -206,3 +206,10 @@ def test_tables_are_made_once_a_step(aiter: Given) -> None:
 def test_rows_of_no_sequence_are_0(aiter: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aiter, "unified_attention", lambda **options: None)
     assert (xattn.paged_attention(*paged(), backend="aiter-triton") == 0).all()
+
+
+def test_the_name_of_the_kernel_says_whether_it_may_split_the_keys(aiter: Given) -> None:
+    """So that a fingerprint is another."""
+    for one, finite, splits in ((True, True, True), (True, False, False), (False, True, False)):
+        found = xattn.explain(xattn.paged_attention, *paged(64, one), unseen_finite=finite, backend="aiter-triton")
+        assert str(found.kernel).endswith("which may split the keys") == splits, found

@@ -64,7 +64,8 @@ class PagedKVCache:
                 return None
             return [torch.ones(scale_shape(scale_of, cache), device=device) for cache in pages]
 
-        self.k, self.v = pool(headdim), pool(headdim if headdim_v is None else headdim_v)
+        self._sizes = {"k": (nheads_k, headdim), "v": (nheads_k, headdim if headdim_v is None else headdim_v)}
+        self.k, self.v = (pool(size) for _, size in self._sizes.values())
         self.scale_of, self.k_scale, self.v_scale = scale_of, scales(self.k), scales(self.v)
         self.num_blocks, self.block_size = num_blocks, block_size
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -122,6 +123,7 @@ class PagedKVCache:
         if self.k_scale is not None and self.v_scale is not None:
             k_scale, v_scale = self.k_scale[layer], self.v_scale[layer]
             if self.scale_of in OF_TOKENS:
+                self._check_tokens(k, v)  # before their scales are written
                 own = [scale_for(x, self.k[layer].dtype, heads=self.scale_of == "token_head") for x in (k, v)]
                 # A scale a head is written as keys of one dimension are.
                 xattn.write_kv(*(x.unsqueeze(-1) for x in (*own, k_scale, v_scale)), slots)
@@ -173,6 +175,15 @@ class PagedKVCache:
     def _page_scales(self) -> list[Tensor]:
         """The scales that belong to pages."""
         return [] if self.scale_of not in OF_PAGES else [*(self.k_scale or ()), *(self.v_scale or ())]
+
+    def _check_tokens(self, k: Tensor, v: Tensor) -> None:
+        for name, new in (("k", k), ("v", v)):
+            fits = isinstance(new, Tensor) and new.dim() == 3 and tuple(new.shape[1:]) == self._sizes[name]
+            if not fits or not new.dtype.is_floating_point or new.dtype != k.dtype:
+                got = f"{tuple(new.shape)} {new.dtype}" if isinstance(new, Tensor) else type(new).__name__
+                nheads_k, headdim = self._sizes[name]
+                want = f"(tokens, {nheads_k}, {headdim}), of a floating-point dtype that k and v share"
+                raise InvalidArgumentError(name, got, want)
 
     def _of(self, sequence: Hashable) -> _Sequence:
         if sequence not in self._sequences:

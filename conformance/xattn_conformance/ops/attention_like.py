@@ -46,6 +46,7 @@ from xattn_conformance.ops.attention.problem import Problem as Problem
 from xattn_conformance.ops.attention.recipes import Sizes, alibi_slopes, sinks
 from xattn_conformance.ops.attention.table import sizes as sizes
 from xattn_conformance.ops.attention.variations import at_the_end as at_the_end
+from xattn_conformance.ops.attention.variations import batch as batch
 from xattn_conformance.ops.attention.variations import off_alignment as off_alignment
 from xattn_conformance.ops.attention.variations import packed as packed
 from xattn_conformance.ops.attention.variations import some as some

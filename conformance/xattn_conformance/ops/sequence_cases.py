@@ -170,6 +170,7 @@ def used(options: Mapping[str, Any], sizes: Mapping[str, int], named: tuple[str,
     if align is not None:
         found.append("offset" if isinstance(align, int) else {"each": "offsets"}.get(str(align), str(align)))
     found += [name for name, there in (
+        ("batch_invariant", options.get("deterministic") == "batch"),
         ("gqa", sizes["nheads"] != sizes["nheads_k"]),
         ("headdim_v", sizes["headdim"] != sizes["headdim_v"]),
         ("empty", 0 in (sizes["batch"], sizes["seqlen_q"], sizes["seqlen_k"])),

@@ -73,6 +73,8 @@ def look(
     return left_out
 
 
+# Variations that take a sequence away from the others, to another place, or apart.
+_ANY_BATCH = ("batch", "order", "chunks_of_1", "chunks_of_17")
 # Variations that change nothing which a backend may decline for.
 _SAME_REQUEST = ("repeat", "poison")
 
@@ -87,9 +89,13 @@ def _made(name: str, op: Op[Any], case: Case, problem: Any, call: Call, target: 
 
 def promised(name: str, case: Case, target: Target) -> bool:
     """Whether the variation must give the same bits: as the profile says, and nothing can where a mere repetition need
-    not. A case that asks for determinism asks for the latter whatever the profile says."""
+    not. A case that asks for determinism asks for the latter whatever the profile says, and one that asks for it in any
+    batch for what changes nothing but that."""
+    asked = case.options.get("deterministic")
+    if asked == "batch" and name in _ANY_BATCH:
+        return True
     bitwise = target.profile.bitwise_for(target.kind)
-    repeat = bitwise.repeat or bool(case.options.get("deterministic"))
+    repeat = bitwise.repeat or bool(asked)
     return repeat and (name == "repeat" or getattr(bitwise, name, False))
 
 

@@ -8,6 +8,8 @@ from xattn import Reason
 from xattn.plugin.symbolic import holds
 from xattn_nvidia.fa3.installation import has
 
+# Ends the name of a kernel that gives all keys of a query to one part, which has bits of its own.
+UNSPLIT = ", keys not split"
 BUILT = "This build of FlashAttention-3 was made without; one from its source has it."
 
 

@@ -17,7 +17,8 @@ from xattn_sdpa.attention import direct, elsewhere, flash, gpu, parts, torch_ops
 from xattn_sdpa.attention.engine import Settings
 from xattn_sdpa.attention.masks import with_four
 
-_FEATURES: frozenset[Any] = frozenset(AttentionRequest.vocabulary.feature_names)
+# torch's kernels choose tiles, splits and the order of a sum by the sizes of the call.
+_FEATURES: frozenset[Any] = frozenset(AttentionRequest.vocabulary.feature_names) - {"batch_invariant"}
 _GRADS = frozenset(AttentionRequest.vocabulary.grads)
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 

@@ -16,7 +16,8 @@ from xattn_sdpa.paged_attention import torch_ops
 from xattn_sdpa.paged_attention.engine import Options
 from xattn_sdpa.varlen_attention import flash
 
-_FEATURES: frozenset[Any] = frozenset(PagedRequest.vocabulary.feature_names) - {"q_scale"}
+# torch's kernels choose tiles, splits and the order of a sum by the sizes of the call.
+_FEATURES: frozenset[Any] = frozenset(PagedRequest.vocabulary.feature_names) - {"q_scale", "batch_invariant"}
 
 
 class SdpaPaged(PagedKernel):

@@ -94,7 +94,7 @@ WRONG: dict[str, Row] = {
     "causal a tensor": ({"causal": torch.tensor(True)}, "causal", ("tensor(True)", "True or False")),
     "causal a mask": ({"causal": LEGAL["mask"]}, "causal", ("got Tensor", "True or False")),
     "causal a list": ({"causal": [True]}, "causal", ("got [True]", "True or False")),
-    "deterministic a str": ({"deterministic": "warn"}, "deterministic", ("'warn'", "True or False")),
+    "deterministic a str": ({"deterministic": "warn"}, "deterministic", ("'warn'", 'True, False or "batch"')),
     "return_lse None": ({"return_lse": None}, "return_lse", ("got None", "True or False")),
     "align misspelt": (
         {"align": "bottom-right"},

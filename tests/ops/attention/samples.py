@@ -27,6 +27,7 @@ def samples(length: int = 5) -> dict[str, Sample]:
         "causal, at a key": made({"causal": True, "align": 1}),
         "window": made({"window": (2, 1), "scale": 0.5}),
         "softcap": made({"softcap": 2.0, "deterministic": True}),
+        "bits of each row": made({"deterministic": "batch", "causal": True}),
         "narrow values": _narrow(made()),
         "sinks and lse": made({"sinks": torch.randn(4, generator=generator), "return_lse": True}),
         "slopes": made({"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625])}),

@@ -40,7 +40,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "q packed": ({"q": Q[0]}, "q", ("shape (5, 4, 8)", "(batch, seqlen, nheads, headdim)")),
     "tokens of v": ({"v": V[:, :5]}, "v", ("seqlen_k 5", "6, the seqlen_k of k")),
     "causal None": ({"causal": None}, "causal", ("got None", "True or False")),
-    "deterministic 2": ({"deterministic": 2}, "deterministic", ("got 2", "True or False")),
+    "deterministic 2": ({"deterministic": 2}, "deterministic", ("got 2", 'True, False or "batch"')),
     "align beyond 32 bits": ({"align": 2**70}, "align", (f"got {2**70}", "an int of 32 bits")),
     "align misspelt": ({"align": "bottom-right"}, "align", ("'bottom-right'", "an int")),
     "window an int": ({"window": 4}, "window", ("got 4", "(left, right)")),

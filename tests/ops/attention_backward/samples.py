@@ -39,6 +39,7 @@ def samples(length: int = 5) -> dict[str, Sample]:
         "causal, at a key": made({"causal": True, "align": 1}),
         "window": made({"window": (2, 1), "scale": 0.5}),
         "softcap": made({"softcap": 2.0, "deterministic": True}),
+        "bits of each row": made({"deterministic": "batch", "causal": True}),
         "narrow values": made(headdim_v=5),
         "slopes": made({"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625])}),
         "bias": made({"bias": torch.randn(scores, generator=generator)}),

@@ -105,12 +105,22 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "max_seqlen_k",
         ("got 9", "None beside a PagedBatch"),
     ),
+    "a batch and sums": (
+        {"block_table": xattn.PagedBatch(TABLE, KEYS, CU), "seqlens_k": None},
+        "cu_seqlens_q",
+        ("None beside a PagedBatch",),
+    ),
+    "a batch and a bound of queries": (
+        {"block_table": xattn.PagedBatch(TABLE, KEYS, CU), "cu_seqlens_q": None, "seqlens_k": None, "max_seqlen_q": 3},
+        "max_seqlen_q",
+        ("got 3", "None beside a PagedBatch"),
+    ),
     # Options.
     "causal None": ({"causal": None}, "causal", ("got None", "True or False")),
     "check a str": ({"check": "yes"}, "check", ("'yes'", "True or False")),
     "return_lse 2": ({"return_lse": 2}, "return_lse", ("got 2", "True or False")),
     "unseen_finite None": ({"unseen_finite": None}, "unseen_finite", ("got None", "True or False")),
-    "deterministic None": ({"deterministic": None}, "deterministic", ("got None", "True or False")),
+    "deterministic None": ({"deterministic": None}, "deterministic", ("got None", 'True, False or "batch"')),
     "align misspelt": ({"align": "bottom-right"}, "align", ("'bottom-right'", "a (batch,) int32 tensor", "an int")),
     "align beyond 32 bits": ({"align": 2**70}, "align", (f"got {2**70}", "an int of 32 bits")),
     "align int64": ({"align": ints(1, 2, 3, dtype=torch.int64)}, "align", ("int64", "int32", "align.int()")),

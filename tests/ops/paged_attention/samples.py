@@ -65,6 +65,7 @@ def samples(length: int = 5) -> dict[str, Sample]:
         "causal, at keys": made({"align": torch.tensor([1, 0, -1], dtype=torch.int32)}),
         "window": made({"window": (2, 1)}),
         "softcap": made({"softcap": 2.0, "deterministic": True}),
+        "bits of each sequence": made({"deterministic": "batch", "return_lse": True}),
         "narrow values": made(headdim_v=5),
         "sinks and lse": made({"sinks": torch.linspace(-1, 1, 4), "return_lse": True}),
         "slopes": made({"alibi_slopes": slopes}),

@@ -307,8 +307,8 @@ def test_the_kernel_of_an_int_align() -> None:
     assert "tile by tile" in declared(request(**{**AT_OFFSET, **CPU})).kernel
 
 
-def test_everything_but_dropout_is_declared_for_the_cpu() -> None:
+def test_everything_but_dropout_and_bits_of_any_batch_is_declared_for_the_cpu() -> None:
     """What the sdpa backend leaves out, `auto` gives to a backend that holds the whole score matrix."""
     (block,) = [each for each in SdpaAttention.capabilities if each.device == "cpu"]
-    assert set(AttentionRequest.vocabulary.feature_names) - block.features == {"dropout_p"}
+    assert set(AttentionRequest.vocabulary.feature_names) - block.features == {"dropout_p", "batch_invariant"}
     assert block.grads == set(AttentionRequest.vocabulary.grads)

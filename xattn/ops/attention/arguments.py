@@ -12,7 +12,7 @@ from xattn.dispatch.op import Prepared
 from xattn.errors import InvalidArgumentError
 from xattn.ops.attention.request import AttentionRequest
 from xattn.ops.shared import checks, dense
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 
 
 def prepare(
@@ -31,7 +31,7 @@ def prepare(
     mask: Tensor | None = None,
     seqlens_k: Tensor | None = None,
     dropout_p: float = 0.0,
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
     return_lse: bool = False,
 ) -> Prepared:
     """Check a call against the contract and describe it. Raises InvalidArgumentError."""

@@ -14,7 +14,7 @@ from xattn.ops.attention.arguments import prepare
 from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.dense import check_values, kind_of_align
 from xattn.ops.shared.output import AttentionOutput, Output
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Arguments(TypedDict, total=False):
     mask: Tensor | None
     seqlens_k: Tensor | None
     dropout_p: float
-    deterministic: bool
+    deterministic: Deterministic
     backend: str | Sequence[str]
 
 
@@ -73,7 +73,7 @@ def attention(
     mask: Tensor | None = None,
     seqlens_k: Tensor | None = None,
     dropout_p: float = 0,  # of 0.0, torch.compile(dynamic=True) makes a symbol, guards it and starts anew
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
     return_lse: bool = False,
     backend: str | Sequence[str] = "auto",
     **unknown: object,
@@ -98,7 +98,8 @@ def attention(
     seqlens_k: (batch,) int32 or int64, the number of valid keys of each batch row. Its values are checked on the CPU
         alone: on an accelerator a value above seqlen_k is the caller's error and stays unnoticed.
     dropout_p: probability with which a softmax weight is zeroed.
-    deterministic: ask for bitwise equal results from run to run, gradients included.
+    deterministic: True asks for the same bits from run to run, gradients included. "batch" asks besides that the bits
+        of a sequence follow neither from the others in the call, nor from its place, nor from how its prompt was cut.
     return_lse: return AttentionOutput(out, lse).
     backend: a backend's name, a plugin's name (any backend of it), an ordered sequence of names, or "auto": the scope
         of `use_backend`, else XATTN_BACKEND, else the capable backend of the highest priority.
@@ -171,7 +172,7 @@ def _slot(
     scale: float | None,
     softcap: float | None,
     dropout_p: float,
-    deterministic: bool,
+    deterministic: Deterministic,
     return_lse: bool,
 ) -> tuple[object, ...]:
     """The key of `_recent`: as `attention` spells it, with a mark that no caller has where there is a tensor."""

@@ -32,6 +32,7 @@ AttentionFeature = Literal[
     "seqlens_k",
     "dropout_p",
     "deterministic",
+    "batch_invariant",
     "return_lse",
     "empty",
 ]
@@ -60,6 +61,7 @@ class AttentionRequest(DenseRequest):
             features.SEQLENS_K,
             features.DROPOUT_P,
             features.DETERMINISTIC,
+            features.BATCH_INVARIANT,
             features.RETURN_LSE,
             features.EMPTY,
         ),

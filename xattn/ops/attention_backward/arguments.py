@@ -10,7 +10,7 @@ from xattn.dispatch.autocast import autocast_dtype
 from xattn.dispatch.op import Prepared
 from xattn.ops.attention_backward.request import AttentionBackwardRequest
 from xattn.ops.shared import checks, dense, gradients
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 
 
 def prepare(
@@ -30,7 +30,7 @@ def prepare(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     seqlens_k: Tensor | None = None,
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
 ) -> Prepared:
     """Check a call against the contract and describe it. Raises InvalidArgumentError."""
     options: dict[str, Any] = {

@@ -14,7 +14,7 @@ from xattn.ops.attention_backward.arguments import prepare
 from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.dense import check_values, kind_of_align
 from xattn.ops.shared.gradients import Gradients
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 
 _table = plans.PlanTable()
@@ -38,7 +38,7 @@ def attention_backward(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     seqlens_k: Tensor | None = None,
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
     backend: str | Sequence[str] = "auto",
     **unknown: object,
 ) -> Gradients:

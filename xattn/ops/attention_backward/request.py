@@ -28,6 +28,7 @@ AttentionBackwardFeature = Literal[
     "mask",
     "seqlens_k",
     "deterministic",
+    "batch_invariant",
     "empty",
 ]
 
@@ -56,6 +57,7 @@ class AttentionBackwardRequest(DenseRequest):
             features.MASK,
             features.SEQLENS_K,
             features.DETERMINISTIC,
+            features.BATCH_INVARIANT,
             features.EMPTY,
         ),
         grads=("inputs",),

@@ -15,7 +15,7 @@ from xattn.ops.paged_attention.batches import batch_of
 from xattn.ops.paged_attention.request import PagedRequest
 from xattn.ops.paged_attention.values import Band, check_values
 from xattn.ops.shared import checks, pages
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.quantised import INT4
 from xattn.plugin.request import dtype_name
@@ -48,7 +48,7 @@ def prepare(
     v_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     unseen_finite: bool = False,
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
     return_lse: bool = False,
     check: bool = False,
 ) -> Prepared:
@@ -137,6 +137,7 @@ def _described(
         out_dtype=None if out_dtype == q.dtype else out_dtype,
         unseen_finite=bool(options["unseen_finite"]),
         deterministic=bool(options["deterministic"]),
+        batch_invariant=options["deterministic"] == "batch",
         return_lse=bool(options["return_lse"]),
         requires_grad=checks.wants_derivative(q, k_cache, v_cache),
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
@@ -177,8 +178,9 @@ def _check_main(q: Any, k_cache: Any, v_cache: Any, given: dict[str, Tensor]) ->
 def _check_options(
     options: dict[str, Any], align: Any, tensors: dict[str, Tensor], q: Tensor, batch: PagedBatch
 ) -> None:
-    for name in ("causal", "unseen_finite", "deterministic", "return_lse", "check"):
+    for name in ("causal", "unseen_finite", "return_lse", "check"):
         checks.check_flag(name, options[name])
+    checks.check_deterministic(options["deterministic"])
     count, nheads = batch.batch, q.shape[1]
     if isinstance(align, Tensor):
         checks.check_option("align", align, q, "int32", {"(batch,)": (count,)})

@@ -17,7 +17,7 @@ from xattn.ops.paged_attention.batches import batch_of
 from xattn.ops.paged_attention.values import check_values
 from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.output import AttentionOutput, Output
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.plugin.storage import PagedBatch
 
@@ -43,7 +43,7 @@ class Arguments(TypedDict, total=False):
     v_scale: Tensor | None
     out_dtype: torch.dtype | None
     unseen_finite: bool
-    deterministic: bool
+    deterministic: Deterministic
     check: bool
     backend: str | Sequence[str]
 
@@ -113,7 +113,7 @@ def paged_attention(
     v_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     unseen_finite: bool = False,
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
     return_lse: bool = False,
     check: bool = False,
     backend: str | Sequence[str] = "auto",
@@ -242,7 +242,7 @@ def _slot(
     softcap: float | None,
     out_dtype: torch.dtype | None,
     unseen_finite: bool,
-    deterministic: bool,
+    deterministic: Deterministic,
     return_lse: bool,
     check: bool,
 ) -> tuple[object, ...]:

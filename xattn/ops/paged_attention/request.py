@@ -36,6 +36,7 @@ PagedFeature = Literal[
     "v_scale",
     "out_dtype",
     "deterministic",
+    "batch_invariant",
     "return_lse",
     "empty",
 ]
@@ -82,6 +83,7 @@ class PagedRequest(SoftmaxRequest):
             features.argument("v_scale"),
             _OUT_DTYPE,
             features.DETERMINISTIC,
+            features.BATCH_INVARIANT,
             features.RETURN_LSE,
             features.EMPTY,
         ),

@@ -87,6 +87,14 @@ def check_flag(name: str, flag: Any) -> None:
         raise InvalidArgumentError(name, short(flag), "True or False")
 
 
+def check_deterministic(given: Any) -> None:
+    if isinstance(given, str):
+        if given != "batch":
+            raise InvalidArgumentError("deterministic", repr(given), 'True, False or "batch"')
+    elif not isinstance(given, numbers.Real) or given not in (0, 1):
+        raise InvalidArgumentError("deterministic", short(given), 'True, False or "batch"')
+
+
 def check_align(align: Any, rows: str = "") -> None:
     """rows: what else is legal, for an op that takes an offset a sequence."""
     if is_int32(align):
@@ -226,11 +234,15 @@ def given_tensors(**named: Any) -> dict[str, Any]:
 
 def readable(tensor: Any, *dtypes: torch.dtype, on_device: bool = False) -> bool:
     """Whether a tensor has legal values to look at: a plain one, no fake one, none inside vmap, none that torch.compile
-    or torch.export traces. On a device it would stop the stream: only where the caller asked for it."""
+    or torch.export traces. On a device it would stop the stream: only where the caller asked for it, by `check`. Raises
+    InvalidArgumentError where a CUDA graph is captured meanwhile, whose values are those of each replay."""
     if is_compiling() or _is_faked() or not is_plain(tensor) or tensor.dtype not in dtypes or tensor.numel() == 0:
         return False
     if tensor.is_meta:
         return False
+    if on_device and tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        hint = "Check the first step before it is captured."
+        raise InvalidArgumentError("check", "True while a CUDA graph is captured", "False", hint)
     return on_device or bool(tensor.device.type == "cpu")
 
 

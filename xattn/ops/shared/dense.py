@@ -100,6 +100,7 @@ def described(
         "scale": checks.as_float(options["scale"]),
         "softcap": checks.as_float(options["softcap"]),
         "deterministic": bool(options["deterministic"]),
+        "batch_invariant": options["deterministic"] == "batch",
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     }
 
@@ -158,8 +159,8 @@ def _transposed(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> s
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Those that ops share."""
-    for name in ("causal", "deterministic"):
-        checks.check_flag(name, options[name])
+    checks.check_flag("causal", options["causal"])
+    checks.check_deterministic(options["deterministic"])
     checks.check_align(options["align"])
     checks.check_window(options["window"])
     checks.check_scale(options["scale"])

@@ -100,6 +100,7 @@ def described(
         "scale": checks.as_float(options["scale"]),
         "softcap": checks.as_float(options["softcap"]),
         "deterministic": bool(options["deterministic"]),
+        "batch_invariant": options["deterministic"] == "batch",
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     }
 
@@ -166,8 +167,9 @@ def _check_free_sizes(k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, alig
 
 def check_options(options: Mapping[str, Any], align: Any, tensors: Mapping[str, Tensor], q: Tensor, batch: int) -> None:
     """Those that ops share. tensors: the optional ones, by name."""
-    for name in ("causal", "deterministic", "check"):
+    for name in ("causal", "check"):
         checks.check_flag(name, options[name])
+    checks.check_deterministic(options["deterministic"])
     if isinstance(align, Tensor):
         checks.check_option("align", align, q, "int32", {"(batch,)": (batch,)})
     else:

@@ -13,6 +13,9 @@ from xattn.plugin.symbolic import holds
 Align = Literal["bottom_right", "top_left"]
 ALIGNS = get_args(Align)
 
+# What a call may ask of its bits: nothing, the same from run to run, or whatever the other sequences are as well.
+Deterministic = bool | Literal["batch"]
+
 # (left, right), each an int >= 0 or None for open.
 Window = tuple[int | None, int | None]
 
@@ -21,6 +24,7 @@ Window = tuple[int | None, int | None]
 class SoftmaxRequest(Request):
     """align: "offset" where the caller gives `off` itself, an int, "offsets" where a tensor, one off a sequence. Its
         value is no part of the request: a plan gets it with each call, as the keyword `align`.
+    deterministic, batch_invariant: the option `deterministic`, of which "batch" asks for both.
     requires_grad: a gradient is wanted for q, k or v; sinks carry their own flag.
     """
 
@@ -36,6 +40,7 @@ class SoftmaxRequest(Request):
     sinks: TensorSpec | None = None
     alibi_slopes: TensorSpec | None = None
     deterministic: bool = False
+    batch_invariant: bool = False
     return_lse: bool = False
     requires_grad: bool = False
 
@@ -99,7 +104,11 @@ class SoftmaxRequest(Request):
 
     def _options(self) -> list[str]:
         """The options that are on, for `str`."""
-        parts = [name for name in ("causal", "deterministic", "return_lse", "requires_grad") if getattr(self, name)]
+        parts = [
+            name
+            for name in ("causal", "deterministic", "batch_invariant", "return_lse", "requires_grad")
+            if getattr(self, name)
+        ]
         for name in ("window", "scale", "softcap", "dropout_p"):
             if getattr(self, name, None) is not None:
                 parts.append(f"{name}={getattr(self, name)}")

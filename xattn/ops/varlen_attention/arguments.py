@@ -10,7 +10,7 @@ from torch import Tensor
 from xattn.dispatch.autocast import autocast_dtype, cast
 from xattn.dispatch.op import Prepared
 from xattn.ops.shared import checks, packed
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.ops.varlen_attention.request import VarlenRequest
 
 
@@ -30,7 +30,7 @@ def prepare(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
     return_lse: bool = False,
     check: bool = False,
 ) -> Prepared:

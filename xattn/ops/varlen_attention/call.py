@@ -15,7 +15,7 @@ from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.lengths import are_cu_seqlens, bound, bucket_of
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.packed import by_sequence, check_values, kind_of_align
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.varlen_attention.arguments import prepare
 from xattn.plugin.backend import Plan
@@ -36,7 +36,7 @@ class Arguments(TypedDict, total=False):
     softcap: float | None
     sinks: Tensor | None
     alibi_slopes: Tensor | None
-    deterministic: bool
+    deterministic: Deterministic
     check: bool
     backend: str | Sequence[str]
 
@@ -96,7 +96,7 @@ def varlen_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
     return_lse: bool = False,
     check: bool = False,
     backend: str | Sequence[str] = "auto",
@@ -193,7 +193,7 @@ def _serve(
 
 def _key(
     align: Align, choice: Choice, *, causal: bool, window: Window | None, scale: float | None, softcap: float | None,
-    deterministic: bool, return_lse: bool, check: bool,
+    deterministic: Deterministic, return_lse: bool, check: bool,
 ) -> tuple[object, ...]:  # fmt: skip
     """The key of `_recent`, as `varlen_attention` spells it, of a call without optional tensors."""
     return causal, window, align, scale, softcap, None, None, deterministic, return_lse, check, choice

@@ -28,6 +28,7 @@ VarlenFeature = Literal[
     "sinks",
     "alibi_slopes",
     "deterministic",
+    "batch_invariant",
     "return_lse",
     "empty",
 ]
@@ -53,6 +54,7 @@ class VarlenRequest(PackedRequest):
             features.SINKS,
             features.ALIBI_SLOPES,
             features.DETERMINISTIC,
+            features.BATCH_INVARIANT,
             features.RETURN_LSE,
             features.EMPTY,
         ),

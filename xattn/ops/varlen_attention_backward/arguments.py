@@ -9,7 +9,7 @@ from torch import Tensor
 from xattn.dispatch.autocast import autocast_dtype
 from xattn.dispatch.op import Prepared
 from xattn.ops.shared import checks, gradients, packed
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.ops.varlen_attention_backward.request import VarlenBackwardRequest
 
 
@@ -31,7 +31,7 @@ def prepare(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
     check: bool = False,
 ) -> Prepared:
     """Check a call against the contract and describe it. Raises InvalidArgumentError."""

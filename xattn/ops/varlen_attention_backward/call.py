@@ -14,7 +14,7 @@ from xattn.ops.shared.checks import given_tensors
 from xattn.ops.shared.gradients import Gradients
 from xattn.ops.shared.lengths import are_cu_seqlens, bucket_of
 from xattn.ops.shared.packed import by_sequence, kind_of_align, read_bounds
-from xattn.ops.shared.softmax import Align, Window
+from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.varlen_attention_backward.arguments import check_values, prepare
 
@@ -42,7 +42,7 @@ def varlen_attention_backward(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
-    deterministic: bool = False,
+    deterministic: Deterministic = False,
     check: bool = False,
     backend: str | Sequence[str] = "auto",
     **unknown: object,

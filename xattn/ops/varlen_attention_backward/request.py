@@ -26,6 +26,7 @@ VarlenBackwardFeature = Literal[
     "softcap",
     "alibi_slopes",
     "deterministic",
+    "batch_invariant",
     "empty",
 ]
 
@@ -52,6 +53,7 @@ class VarlenBackwardRequest(PackedRequest):
             features.SOFTCAP,
             features.ALIBI_SLOPES,
             features.DETERMINISTIC,
+            features.BATCH_INVARIANT,
             features.EMPTY,
         ),
         grads=("inputs",),

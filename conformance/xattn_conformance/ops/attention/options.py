@@ -88,6 +88,8 @@ def features(options: Options, sizes: Sizes, grads: tuple[str, ...]) -> tuple[st
         used.add("headdim_v")
     if 0 in (sizes["batch"], sizes["seqlen_q"], sizes["seqlen_k"]):
         used.add("empty")
+    if options.get("deterministic") == "batch":
+        used.add("batch_invariant")
     if grads:
         used.add("grad")
     return tuple(name for name in (*_VOCABULARY.feature_names, "scale", "grad") if name in used) or ("plain",)
@@ -115,6 +117,8 @@ def check(table: Table, options: Options, sizes: Sizes, family: str, grads: tupl
             return f"{name} has no recipe {value!r}"
         if name in ("scale", "softcap", "dropout_p") and not (isinstance(value, float) and math.isfinite(value)):
             return f"{name} is {value!r}, not a float"
+        if name == "deterministic" and value == "batch":
+            continue
         if name in ("causal", "deterministic", "return_lse") and value is not True:
             return f"{name} is {value!r}, not true or false"
     if options.get("align", "top_left") != "top_left" and type(options["align"]) is not int:

@@ -40,7 +40,7 @@ class Problem:
     mask: NDArray[np.bool_] | None = None
     seqlens_k: NDArray[np.int64] | None = None
     dropout_p: float = 0.0
-    deterministic: bool = False
+    deterministic: bool | str = False
     return_lse: bool = False
     dout: Array | None = None
     dlse: Array | None = None

@@ -16,6 +16,8 @@ Axis = Literal["shapes", "families", "grads"]
 Variation = Literal[
     "repeat",
     "batch",
+    "chunks_of_1",
+    "chunks_of_17",
     "strides",
     "padding",
     "poison",

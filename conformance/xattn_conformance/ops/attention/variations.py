@@ -19,7 +19,7 @@ from xattn_conformance.tolerance.expected import Expected
 _EXTRA_KEYS = 65
 
 # Tensors whose first dimension is the batch in every case; of the others, in some.
-_BATCHED = ("q", "k", "v", "seqlens_k", "out", "lse", "dq", "dk", "dv")
+_BATCHED = ("q", "k", "v", "seqlens_k", "out", "lse", "dout", "dq", "dk", "dv")
 
 
 def strides(call: Call) -> Variation:
@@ -53,6 +53,28 @@ def batch(call: Call) -> Variation:
 
     calls = [replace(call, tensors=row(call.tensors, i), incoming=row(call.incoming, i)) for i in range(rows)]
     return Variation("with each batch row called alone", tuple(calls), gather)
+
+
+def chunks(size: int) -> Callable[[Call], Variation]:
+    """So many queries at a time, over the keys up to the last of them: a prompt in chunks."""
+
+    def vary(call: Call) -> Variation:
+        plain = call.options["causal"] and call.options["align"] == "bottom_right"
+        if not plain or set(call.tensors) != {"q", "k", "v"}:
+            raise ValueError("chunks need a causal call of q, k and v alone, aligned bottom right")
+        queries, keys = call.tensors["q"].shape[1], call.tensors["k"].shape[1]
+        calls = []
+        for first in range(0, queries, size):
+            stop = min(first + size, queries)
+            seen = {name: call.tensors[name][:, : keys - (queries - stop)] for name in ("k", "v")}
+            calls.append(call.with_tensors(q=call.tensors["q"][:, first:stop], **seen))
+
+        def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
+            return {name: torch.cat([each[name] for each in found], 2 if name == "lse" else 1) for name in found[0]}
+
+        return Variation(f"with {size} queries at a time", tuple(calls), gather)
+
+    return vary
 
 
 def padding(call: Call) -> Variation:
@@ -190,6 +212,8 @@ at_the_end = _placed("with every tensor at the end of its memory", lambda n, t: 
 VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
     "batch": batch,
+    "chunks_of_1": chunks(1),
+    "chunks_of_17": chunks(17),
     "padding": padding,
     "turned": _placed("with k, bias and mask stored the other way round", _turned),
     "misaligned": off_alignment,

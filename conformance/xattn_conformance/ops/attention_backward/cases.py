@@ -28,7 +28,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     options: dict[str, Any]
     shapes: tuple[str, ...]
     families: tuple[str, ...]
-    variations: tuple[Literal["repeat", "strides", "poison"] | Manner, ...] = ()
+    variations: tuple[Literal["repeat", "batch", "strides", "poison"] | Manner, ...] = ()
     since: str = _FIRST
 
 

@@ -17,7 +17,7 @@ from xattn_conformance.ops.attention_backward import cases
 from xattn_conformance.ops.attention_backward import problem as problems
 from xattn_conformance.ops.attention_backward.mutants import MUTANTS, RIGHTS
 from xattn_conformance.ops.attention_backward.problem import Share
-from xattn_conformance.ops.attention_like import gradient, rowwise
+from xattn_conformance.ops.attention_like import batch, gradient, rowwise
 from xattn_conformance.ops.base import Layout, Op, Variation, Wanted
 from xattn_conformance.ops.call import Call
 from xattn_conformance.ops.memory import inside
@@ -100,6 +100,8 @@ class AttentionBackwardOp(Op[Share]):
         if name == "poison":
             other = self.call(case, problems.poisoned(problem, 0.0), device)
             return Variation("with other values where no query may look", (other,), lambda found: dict(found[0]))
+        if name == "batch":
+            return batch(call)
         tensors = {key: inside(tensor) for key, tensor in call.tensors.items()}
         said = "with the same values in another memory layout"
         return Variation(said, (replace(call, tensors=tensors),), lambda found: dict(found[0]))

@@ -72,6 +72,8 @@ CASES = Cases(
         "repeat",
         "batch",
         "order",
+        "chunks_of_1",
+        "chunks_of_17",
         "pages",
         "strides",
         "padding",

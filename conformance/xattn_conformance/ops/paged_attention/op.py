@@ -70,6 +70,12 @@ class PagedAttentionOp(AttentionLikeOp[Paged]):
     def own_mutants(self) -> Sequence[Mutant]:
         return MUTANTS
 
+    def impostors(self) -> Sequence[Any]:
+        # They judge cases, and judging knows the ops.
+        from xattn_conformance.ops.paged_attention.impostors import IMPOSTORS
+
+        return IMPOSTORS
+
     def call(self, case: Case, problem: Paged, device: str) -> Call:
         tensors = {name: _tensor(values, kind, device) for name, (values, kind) in problem.tensors.items()}
         given: dict[str, Any] = {name: getattr(problem, name) for name in _OPTIONS if name not in tensors}

@@ -69,7 +69,7 @@ class Paged:
     tree_mask: Flags | None = None
     out_dtype: str | None = None
     unseen_finite: bool = False
-    deterministic: bool = False
+    deterministic: bool | str = False
     return_lse: bool = False
     k_stored: Stored | None = None
     v_stored: Stored | None = None

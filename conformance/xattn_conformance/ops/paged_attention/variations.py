@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from xattn_conformance.ops.attention_like import at_the_end, off_alignment
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
+from xattn_conformance.ops.chunks import chunked, cumulated
 from xattn_conformance.ops.memory import far_apart, inside
 
 # More than a kernel's tile, and odd.
@@ -97,6 +98,26 @@ def order(call: Call) -> Variation:
     return Variation("with the sequences in another order", (_picked(call, turned),), gather)
 
 
+def chunks(size: int) -> Callable[[Call], Variation]:
+    """So many queries of every sequence at a time, as if the keys after them were not written yet: a prompt in
+    chunks."""
+
+    def vary(call: Call) -> Variation:
+        starts, lengths = _starts(call), call.tensors["seqlens_k"]
+
+        def part(rows: list[slice]) -> Call:
+            later = torch.tensor([end - row.stop for row, end in zip(rows, starts[1:], strict=True)]).to(lengths)
+            return call.with_tensors(
+                q=torch.cat([call.tensors["q"][row] for row in rows]),
+                seqlens_k=(lengths - later).clamp_min(0),
+                cu_seqlens_q=cumulated(rows, lengths),
+            )
+
+        return chunked(call, starts, size, part)
+
+    return vary
+
+
 def padding(call: Call) -> Variation:
     """More rows after the last sequence, all NaN, and a sequence without queries and keys."""
     tensors = dict(call.tensors)
@@ -127,6 +148,8 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "misaligned": off_alignment,
     "batch": batch,
     "order": order,
+    "chunks_of_1": chunks(1),
+    "chunks_of_17": chunks(17),
     "padding": padding,
 }
 

@@ -42,6 +42,8 @@ CASES = Cases(
         "repeat",
         "batch",
         "order",
+        "chunks_of_1",
+        "chunks_of_17",
         "strides",
         "padding",
         "poison",

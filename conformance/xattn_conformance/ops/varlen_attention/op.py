@@ -63,6 +63,12 @@ class VarlenAttentionOp(AttentionLikeOp[Varlen]):
     def own_mutants(self) -> Sequence[Mutant]:
         return (*MUTANTS, *BACKWARDS)
 
+    def impostors(self) -> Sequence[Any]:
+        # They judge cases, and judging knows the ops.
+        from xattn_conformance.ops.varlen_attention.impostors import IMPOSTORS
+
+        return IMPOSTORS
+
     def call(self, case: Case, problem: Varlen, device: str) -> Call:
         tensors = {name: tensor_of(values, kind, device) for name, (values, kind) in problem.tensors.items()}
         options = ("max_seqlen_q", "max_seqlen_k", "causal", "window", "align", "scale", "softcap", "deterministic")

@@ -45,7 +45,7 @@ class Varlen:
     softcap: float | None = None
     sinks: Array | None = None
     alibi_slopes: Array | None = None
-    deterministic: bool = False
+    deterministic: bool | str = False
     return_lse: bool = False
     dout: Array | None = None
     dlse: Array | None = None

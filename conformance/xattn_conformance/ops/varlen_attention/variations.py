@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from xattn_conformance.ops.attention_like import at_the_end, off_alignment, packed, some, strides_of_0, twice
 from xattn_conformance.ops.base import Tensors, Variation
 from xattn_conformance.ops.call import Call
+from xattn_conformance.ops.chunks import chunked, cumulated
 from xattn_conformance.ops.memory import far_apart, inside
 
 # More than a kernel's tile, and odd.
@@ -64,6 +66,26 @@ def order(call: Call) -> Variation:
     return Variation("with the sequences in another order", (_picked(call, turned),), gather)
 
 
+def chunks(size: int) -> Callable[[Call], Variation]:
+    """So many queries of every sequence at a time, over the keys up to the last of them: a prompt in chunks."""
+
+    def vary(call: Call) -> Variation:
+        given = call.tensors
+        starts, lengths = given["cu_seqlens_q"].tolist(), given.get("cu_seqlens_k", given["cu_seqlens_q"])
+        spans = list(zip(starts[1:], pairwise(lengths.tolist()), strict=True))
+
+        def part(rows: list[slice]) -> Call:
+            # Of each sequence as many keys fewer as there are queries after these.
+            keys = [slice(a, max(b - (end - row.stop), a)) for row, (end, (a, b)) in zip(rows, spans, strict=True)]
+            picked = {name: torch.cat([given[name][key] for key in keys]) for name in ("k", "v")}
+            ends = {"cu_seqlens_q": cumulated(rows, lengths), "cu_seqlens_k": cumulated(keys, lengths)}
+            return call.with_tensors(q=torch.cat([given["q"][row] for row in rows]), **picked, **ends)
+
+        return chunked(call, starts, size, part)
+
+    return vary
+
+
 def padding(call: Call) -> Variation:
     """More rows after the last sequence, all NaN."""
 
@@ -90,6 +112,8 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "strides": strides,
     "batch": batch,
     "order": order,
+    "chunks_of_1": chunks(1),
+    "chunks_of_17": chunks(17),
     "padding": padding,
     "far": far,
     "edge": at_the_end,
@@ -128,6 +152,9 @@ def _picked(call: Call, which: Sequence[int]) -> Call:
     at_k = given.get("cu_seqlens_k", given["cu_seqlens_q"]).tolist()
     tensors = dict(given)
     tensors["q"] = torch.cat([given["q"][at_q[b] : at_q[b + 1]] for b in which] or [given["q"][:0]])
+    for name in {"dout", "out", "lse"} & given.keys():  # of the backward op
+        parts = [given[name].narrow(_tokens(name), at_q[b], at_q[b + 1] - at_q[b]) for b in which]
+        tensors[name] = torch.cat(parts or [given[name].narrow(_tokens(name), 0, 0)], _tokens(name))
     for name in ("k", "v"):
         tensors[name] = torch.cat([given[name][at_k[b] : at_k[b + 1]] for b in which] or [given[name][:0]])
     for name in ("cu_seqlens_q", "cu_seqlens_k"):

@@ -12,7 +12,7 @@ CASES = Cases(
     package=__package__,
     options=OPTIONS,
     off={"padding": False, "bounds": "exact", "causal": False, "align": "bottom_right", "deterministic": False},
-    variations=("repeat", "strides", "poison"),
+    variations=("repeat", "batch", "order", "strides", "poison"),
     features=partial(features, "varlen_backward"),
     always={},
 )

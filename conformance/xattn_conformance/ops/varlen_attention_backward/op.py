@@ -19,6 +19,7 @@ from xattn_conformance.ops.memory import inside
 from xattn_conformance.ops.sequences import bits, digest
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp, tensor_of
 from xattn_conformance.ops.varlen_attention.problem import joined
+from xattn_conformance.ops.varlen_attention.variations import VARIATIONS
 from xattn_conformance.ops.varlen_attention_backward import problem as problems
 from xattn_conformance.ops.varlen_attention_backward.cases import CASES
 from xattn_conformance.ops.varlen_attention_backward.mutants import NAMES, OWN, RIGHTS, inherited
@@ -77,6 +78,8 @@ class VarlenAttentionBackwardOp(Op[Backward]):
         if name == "poison":
             other = self.call(case, problems.poisoned(problem, 0.0), device)
             return Variation("with other values where no query may look", (other,), lambda found: dict(found[0]))
+        if name in ("batch", "order"):
+            return VARIATIONS[name](call)
         tensors = {key: inside(tensor) for key, tensor in call.tensors.items()}
         said = "with the same values in another memory layout"
         return Variation(said, (replace(call, tensors=tensors),), lambda found: dict(found[0]))

@@ -85,7 +85,7 @@ class Fa3Attention(AttentionKernel):
         trims = (whole.first_k, whole.end_k) != (0, request.seqlen_k)
         left, right = counted(whole).band
         # One split, whose sums are in one order, where bits are promised and where a backward pass follows.
-        splits = 1 if request.deterministic or request.any_grad else 0
+        splits = 1 if _unsplit(request) else 0
         settings = Settings(request.softmax_scale, left, right, request.softcap, splits, request.deterministic)
         return_lse, train = request.return_lse, request.any_grad
 
@@ -100,4 +100,8 @@ class Fa3Attention(AttentionKernel):
         return run
 
     def kernel_name(self, request: AttentionRequest) -> str:
-        return f"FlashAttention-3 ({usable().package})"
+        return f"FlashAttention-3{limits.UNSPLIT if _unsplit(request) else ''} ({usable().package})"
+
+
+def _unsplit(request: AttentionRequest) -> bool:
+    return request.deterministic or request.any_grad

@@ -102,4 +102,5 @@ class Fa3Paged(PagedKernel):
         return run
 
     def kernel_name(self, request: PagedRequest) -> str:
-        return f"FlashAttention-3 over pages ({usable().package})"
+        splits = limits.UNSPLIT if request.deterministic else ""
+        return f"FlashAttention-3 over pages{splits} ({usable().package})"

@@ -94,4 +94,5 @@ class Fa3Varlen(VarlenKernel):
         return run
 
     def kernel_name(self, request: VarlenRequest) -> str:
-        return f"FlashAttention-3 over packed sequences ({usable().package})"
+        splits = limits.UNSPLIT if request.deterministic else ""
+        return f"FlashAttention-3 over packed sequences{splits} ({usable().package})"

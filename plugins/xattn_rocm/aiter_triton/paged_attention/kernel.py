@@ -78,15 +78,16 @@ class UnifiedPaged(PagedKernel):
         return run if torch.cuda.device_count() < 2 else on_its_device(run)
 
     def kernel_name(self, request: PagedRequest) -> str:
-        return f"{MODULES[usable().layout]}.unified_attention"
+        installed = usable()
+        # Elsewhere it is called so that it does not.
+        splits = ", which may split the keys" if _splits(request, installed) else ""
+        return f"{MODULES[installed.layout]}.unified_attention{splits}"
 
 
 def _plan(request: PagedRequest, installed: Installation) -> Plan:
     left, block_size = request.band[0], request.block_size
     left = None if left is None else min(left, _ALL)
-    # A tile as large as a page is loaded whole and without a mask, and no page before a window is cut at a key.
-    by_keys = not request.unseen_finite and (block_size <= TILE_MAX or left is not None)
-    decodes = not by_keys and left is None and request.one_query and _decodes(request, installed)
+    by_keys, decodes = _by_keys(request), _splits(request, installed)
     # max_seqlen_q and the window are upper bounds, by which the kernel picks its way. Of 2 queries its tiles are of its
     # own size; under a window it does not split the keys, where a query that sees none of a part comes out wrong.
     window = (-1 if decodes else _ALL if left is None else left, 0)
@@ -149,6 +150,17 @@ def _plan(request: PagedRequest, installed: Installation) -> Plan:
         return out
 
     return run
+
+
+def _by_keys(request: PagedRequest) -> bool:
+    """A tile as large as a page is loaded whole and without a mask, and no page before a window is cut at a key."""
+    return not request.unseen_finite and (request.block_size <= TILE_MAX or request.band[0] is not None)
+
+
+def _splits(request: PagedRequest, installed: Installation) -> bool:
+    """Whether the kernel takes its own way for single queries, on which it may split the keys."""
+    alone = request.one_query and request.band[0] is None and not _by_keys(request)
+    return alone and _decodes(request, installed)
 
 
 def _decodes(request: PagedRequest, installed: Installation) -> bool:
