@@ -11,8 +11,7 @@ import transformers
 from integrations.beside_eager import TOLERANCE, VISIBLE, make
 from integrations.tiny_models import padding, tokens
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import create_bidirectional_mask
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
 from xattn.integrations.transformers.described_mask import DescribedMask
 
@@ -68,7 +67,7 @@ def test_a_caller_that_cannot_do_without_a_mask_gets_all_of_it() -> None:
     config = make("bert", "xattn").config
     embeds = torch.zeros(2, 12, 32)
     for side in ("none", "right"):
-        mask = create_bidirectional_mask(config, embeds, padding(side), allow_is_bidirectional_skip=False)
+        mask = masking_utils.create_bidirectional_mask(config, embeds, padding(side), allow_is_bidirectional_skip=False)
         assert torch.equal(mask, padding(side).bool()[:, None, None, :].expand(2, 1, 12, 12))
 
 
