@@ -1,4 +1,4 @@
-"""The cache of `make_cache`: tokens and logits of eager attention with transformers' own, and nothing of the past moves."""
+"""The cache of `make_cache`: the tokens of eager attention with transformers' own cache, and no copy of the past."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Written(TorchDispatchMode):
     """How many elements each operation that copies writes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.elements: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

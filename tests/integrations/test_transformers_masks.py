@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from integrations.beside_eager import TOLERANCE, VISIBLE, make
-from integrations.tiny_models import padding, tokens
+from integrations.tiny_models import VERSION, padding, skip_unless_served, tokens
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
@@ -82,7 +82,9 @@ def test_generation_without_padding_makes_no_square_mask(recorder: Recorder) -> 
     assert recorder.shapes() == {None}
     recorder.masks.clear()
     make("llama", "recorder").generate(tokens(), **arguments, cache_implementation="static")
-    assert recorder.shapes() == {None, (1, 1, 1, 15)}  # the prefill of an empty cache, then one query at a time
+    # The prefill of an empty cache, then one query at a time. Releases before 5.4 say on the CPU where it is.
+    shapes = {shape and shape[1:] for shape in recorder.shapes()}
+    assert shapes == ({None, (1, 1, 15)} if VERSION >= (5, 4) else {None})
 
 
 @pytest.mark.parametrize("kind", ["float", "bool"])
@@ -109,6 +111,7 @@ def test_packed_sequences_stay_apart() -> None:
 @torch.no_grad()
 def test_encoder_decoder_with_position_bias() -> None:
     """T5: a learned bias beside padding and causality, and attention across to the encoder."""
+    skip_unless_served("t5", "T5ForConditionalGeneration")
     sizes: dict[str, Any] = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
     models = []
     for implementation in ("eager", "xattn"):

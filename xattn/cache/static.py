@@ -13,7 +13,7 @@ class StaticKVCache:
     """Keys and values at fixed addresses, for `xattn.attention(q, cache.k, cache.v, seqlens_k=cache.seqlens_k)`.
 
     k, v: (batch, max_seqlen, nheads_k, headdim or headdim_v), zeros at first. Their order in memory follows the device:
-    one head's keys side by side on a CPU, where that reads up to twice as fast, and the order of the sizes elsewhere, as
+    one head's keys side by side on a CPU, which reads them up to twice as fast so, the order of the sizes elsewhere, as
     vendors' kernels want it. seqlens_k: (batch,) int32, on the device. lengths: the same numbers on the host.
     """
 

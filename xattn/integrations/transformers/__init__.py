@@ -120,6 +120,18 @@ def make_cache(model: PreTrainedModel, max_seqlen: int) -> Cache:
     return cache.make(model, max_seqlen)
 
 
+def continuous_batching() -> AbstractContextManager[None]:
+    """`with continuous_batching(): model.generate_batch(...)`: inside, transformers' continuous batching takes models
+    that attend by xattn; for all others it is what it was. Each step is one call of `xattn.varlen_attention` a layer.
+
+    Raises ImportError for a transformers that was not read: before 5.24, or with another gate.
+    """
+    register()
+    from xattn.integrations.transformers import batching
+
+    return batching.opened()
+
+
 def optimize(model: PreTrainedModel) -> None:
     """Let the attention modules of a model keep q, k and v in BSNH from the projections to the output: rotated by
     `xattn.apply_rotary`, with no concatenation and no copy, and handed as views to caches and to the model's attention

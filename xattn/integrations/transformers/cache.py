@@ -31,7 +31,7 @@ def _own(layer: Any, max_seqlen: int) -> Any:
     return layer
 
 
-class KVLayer(CacheLayerMixin):  # type: ignore[misc]
+class KVLayer(CacheLayerMixin):
     """Keys and values of one attention layer, in memory that stays where it is.
 
     keys, values: (batch, nheads_k, cached, headdim or headdim_v), views of what is cached.
@@ -41,7 +41,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
     is_croppable = True
 
     def __init__(self, max_seqlen: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.max_seqlen = max_seqlen
         self.cache: StaticKVCache | None = None
         self.seqlen = 0  # tokens seen, of which a sliding layer forgets the oldest
@@ -61,7 +61,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         self._check_room(key_states.shape[2])
         self._append(key_states, value_states)
         self.seqlen += key_states.shape[2]
-        return self.keys, self.values
+        return self._held()
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         return self.seqlen + _count(query_length), 0
@@ -76,11 +76,11 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def reset(self) -> None:
         if self.cache is not None:
-            self._drop(self.keys.shape[2])
+            self._drop(self._held()[0].shape[2])
         self.seqlen = 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -tokens_to_remove tokens. As in transformers < 5.24, a positive number is of those to keep."""
+        """Forget the last -tokens_to_remove tokens. A positive number is of those to keep, as before 5.24."""
         count = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self.seqlen - tokens_to_remove)
         if self.cache is not None:
             self._check_crop(count)
@@ -89,16 +89,18 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.cache is not None:
-            for held in (self.keys, self.values):
+            for held in self._held():
                 held.copy_(held.index_select(0, beam_idx.to(held.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.cache is not None:
-            self._hold(self.keys.repeat_interleave(repeats, 0), self.values.repeat_interleave(repeats, 0))
+            keys, values = self._held()
+            self._hold(keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.cache is not None:
-            self._hold(self.keys[indices], self.values[indices])
+            keys, values = self._held()
+            self._hold(keys[indices], values[indices])
 
     def _check_crop(self, count: int) -> None:
         """`StaticKVCache.drop` checks what a layer needs that forgets nothing."""
@@ -109,6 +111,10 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             raise InvalidArgumentError(
                 "max_seqlen", str(self.max_seqlen), f"at least {self.seqlen + count}, the tokens so far", hint
             )
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None  # noqa: PT018
+        return self.keys, self.values
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         assert self.cache is not None
@@ -156,21 +162,21 @@ class SlidingKVLayer(KVLayer):
     def activate_past_recording(self) -> None:
         """Forget nothing from now on: `crop` may go back any number of tokens."""
         self.record_past = True
-        if self.cache is not None and self.cache.k.shape[1] < self.room:
-            self._hold(self.keys, self.values)
+        if self.cache is not None and self._size() < self.room:
+            self._hold(*self._held())
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.cache is None:
             self.lazy_initialization(key_states, value_states)
-        count = key_states.shape[2]
+        count, past = key_states.shape[2], self._past()
         self._check_room(count)
-        past = self._past()
-        held = self.keys.shape[2]
         self.seqlen += count
-        if held + count > self.cache.k.shape[1]:
-            keys, values = (x[:, :, held - past :].clone() for x in (self.keys, self.values))
+        keys, values = self._held()
+        held, room = keys.shape[2], self._size()
+        if held + count > room:
+            keys, values = (x[:, :, held - past :].clone() for x in (keys, values))
             self._drop(held)
-            if past + count > self.cache.k.shape[1]:
+            if past + count > room:
                 if past > 0:
                     key_states, value_states = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
                 first = past + count - self._past()
@@ -178,8 +184,9 @@ class SlidingKVLayer(KVLayer):
                 return key_states, value_states
             self._append(keys, values)
         self._append(key_states, value_states)
-        first = self.keys.shape[2] - past - count
-        return self.keys[:, :, first:], self.values[:, :, first:]
+        keys, values = self._held()
+        first = keys.shape[2] - past - count
+        return keys[:, :, first:], values[:, :, first:]
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         past = self._past()
@@ -187,10 +194,15 @@ class SlidingKVLayer(KVLayer):
 
     def _check_crop(self, count: int) -> None:
         kept = min(self.seqlen - count, self.sliding_window - 1)
-        if self.keys.shape[2] - count < kept:
-            got = f"a crop by {count} of {self.seqlen} tokens, {self.keys.shape[2]} of them still there"
+        held = self._held()[0].shape[2]
+        if held - count < kept:
+            got = f"a crop by {count} of {self.seqlen} tokens, {held} of them still there"
             hint = "Call cache.activate_past_recording() before, or crop by what the last call added at most."
             raise InvalidArgumentError("tokens_to_remove", got, f"{kept} keys before them", hint)
+
+    def _size(self) -> int:
+        assert self.cache is not None
+        return self.cache.k.shape[1]
 
     def _past(self) -> int:
         """How many of the cached keys the next query may see."""
