@@ -20,12 +20,17 @@ AITER_VENV ?= .venv-aiter
 AITER_BIN := $(AITER_VENV)/bin
 AITER_READY := $(AITER_VENV)/.ready
 
+# The oldest transformers that the integration is for, beside what else the environment has: for test-oldest alone.
+OLDEST ?= transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2 requests
+OLDEST_PACKAGES := build/oldest
+OLDEST_READY := $(OLDEST_PACKAGES)/.ready
+
 # How many cases a run of the suite has, and which tests are run. What every change must pass; `make extended` has the
 # rest.
 LEVEL ?= core
 MARKED ?= not extended
 
-.PHONY: demo test quick conformance standins test-aiter extended lint bench docs browser clean
+.PHONY: demo test quick conformance standins test-aiter test-oldest extended lint bench docs browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
@@ -58,10 +63,15 @@ test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compil
 	--level $(LEVEL) --out build/conformance/aiter-interpreter $(CONFORMANCE)
 	$(AITER_BIN)/python -m xattn_elsewhere.aiter.codeobjects
 
+test-oldest: $(OLDEST_READY)  ## the tests of the integration with the oldest transformers that it is for
+	OMP_NUM_THREADS=1 PYTHONPATH=$(OLDEST_PACKAGES) $(BIN)/python -m pytest -n 2 --dist loadfile -m "$(MARKED)" \
+	tests/integrations/test_transformers*.py tests/integrations/test_described_mask.py tests/integrations/test_optim*.py \
+	$(PYTEST)
+
 extended:  ## the other tests, and the suite beyond level core: every backend in full, vendors' and stand-ins extended
 	$(MAKE) test MARKED=extended
 	$(MAKE) conformance LEVEL=full
-	$(MAKE) standins test-aiter LEVEL=extended MARKED=extended
+	$(MAKE) standins test-aiter test-oldest LEVEL=extended MARKED=extended
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -101,4 +111,9 @@ $(AITER_READY): pyproject.toml conformance/pyproject.toml
 	$(AITER_BIN)/python -m pip install --quiet "$(TRITON)" packaging pytest-xdist
 	$(AITER_BIN)/python -m pip install --quiet --no-deps "$(AITER)"
 	$(AITER_BIN)/python -m pip install --quiet --editable . --editable conformance
+	touch $@
+
+# A folder that goes first on the path, over the same torch. What transformers needs else is in the environment.
+$(OLDEST_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST_PACKAGES) $(OLDEST)
 	touch $@

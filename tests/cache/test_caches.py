@@ -209,6 +209,21 @@ def test_a_static_cache_grows_row_by_row_alike() -> None:
     assert not cache.k[0].any()
 
 
+def test_a_static_cache_forgets_its_last_keys() -> None:
+    cache, k = StaticKVCache(2, 8, 2, 8), torch.randn(2, 4, 2, 8)
+    cache.append(k, k)
+    cache.reset(0)
+    cache.append(k[:, :3], k[:, :3])
+    cache.drop(2)
+    assert (cache.lengths, cache.seqlens_k.tolist()) == ([1, 5], [1, 5])
+    cache.append(k[:, :1], -k[:, :1])
+    assert torch.equal(cache.v[0, :2], torch.stack([k[0, 0], -k[0, 0]]))
+    assert torch.equal(cache.v[1, 3:6], torch.stack([k[1, 3], k[1, 0], -k[1, 0]]))
+    for count, said in ((3, "count: got 3, want 0 to 2, the keys of row 0"), (-1, "count: got -1")):
+        with pytest.raises(xattn.InvalidArgumentError, match=said):
+            cache.drop(count)
+
+
 NEW = torch.zeros(2, 1, 2, 8)
 
 

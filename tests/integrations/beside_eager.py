@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from integrations.tiny_models import DECODER, SMALL, padding, tokens
+from integrations.tiny_models import DECODER, SMALL, padding, skip_unless_served, tokens
 from transformers import PreTrainedModel
 
 TOLERANCE = 1e-5
@@ -46,6 +46,7 @@ DECODERS = ["llama", "mistral", "gemma2", "gpt_oss", "deepseek_v3"]
 def make(name: str, implementation: str, **changes: Any) -> Any:
     """A model, with the same weights for the same name, whatever the implementation."""
     model_name, config_name, arguments = MODELS[name]
+    skip_unless_served(name, model_name)
     config = getattr(transformers, config_name)(**{**copy.deepcopy(arguments), **changes})
     torch.manual_seed(0)
     model = getattr(transformers, model_name)._from_config(config, attn_implementation=implementation).eval()

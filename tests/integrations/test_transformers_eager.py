@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from integrations.beside_eager import DECODERS, ENCODERS, TOLERANCE, VISIBLE, distance, make
-from integrations.tiny_models import padding, tokens
+from integrations.tiny_models import VERSION, padding, tokens
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
@@ -112,6 +112,7 @@ def test_the_comparison_sees_what_is_lost(
     assert distance(eager, make(name, losing(attention, mask), **changes), side) > VISIBLE
 
 
+@pytest.mark.skipif(VERSION < (5,), reason="is_causal=False is not heard by its models")
 def test_the_comparison_sees_lost_causality() -> None:
     assert distance(make("llama", "eager"), make("llama", "xattn"), is_causal=False) <= TOLERANCE
     with torch.no_grad():
@@ -127,6 +128,8 @@ def test_the_comparison_sees_lost_causality() -> None:
 @pytest.mark.parametrize("side", ["none", "left"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_generate_equals_eager(name: str, side: str, cache: str) -> None:
+    if name == "deepseek_v3" and cache == "static" and VERSION < (5,):
+        pytest.skip("there values have the heads of keys in a static cache")
     results = []
     for implementation in ("eager", "xattn"):
         results.append(

@@ -9,10 +9,9 @@ import pytest
 import torch
 import transformers
 from integrations.beside_eager import TOLERANCE, VISIBLE, make
-from integrations.tiny_models import padding, tokens
+from integrations.tiny_models import VERSION, padding, skip_unless_served, tokens
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import create_bidirectional_mask
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
 from xattn.integrations.transformers.described_mask import DescribedMask
 
@@ -68,7 +67,7 @@ def test_a_caller_that_cannot_do_without_a_mask_gets_all_of_it() -> None:
     config = make("bert", "xattn").config
     embeds = torch.zeros(2, 12, 32)
     for side in ("none", "right"):
-        mask = create_bidirectional_mask(config, embeds, padding(side), allow_is_bidirectional_skip=False)
+        mask = masking_utils.create_bidirectional_mask(config, embeds, padding(side), allow_is_bidirectional_skip=False)
         assert torch.equal(mask, padding(side).bool()[:, None, None, :].expand(2, 1, 12, 12))
 
 
@@ -83,7 +82,9 @@ def test_generation_without_padding_makes_no_square_mask(recorder: Recorder) -> 
     assert recorder.shapes() == {None}
     recorder.masks.clear()
     make("llama", "recorder").generate(tokens(), **arguments, cache_implementation="static")
-    assert recorder.shapes() == {None, (1, 1, 1, 15)}  # the prefill of an empty cache, then one query at a time
+    # The prefill of an empty cache, then one query at a time. Releases before 5.4 say on the CPU where it is.
+    shapes = {shape and shape[1:] for shape in recorder.shapes()}
+    assert shapes == ({None, (1, 1, 15)} if VERSION >= (5, 4) else {None})
 
 
 @pytest.mark.parametrize("kind", ["float", "bool"])
@@ -110,6 +111,7 @@ def test_packed_sequences_stay_apart() -> None:
 @torch.no_grad()
 def test_encoder_decoder_with_position_bias() -> None:
     """T5: a learned bias beside padding and causality, and attention across to the encoder."""
+    skip_unless_served("t5", "T5ForConditionalGeneration")
     sizes: dict[str, Any] = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
     models = []
     for implementation in ("eager", "xattn"):

@@ -43,7 +43,8 @@ def test_an_unknown_argument_of_a_model_call_raises() -> None:
 @torch.no_grad()
 def test_a_harmless_argument_changes_nothing_in_eager_either(name: str) -> None:
     """The claim of the list: eager attention, which ignores it too, gives what it gives without."""
-    value: Any = torch.arange(12).expand(2, -1) if name == "position_ids" else 1
+    positions = {"position_ids": torch.arange(12).expand(2, -1), "cache_position": torch.arange(12)}
+    value: Any = positions.get(name, 1)
     eager, ours = make("llama", "eager"), make("llama", "xattn")
     without = eager(tokens())[0]
     assert torch.equal(eager(tokens(), **{name: value})[0], without)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 # Models that had a fixed table of attention classes: the first release tried that calls an implementation.
-CALLS_SINCE = {"bert": (5, 17), "gptj": (5, 24)}
+CALLS_SINCE = {"bert": (5, 17), "modernbert": (5, 17), "gptj": (5, 24), "t5": (5, 24)}
 
 # name -> (model, config, its arguments). Windows of 4 lie well inside the 12 tokens.
 SMALL: dict[str, Any] = {
@@ -109,12 +109,16 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+def skip_unless_served(name: str, model: str) -> None:
+    if not hasattr(transformers, model) or CALLS_SINCE.get(name, VERSION) > VERSION:
+        pytest.skip(f"transformers {transformers.__version__} has no {model} that calls an implementation")
+
+
 def make(name: str, implementation: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A model, with the same weights for the same name, whatever the implementation. Queries and keys are enlarged, so
     that a mask, a window, a sink or a scale that got lost moves the outputs by thousands of tolerances."""
     model_name, config_name, arguments = MODELS[name]
-    if not hasattr(transformers, model_name) or CALLS_SINCE.get(name, VERSION) > VERSION:
-        pytest.skip(f"transformers {transformers.__version__} has no {model_name} that calls an implementation")
+    skip_unless_served(name, model_name)
     config = getattr(transformers, config_name)(**{**copy.deepcopy(arguments), **changes})
     torch.manual_seed(0)
     model = getattr(transformers, model_name)._from_config(config, attn_implementation=implementation, dtype=dtype)

@@ -12,8 +12,9 @@ from xattn.errors import InvalidArgumentError
 class StaticKVCache:
     """Keys and values at fixed addresses, for `xattn.attention(q, cache.k, cache.v, seqlens_k=cache.seqlens_k)`.
 
-    k, v: (batch, max_seqlen, nheads_k, headdim or headdim_v), zeros at first. seqlens_k: (batch,) int32, on the device.
-    lengths: the same numbers on the host.
+    k, v: (batch, max_seqlen, nheads_k, headdim or headdim_v), zeros at first. Their order in memory follows the device:
+    one head's keys side by side on a CPU, which reads them up to twice as fast so, the order of the sizes elsewhere, as
+    vendors' kernels want it. seqlens_k: (batch,) int32, on the device. lengths: the same numbers on the host.
     """
 
     def __init__(
@@ -28,10 +29,14 @@ class StaticKVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         check_sizes(dtype, batch=batch, max_seqlen=max_seqlen, nheads_k=nheads_k, headdim=headdim, headdim_v=headdim_v)
-        self.k = torch.zeros(batch, max_seqlen, nheads_k, headdim, dtype=dtype, device=device)
-        self.v = torch.zeros(
-            batch, max_seqlen, nheads_k, headdim if headdim_v is None else headdim_v, dtype=dtype, device=device
-        )
+        heads_first = torch.device(device).type == "cpu"
+
+        def empty(headdim: int) -> Tensor:
+            sizes = (batch, nheads_k, max_seqlen) if heads_first else (batch, max_seqlen, nheads_k)
+            memory = torch.zeros(*sizes, headdim, dtype=dtype, device=device)
+            return memory.transpose(1, 2) if heads_first else memory
+
+        self.k, self.v = empty(headdim), empty(headdim if headdim_v is None else headdim_v)
         self.seqlens_k = torch.zeros(batch, dtype=torch.int32, device=device)
         self.lengths = [0] * batch
 
@@ -57,18 +62,34 @@ class StaticKVCache:
         for row, length in enumerate(self.lengths):
             if length + count > room:
                 raise InvalidArgumentError("k", f"{count} keys after {length} of row {row}", f"at most {room} in all")
+        lengths = self.lengths
+        if min(lengths) == max(lengths):
+            self.k[:, lengths[0] : lengths[0] + count] = k
+            self.v[:, lengths[0] : lengths[0] + count] = v
+        else:
+            for row, length in enumerate(lengths):
+                self.k[row, length : length + count] = k[row]
+                self.v[row, length : length + count] = v[row]
+        self._move(count)
+
+    def drop(self, count: int) -> None:
+        """Forget the last `count` keys of each row, as of tokens that were guessed wrong.
+
+        Raises InvalidArgumentError for more than a row has, which it names.
+        """
         for row, length in enumerate(self.lengths):
-            self.k[row, length : length + count] = k[row]
-            self.v[row, length : length + count] = v[row]
-        self._set([length + count for length in self.lengths])
+            if not 0 <= count <= length:
+                raise InvalidArgumentError("count", str(count), f"0 to {length}, the keys of row {row}")
+        self._move(-count)
 
     def reset(self, row: int) -> None:
         """Forget the keys of a row, which are cleared. Raises InvalidArgumentError for a row that is not there."""
         if not 0 <= row < len(self.lengths):
             raise InvalidArgumentError("row", str(row), f"0 to {len(self.lengths) - 1}")
         self.k[row], self.v[row] = 0, 0
-        self._set([0 if i == row else length for i, length in enumerate(self.lengths)])
+        self.lengths[row] = 0
+        self.seqlens_k[row] = 0
 
-    def _set(self, lengths: list[int]) -> None:
-        self.lengths = lengths
-        self.seqlens_k.copy_(torch.tensor(lengths, dtype=torch.int32))
+    def _move(self, count: int) -> None:
+        self.lengths = [length + count for length in self.lengths]
+        self.seqlens_k += count

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from xattn.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
     from xattn.integrations.transformers.comparison import Comparison
 
@@ -101,6 +101,35 @@ def check(model: PreTrainedModel, inputs: Mapping[str, Any], *, tolerance: float
     compared = comparison.compare(model, inputs, tolerance)
     print(compared)
     return compared
+
+
+def make_cache(model: PreTrainedModel, max_seqlen: int) -> Cache:
+    """A cache for `model.generate(..., past_key_values=cache)` and for calls of the model: full layers, sliding ones,
+    and models that have both.
+
+    A step writes its own keys and values into memory that stays where it is, and reads views; the past is not copied.
+    One that slides has room for twice its window, and moves the window to the front when that is full. Layers that are
+    more than keys and values (states of linear attention) and an encoder's keys stay as transformers makes them. Any
+    attention implementation works. It keeps no graph: keys that want a gradient raise InvalidArgumentError.
+
+    max_seqlen: tokens in all, prompt and new ones. More raise InvalidArgumentError.
+    """
+    register()
+    from xattn.integrations.transformers import cache
+
+    return cache.make(model, max_seqlen)
+
+
+def continuous_batching() -> AbstractContextManager[None]:
+    """`with continuous_batching(): model.generate_batch(...)`: inside, transformers' continuous batching takes models
+    that attend by xattn; for all others it is what it was. Each step is one call of `xattn.varlen_attention` a layer.
+
+    Raises ImportError for a transformers that was not read: before 5.24, or with another gate.
+    """
+    register()
+    from xattn.integrations.transformers import batching
+
+    return batching.opened()
 
 
 def optimize(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from xattn import attention
 from xattn.errors import InvalidArgumentError
 from xattn.integrations.transformers.described_mask import DescribedMask
+from xattn.integrations.transformers.packed import Packed, bands
 from xattn.plugin import dtype_name
 
 # Arguments that reach the attention function because models hand all their keyword arguments down, and why each can
@@ -21,17 +22,17 @@ HARMLESS = {
     "output_hidden_states": "collected by the model, outside attention",
     "output_router_logits": "about the experts of a mixture",
     "num_items_in_batch": "about the loss",
-    "max_length_q": "only the maximum of cu_seq_lens_q, which raises",
-    "max_length_k": "only the maximum of cu_seq_lens_k, which raises",
+    "read_index": "of continuous batching's cache, which has gathered k and v",
+    "write_index": "of continuous batching's cache, which has stored k and v",
+    "logits_indices": "which outputs of the model continuous batching wants",
+    "logits_processor_args": "about what continuous batching does with the logits",
 }
 
 # Arguments that change the answer and that the dense `attention` cannot express, and what to do instead.
-_PACKED = "Pass packed sequences by position_ids alone, with use_cache=False: the mask then keeps them apart."
 REFUSED = {
-    "cu_seq_lens_q": _PACKED,
-    "cu_seq_lens_k": _PACKED,
-    "seq_idx": _PACKED,
-    "cache": "Continuous batching has a cache and a layout of its own; generate() works.",
+    "seq_idx": "Pass packed sequences by position_ids, with use_cache=False.",
+    "cache": "It is the layer that updates a cache, and hands on its keys and values.",
+    "block_table": "Keys of continuous batching come gathered; a table of pages is for flash implementations.",
     "indices": "Sparse attention by indices is not served.",
     "block_indices": "Sparse attention by indices is not served.",
     "head_mask": 'Attention weights exist in no kernel, to be scaled by head. Use attn_implementation="eager".',
@@ -56,6 +57,10 @@ def attention_forward(
     deterministic: bool | None = None,
     output_attentions: bool | None = None,
     bsnh: bool = False,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Serve one attention layer of a transformers model.
@@ -70,6 +75,8 @@ def attention_forward(
     position_bias: float, broadcastable to (batch, nheads, seqlen_q, seqlen_k).
     sliding_window: keys that a query sees, itself included; looked at where there is no mask.
     is_causal: looked at where there is no mask. None: no, provided that the module does not say otherwise.
+    cu_seq_lens_q, cu_seq_lens_k: (sequences + 1,) integers, 0 first: packed sequences, which see themselves alone, by
+        `varlen_attention`. max_length_q, max_length_k: ints, no sequence is longer; anything else is not looked at.
     bsnh: query, key and value are (batch, seqlen, nheads, headdim), as the forwards of `layers` have them.
 
     Returns (out, None): out (batch, seqlen_q, nheads, headdim_v); attention weights exist in no kernel.
@@ -80,15 +87,34 @@ def attention_forward(
     if others:
         _check_others(others)
     q, k, v = (_dense(tensor if bsnh else tensor.transpose(1, 2)) for tensor in (query, key, value))
+    sinks = _one_of(s_aux, sinks)
+    options = {"scale": scaling, "softcap": softcap, "deterministic": bool(deterministic)}
+    dense = position_bias is not None or dropout > 0 or (sinks is not None and sinks.dim() > 1)
+    if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
+        if dense:
+            got = "packed sequences beside position_bias, dropout, or a sink for each query"
+            raise InvalidArgumentError("cu_seq_lens_q", got, "None", "Pass packed sequences by position_ids.")
+        if attention_mask is None:
+            band = _unmasked(module, None, is_causal, sliding_window)
+        elif isinstance(attention_mask, DescribedMask):
+            band = bands(attention_mask, cu_seq_lens_q)
+        else:
+            raise InvalidArgumentError("cu_seq_lens_q", "sequences beside a mask", "one of the two")
+        packed = Packed.of_arguments((cu_seq_lens_q, cu_seq_lens_k), (max_length_q, max_length_k), *band)
+        return packed.attend(q, k, v, sinks=sinks, **options), None
     arguments: dict[str, Any]
     if attention_mask is None:
-        arguments = {"bias": position_bias, **_unmasked(module, q, k, is_causal, sliding_window)}
-    elif isinstance(attention_mask, DescribedMask):
-        k, v, arguments = _described(attention_mask, q, k, v, position_bias)
-    else:
+        causal, window = _unmasked(module, (q.shape[1], k.shape[1]), is_causal, sliding_window)
+        arguments = {"bias": position_bias, "causal": causal, "window": window}
+    elif not isinstance(attention_mask, DescribedMask):
         arguments = _given(attention_mask, position_bias)
-    arguments.update(scale=scaling, softcap=softcap, dropout_p=dropout, deterministic=bool(deterministic))
-    sinks = _one_of(s_aux, sinks)
+    elif attention_mask.sequences is None:
+        k, v, arguments = _described(attention_mask, q, k, v, position_bias)
+    elif not dense and attention_mask.sizes == (q.shape[1], k.shape[1]):
+        return Packed.of_mask(attention_mask).attend(q, k, v, sinks=sinks, **options), None
+    else:
+        arguments = _given(attention_mask.tensor(), position_bias)
+    arguments.update(options, dropout_p=dropout)
     if sinks is None or sinks.dim() == 1:
         return attention(q, k, v, sinks=sinks, **arguments), None
     # A sink for each query: it takes its share of what the softmax without it gave.
@@ -167,23 +193,24 @@ def _given(attention_mask: Tensor, position_bias: Tensor | None) -> dict[str, An
 
 
 def _unmasked(
-    module: nn.Module, q: Tensor, k: Tensor, is_causal: bool | None, sliding_window: int | None
-) -> dict[str, Any]:
-    """causal and window of a layer that has no mask. Where transformers made masks, causality is in one."""
+    module: nn.Module, sizes: tuple[int, int] | None, is_causal: bool | None, sliding_window: int | None
+) -> tuple[bool, tuple[int, int] | None]:
+    """causal and window of a layer that has no mask. Where transformers made masks, causality is in one.
+
+    sizes: seqlen_q and seqlen_k. None: of packed sequences, whose last queries and keys are aligned."""
     if is_causal is None:
         says = getattr(module, "is_causal", None)
         if says is None or says:
             got = f"None at a {type(module).__name__} " + ("that is causal" if says else "that does not say is_causal")
             hint = "Pass a mask, or is_causal, to the layer: without either, transformers' implementations disagree."
             raise InvalidArgumentError("attention_mask", got, "a mask", hint)
-    seqlen_q, seqlen_k = q.shape[1], k.shape[1]
-    if is_causal and seqlen_q != seqlen_k:
-        got = f"is_causal with {seqlen_q} queries and {seqlen_k} keys, and no mask"
+    if is_causal and sizes is not None and sizes[0] != sizes[1]:
+        got = f"is_causal with {sizes[0]} queries and {sizes[1]} keys, and no mask"
         raise InvalidArgumentError("is_causal", got, "a mask", "Nothing says where the diagonal is.")
     window = None
-    if sliding_window is not None and sliding_window < seqlen_k:
+    if sliding_window is not None and (sizes is None or sliding_window < sizes[1]):
         if not is_causal:
             hint = "Models disagree on whether W is one side or both; transformers passes a mask where it matters."
             raise InvalidArgumentError("sliding_window", f"{sliding_window} without causality or mask", "a mask", hint)
         window = (sliding_window - 1, 0)
-    return {"causal": bool(is_causal), "window": window}
+    return bool(is_causal), window

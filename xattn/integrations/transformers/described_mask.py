@@ -37,6 +37,8 @@ class DescribedMask(Tensor):
         causality.
     window: with an offset, a query sees the last `window` keys up to its own: j > i + offset - window. None: all.
     visible: bool (batch or 1, 1, seqlen_q or 1, seqlen_k): what else must hold, padding for example. None: nothing.
+    sequences: (cu_seqlens, length of the longest) of packed sequences: each sees itself alone. cu_seqlens: int32, over
+        the rows of all the batch, one after the other; seqlen_q = seqlen_k, offset 0. None: not packed.
 
     transformers knows masks by their shape (a tensor of 4 dimensions is handed on as it is), cuts queries out of them,
     and moves them to other devices: all of this the description can do. A sum with a float tensor gets the mask that is
@@ -47,6 +49,7 @@ class DescribedMask(Tensor):
     offset: int | None
     window: int | None
     visible: Tensor | None
+    sequences: tuple[Tensor, int] | None
     sizes: tuple[int, int]  # (seqlen_q, seqlen_k), which costs less to look up than the shape of a subclass
 
     @classmethod
@@ -57,12 +60,14 @@ class DescribedMask(Tensor):
         offset: int | None = None,
         window: int | None = None,
         visible: Tensor | None = None,
+        sequences: tuple[Tensor, int] | None = None,
     ) -> DescribedMask:
         # as_subclass rather than a constructor, and attributes afterwards: torch.compile can trace this.
         mask = torch.zeros((), dtype=torch.bool, device=device).expand(*shape).as_subclass(cls)
         mask.offset = offset
         mask.window = window
         mask.visible = visible
+        mask.sequences = sequences
         mask.sizes = (shape[2], shape[3])
         return mask
 
@@ -78,6 +83,10 @@ class DescribedMask(Tensor):
                 seen = seen & (key > own - self.window)
         if self.visible is not None:
             seen = seen & self.visible
+        if self.sequences is not None:
+            rows = torch.arange(batch * seqlen_q, device=self.device, dtype=torch.int32)
+            own = torch.searchsorted(self.sequences[0], rows, right=True).unflatten(0, (batch, seqlen_q))
+            seen = seen & (own[:, None, :, None] == own[:, None, None, :])
         return seen.expand(batch, heads, seqlen_q, seqlen_k)
 
     @classmethod
@@ -115,7 +124,10 @@ def _kept(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         if dtype in (None, torch.bool):
             device = mask.device if device is None else device
             visible = mask.visible if mask.visible is None else mask.visible.to(device, non_blocking=non_blocking)
-            return DescribedMask.of(mask.shape, device, mask.offset, mask.window, visible)
+            sequences = mask.sequences
+            if sequences is not None:
+                sequences = (sequences[0].to(device, non_blocking=non_blocking), sequences[1])
+            return DescribedMask.of(mask.shape, device, mask.offset, mask.window, visible, sequences)
     return None
 
 
@@ -123,7 +135,13 @@ def _cut(mask: DescribedMask, index: Any) -> DescribedMask | None:
     """mask[:, :, a:b, c:d]."""
     if not isinstance(index, tuple) or len(index) != 4 or not all(isinstance(item, slice) for item in index):
         return None
-    if index[0] != slice(None) or index[1] != slice(None) or index[2].step or index[3].step:
+    if (
+        mask.sequences is not None
+        or index[0] != slice(None)
+        or index[1] != slice(None)
+        or index[2].step
+        or index[3].step
+    ):
         return None
     batch, heads, seqlen_q, seqlen_k = mask.shape
     first_q, end_q, _ = index[2].indices(seqlen_q)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,13 @@ _BIDIRECTIONAL = getattr(masking_utils, "bidirectional_mask_function", None)
 # The code of the closures that transformers makes for a causal sliding window.
 _AND = masking_utils.and_masks(causal_mask_function).__code__
 _SLIDING = masking_utils.sliding_window_overlay(1).__code__
+# And for packed sequences, whose positions begin anew: of transformers >= 5.
+_APART = masking_utils.packed_sequence_mask_function(torch.zeros(0)).__code__
+_REMAPPED = (
+    masking_utils.remap_positions_for_packed_sequence(causal_mask_function, torch.zeros(0)).__code__
+    if hasattr(masking_utils, "remap_positions_for_packed_sequence")
+    else None
+)
 
 
 def attention_mask(
@@ -34,8 +42,9 @@ def attention_mask(
     """The mask for `attention_forward`: a `DescribedMask`, which tells the causal diagonal, the window and the padding
     apart and builds nothing of size seqlen_q x seqlen_k for them.
 
-    Chunks, packing, image tokens and functions of a user's own are known to transformers as closures alone: these are
-    made real once, for all layers. Never None, even where callers allow it: nothing is left for the layer to guess.
+    Packed sequences are described by where each begins. Chunks, image tokens and functions of a user's own are known to
+    transformers as closures alone: these are made real once, for all layers. Never None, even where callers allow it:
+    nothing is left for the layer to guess.
 
     The arguments are those that transformers gives to every mask function (`transformers.masking_utils.sdpa_mask`)."""
     seqlen_q, offset = _queries(others)
@@ -44,6 +53,9 @@ def attention_mask(
     shape = (batch_size, 1, seqlen_q, kv_length)
     if mask_function is _BIDIRECTIONAL:
         return DescribedMask.of(shape, device, visible=_padding(attention_mask, kv_length, kv_offset, kv_length))
+    mask_function, sequences = _sequences(mask_function, shape, offset, attention_mask)
+    if sequences is not None:
+        return DescribedMask.of(shape, device, 0, _window(mask_function), None, sequences)
     window = _window(mask_function)
     known = mask_function is causal_mask_function or window is not None
     if known and isinstance(offset, int):
@@ -109,16 +121,50 @@ def _unreadable(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def _sequences(
+    mask_function: Any, shape: tuple[int, ...], offset: Any, attention_mask: Tensor | None
+) -> tuple[Any, tuple[Tensor, int] | None]:
+    """(the causal function or window that holds in each packed sequence, where they lie) of packed sequences without
+    padding; the function alone where there is one sequence a row, which releases before 5 call packed as well; of
+    anything else what was given, and None.
+
+    Positions rise by one in each sequence, so that it does not matter that some releases count them anew."""
+    batch, _, seqlen_q, kv_length = shape
+    parts = _parts(mask_function)
+    if parts is None or getattr(parts[1], "__code__", None) is not _APART:
+        return mask_function, None
+    function = parts[0]
+    if getattr(function, "__code__", None) is _REMAPPED:
+        function = inspect.getclosurevars(function).nonlocals["mask_function"]
+    ids: Tensor = parts[1].__closure__[0].cell_contents
+    known = function is causal_mask_function or _window(function) is not None
+    if not known or _unreadable(ids) or ids.shape != (batch, kv_length) or seqlen_q != kv_length or offset != 0:
+        return mask_function, None
+    begins = torch.nn.functional.pad(ids.diff() != 0, (1, 0), value=True).flatten().nonzero().flatten()
+    if begins.shape[0] == batch:
+        return function, None
+    if _padding(attention_mask, kv_length, 0, kv_length) is not None:
+        return mask_function, None
+    cu_seqlens = torch.nn.functional.pad(begins, (0, 1), value=batch * kv_length).to(torch.int32)
+    return function, (cu_seqlens, int(cu_seqlens.diff().max()))
+
+
+def _parts(mask_function: Any) -> tuple[Any, ...] | None:
+    """The two functions of a pair that transformers joined by "and"."""
+    if is_compiling() or getattr(mask_function, "__code__", None) is not _AND:
+        return None
+    parts: tuple[Any, ...] = mask_function.__closure__[0].cell_contents
+    return parts if len(parts) == 2 else None
+
+
 def _window(mask_function: Any) -> int | None:
     """W of a function that is exactly a causal window of W keys, None of any other.
 
     `local_size`, which comes beside the function, does not say it: chunks have it too. torch.compile cannot look into
     closures: there the answer is None.
     """
-    if is_compiling() or getattr(mask_function, "__code__", None) is not _AND:
-        return None
-    parts = mask_function.__closure__[0].cell_contents
-    if len(parts) != 2 or parts[1] is not causal_mask_function or parts[0].__code__ is not _SLIDING:
+    parts = _parts(mask_function)
+    if parts is None or parts[1] is not causal_mask_function or getattr(parts[0], "__code__", None) is not _SLIDING:
         return None
     window: int = parts[0].__closure__[0].cell_contents
     return window
