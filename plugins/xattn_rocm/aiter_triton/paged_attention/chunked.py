@@ -27,7 +27,7 @@ class ChunkedPaged(TritonPaged):
             # It loads pages whole, so what no query sees must be finite.
             features=frozenset({"causal", "bottom_right", "gqa", "alibi_slopes", "deterministic"}),
             sizes={"headdim": (1, 256, 1)},
-            priority={"default": 60, "prefill": 62},
+            priority={"default": 62},
             checked=CHECKED,
         ),
     )

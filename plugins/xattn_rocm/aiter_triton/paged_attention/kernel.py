@@ -13,6 +13,7 @@ from xattn import PagedBatch, PagedKernel, PagedRequest, Reason
 from xattn.plugin import Plan
 from xattn_rocm import graphs
 from xattn_rocm.aiter_triton.attention.kernel import on_its_device
+from xattn_rocm.aiter_triton.paged_attention.torch_ops import opaque
 from xattn_rocm.archs import ARCHS
 from xattn_rocm.installation import Installation, installation, triton_name, usable
 
@@ -38,14 +39,13 @@ class TritonPaged(PagedKernel):
         if isinstance(installed, Reason):
             return [installed]
         found = []
-        if torch.compiler.is_compiling():
-            hint = "aiter's Python is not traced; call it outside the graph."
-            found.append(Reason("torch.compile", True, "an eager call", hint))
         if request.arch not in ARCHS:
             found.append(Reason("arch", request.arch, ", ".join(ARCHS), "aiter does not know it."))
         return [*found, *_band_reasons(request), *_slopes_reasons(request), *self.stops(request, installed)]
 
     def plan(self, request: PagedRequest) -> Plan:
+        if torch.compiler.is_compiling():
+            return opaque(request, self.name)
         run = self.launch(request, usable())
         return run if torch.cuda.device_count() < 2 else on_its_device(run)
 
