@@ -12,6 +12,7 @@ from xattn_rocm.aiter_triton.paged_attention.prefill import PrefillPaged
 from xattn_rocm.aiter_triton.paged_attention.unified import UnifiedPaged
 from xattn_rocm.aiter_triton.varlen_attention.kernel import MhaVarlen
 from xattn_rocm.aiter_triton.varlen_attention_backward.kernel import MhaVarlenBackward
+from xattn_rocm.aiter_triton.write_kv import FusedWrite
 from xattn_rocm.installation import describe
 
 
@@ -28,6 +29,7 @@ class AiterTritonBackend(Backend):
         PrefillPaged(),
         ChunkedPaged(),
         ExtendPaged(),
+        FusedWrite(),
     )
     packages = ("amd-aiter", "triton", "pytorch-triton-rocm")
 
