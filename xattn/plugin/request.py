@@ -69,6 +69,11 @@ class Request(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
+    @property
+    def lengths_on_host(self) -> bool:
+        """Whether the host knows the lengths of a step's sequences, for a kernel that prepares its work from them."""
+        return True
+
     def needs(self) -> list[tuple[str, object, str]]:
         """(feature, what the call has of it, hint) for every feature that the call uses."""
         found = []

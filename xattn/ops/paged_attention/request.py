@@ -53,6 +53,7 @@ _OUT_DTYPE = Feature("out_dtype", lambda r: None if r.out_dtype is None else dty
 class PagedRequest(SoftmaxRequest):
     """What a call of `paged_attention` asks for, validated. `None` means off.
 
+    host_lengths: the host knows the lengths and pages, from the CPU or from lists that `PagedBatch.update_` was given.
     dtype:       of q.  cache_dtype: of the caches; another one where they are quantised, beside their scales.
     batch, max_seqlen_q, max_seqlen_k: rounded up to the next power of two; a plan gets the bounds with each batch. No
         size that changes from step to step is a part of the request: a plan serves every number of tokens.
@@ -104,6 +105,11 @@ class PagedRequest(SoftmaxRequest):
     v_scale: TensorSpec | None = None
     out_dtype: torch.dtype | None = None
     unseen_finite: bool = False
+    host_lengths: bool = True
+
+    @property
+    def lengths_on_host(self) -> bool:
+        return self.host_lengths
 
     @property
     def positional(self) -> bool:
@@ -173,6 +179,10 @@ class PagedKernel(Kernel[PagedRequest]):
     works out from the batch it keeps there, by `batch.derived`, for the other layers of the step. It returns out
     (total_q, nheads, headdim_v), contiguous, or `xattn.AttentionOutput(out, lse)` with lse (nheads, total_q) where the
     request has return_lse.
+
+    A kernel that works it out on the host, from `batch.lists()`, sets `prepares_on_host` and gives its plan a method
+    `prepare(batch)`, which a CUDA graph does not replay. That writes into tensors of `batch.kept`, which stay where
+    they are from step to step.
     """
 
     op = "paged_attention"
