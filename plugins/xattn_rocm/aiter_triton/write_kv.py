@@ -78,7 +78,7 @@ def _plan(installed: Installation) -> Plan:
             sin=angles,
             k_scale=None,
             v_scale=None,
-            is_neox=True,
+            is_neox=False,
             flash_layout=True,
             apply_scale=False,
             q_out=row.expand(new.shape),
