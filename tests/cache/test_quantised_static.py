@@ -13,7 +13,7 @@ import xattn
 from xattn.cache import PagedKVCache, StaticKVCache
 
 BATCH, ROOM, NHEADS_K, HEADDIM = 2, 12, 2, 32
-# rms error of Gaussian numbers that are stored, over theirs. That of attention is of the same size: errors of keys and of
+# rms error of Gaussian numbers that are stored, over theirs. That of attention is of its size: errors of keys and of
 # values add up, and those of values that are averaged cancel in part.
 RMS = {"int8": 0.008, "int4": 0.14, "e4m3fn": 0.03, "e4m3fnuz": 0.03}
 
