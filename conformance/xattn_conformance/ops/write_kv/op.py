@@ -15,7 +15,7 @@ from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.base import Layout, Op, Variation, Wanted
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.memory import inside
+from xattn_conformance.ops.memory import at_edge, inside, misaligned
 from xattn_conformance.ops.write_kv import cases
 from xattn_conformance.ops.write_kv import problem as problems
 from xattn_conformance.ops.write_kv.mutants import MUTANTS, RIGHTS
@@ -92,12 +92,26 @@ class WriteOp(Op[Write]):
         if name == "order":
             turned = {each: given[each].flip(0) for each in ("k", "v", "slots")}
             return _same("with the tokens in another order", replace(call, tensors={**given, **turned}))
+        if name == "edge":
+            placed = {each: tensor if each in call.writes else at_edge(tensor) for each, tensor in given.items()}
+            return _same("with what is read at the end of its memory", replace(call, tensors=placed))
+        if name == "misaligned":
+            moved = replace(call, tensors={each: misaligned(tensor) for each, tensor in given.items()})
+            found = _same("with every tensor one element past an aligned address", moved)
+            # That element lies beside the caches, and is no result.
+            return replace(found, gather=lambda found: {each: found[0][each] for each in call.writes})
         tensors = {**given, "k": inside(given["k"]), "v": inside(given["v"])}
         tensors["slots"] = torch.stack([given["slots"], torch.full_like(given["slots"], 2**40)], dim=-1)[:, 0]
         return _same("with the new tokens in other memory", replace(call, tensors=tensors))
 
     def mutants(self) -> Sequence[Mutant]:
         return MUTANTS
+
+    def impostors(self) -> Sequence[Any]:
+        # They judge cases, and judging knows the ops.
+        from xattn_conformance.ops.write_kv.impostors import IMPOSTORS
+
+        return IMPOSTORS
 
     def right_kernels(self) -> Sequence[Right]:
         return RIGHTS
