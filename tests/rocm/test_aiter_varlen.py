@@ -29,7 +29,10 @@ def qkv(headdim: int = 128, headdim_v: int | None = None, dtype: torch.dtype = t
 
 
 def called(backend: str, tensors: QKV, **options: Any) -> AttentionOutput:
-    return xattn.varlen_attention(*tensors, STARTS_Q, STARTS_K, backend=backend, return_lse=True, **options)
+    found: AttentionOutput = xattn.varlen_attention(
+        *tensors, STARTS_Q, STARTS_K, backend=backend, return_lse=True, **options
+    )
+    return found
 
 
 def check(tensors: QKV, **options: Any) -> AttentionOutput:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_rocm.aiter.apply_rotary import AiterRotary
 from xattn_rocm.aiter.attention.kernel import AiterAttention
+from xattn_rocm.aiter.paged_attention.prefill import AiterPrefill
 from xattn_rocm.aiter.varlen_attention.kernel import AiterVarlen
 from xattn_rocm.installation import describe
 
@@ -12,7 +13,7 @@ from xattn_rocm.installation import describe
 class AiterBackend(Backend):
     name = "aiter"
     api_version = 1
-    kernels = (AiterAttention(), AiterVarlen(), AiterRotary())
+    kernels = (AiterAttention(), AiterVarlen(), AiterPrefill(), AiterRotary())
     packages = ("amd-aiter",)
 
     def info(self) -> dict[str, str]:
