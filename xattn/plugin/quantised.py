@@ -86,4 +86,5 @@ def scale_for(x: Tensor, dtype: torch.dtype, scale: Tensor) -> Tensor:
     largest = x.float().abs().amax(-1)
     if holds(scale.shape[2] != x.shape[1]):
         largest = largest.amax(-1, keepdim=True)
-    return torch.where(largest == 0, 1.0, largest / QMAX[dtype])
+    # By a number, CUDA multiplies with its reciprocal, one bit off.
+    return torch.where(largest == 0, 1.0, largest / largest.new_full((), QMAX[dtype]))
