@@ -13,7 +13,7 @@ from xattn.plugin import Plan
 from xattn.plugin.quantised import as_bytes, is_written, quantised, scale_at, scale_for
 from xattn.plugin.symbolic import holds
 
-_FEATURES: frozenset[Any] = frozenset({"headdim_v", "k_scale", "v_scale", "empty"})
+_FEATURES: frozenset[Any] = frozenset(WriteRequest.vocabulary.feature_names)
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -42,9 +42,9 @@ class SdpaWrite(WriteKernel):
 
 def _write_on_cpu(
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     k_cache: Tensor,
-    v_cache: Tensor,
+    v_cache: Tensor | None,
     slots: Tensor,
     *,
     k_scale: Tensor | None = None,
@@ -54,16 +54,18 @@ def _write_on_cpu(
         return
     if int(slots.min()) < 0:
         kept = (slots >= 0).nonzero().squeeze(1)
-        slots, k, v = (x.index_select(0, kept) for x in (slots, k, v))
-    for new, cache in (*_stored(k, k_cache, slots, k_scale), *_stored(v, v_cache, slots, v_scale)):
-        _put(new, cache, slots)
+        slots, k = slots.index_select(0, kept), k.index_select(0, kept)
+        v = v if v is None else v.index_select(0, kept)
+    for x, x_cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+        for new, pool in _stored(x, x_cache, slots, scale):
+            _put(new, pool, slots)
 
 
 def _write(
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     k_cache: Tensor,
-    v_cache: Tensor,
+    v_cache: Tensor | None,
     slots: Tensor,
     *,
     k_scale: Tensor | None = None,
@@ -85,8 +87,13 @@ def _write(
             _put(torch.where(skipped.view((-1,) + (1,) * (new.dim() - 1)), again, new), pool, slots)
 
 
-def _stored(new: Tensor, cache: Tensor, slots: Tensor, scale: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """New rows as a pool holds them, and the pool: the cache, as bytes where it is quantised, and scales of tokens."""
+def _stored(
+    new: Tensor | None, cache: Tensor | None, slots: Tensor, scale: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
+    """New rows as a pool holds them, and the pool: the cache, as bytes where it is quantised, and scales of tokens.
+    None: the values of a latent cache."""
+    if new is None or cache is None:
+        return []
     if scale is None:
         return [(new, cache)]
     if is_written(scale):
