@@ -13,6 +13,7 @@ from xattn.ops import (
     attention,
     attention_backward,
     merge_attention,
+    mla_attention,
     paged_attention,
     varlen_attention,
     varlen_attention_backward,
@@ -31,6 +32,7 @@ OPS: dict[str, Op] = {
         attention_backward,
         varlen_attention_backward,
         write_kv,
+        mla_attention,
     )
 }
 

@@ -1,4 +1,5 @@
-"""Variations of a call of paged_attention: other memory, other pages, other neighbours, more padding."""
+"""Variations of a call over keys in pages, or over lists of slots: other memory, other pages, other neighbours, more
+padding."""
 
 from __future__ import annotations
 
@@ -17,23 +18,41 @@ from xattn_conformance.ops.memory import far_apart, inside
 
 # More than a kernel's tile, and odd.
 _EXTRA_ROWS = 65
+# What may hold keys and values.
+_CACHES = ("k_cache", "v_cache", "kv_cache")
+# What has a row for each token, and what an added row of padding has there.
+_OF_TOKENS = {"q": float("nan"), "tree_mask": True, "topk_indices": 2**30}
 # What has one number a sequence, and what an added sequence has there.
 _OF_SEQUENCES = {"block_table": -1, "seqlens_k": 0, "align": 3}
 
 
+def caches(call: Call) -> list[str]:
+    return [name for name in _CACHES if name in call.tensors]
+
+
+def lists_turned(call: Call) -> Variation:
+    """The last slot of each list first."""
+    other = call.with_tensors(topk_indices=call.tensors["topk_indices"].flip(1))
+    return Variation("with the slots of each list in another order", (other,), lambda found: dict(found[0]))
+
+
 def strides(call: Call) -> Variation:
-    """The same values in other memory: both caches in one buffer, keys beside values page by page, q stored head by
-    head, the table cut out of a larger one."""
+    """The same values in other memory: all caches in one buffer, keys beside values page by page, q stored head by
+    head, the table or lists cut out of a larger one."""
     tensors = dict(call.tensors)
-    k_cache, v_cache = tensors["k_cache"], tensors["v_cache"]
-    blocks, block, nheads_k, _ = k_cache.shape
-    widest = max(k_cache.shape[3], v_cache.shape[3]) + 8
-    buffer = torch.full((blocks, 2, nheads_k, block, widest), float("nan"), dtype=k_cache.dtype, device=k_cache.device)
-    for n, name in enumerate(("k_cache", "v_cache")):
+    names = caches(call)
+    first = tensors[names[0]]
+    blocks, block, nheads_k, _ = first.shape
+    widest = max(tensors[name].shape[3] for name in names) + 8
+    buffer = torch.full(
+        (blocks, len(names), nheads_k, block, widest), float("nan"), dtype=first.dtype, device=first.device
+    )
+    for n, name in enumerate(names):
         view = buffer[:, n].transpose(1, 2)[..., : tensors[name].shape[3]]
         tensors[name] = view.copy_(tensors[name])
     tensors["q"] = tensors["q"].transpose(0, 1).contiguous().transpose(0, 1)
-    tensors["block_table"] = inside(tensors["block_table"])
+    for name in {"block_table", "topk_indices"} & set(tensors):
+        tensors[name] = inside(tensors[name])
     other = replace(call, tensors=tensors)
     return Variation("with the same values in another memory layout", (other,), lambda found: dict(found[0]))
 
@@ -41,11 +60,16 @@ def strides(call: Call) -> Variation:
 def pages(call: Call) -> Variation:
     """The pool turned round: the last page first."""
     tensors = dict(call.tensors)
-    blocks = tensors["k_cache"].shape[0]
-    for name in ("k_cache", "v_cache"):
+    blocks, block = tensors[caches(call)[0]].shape[:2]
+    for name in caches(call):
         tensors[name] = tensors[name].flip(0)
-    table = tensors["block_table"]
-    tensors["block_table"] = torch.where((table >= 0) & (table < blocks), blocks - 1 - table, table)
+    if "topk_indices" in tensors:
+        slots = tensors["topk_indices"]
+        there = (blocks - 1 - slots // block) * block + slots % block
+        tensors["topk_indices"] = torch.where((slots >= 0) & (slots < blocks * block), there, slots)
+    else:
+        table = tensors["block_table"]
+        tensors["block_table"] = torch.where((table >= 0) & (table < blocks), blocks - 1 - table, table)
     return Variation("with the pages elsewhere", (replace(call, tensors=tensors),), lambda found: dict(found[0]))
 
 
@@ -53,26 +77,27 @@ def far(call: Call) -> Variation:
     """The pool turned round and spread out: its last page was the first, which is taken, and begins past 2^31
     elements."""
     turned = pages(call).calls[0]
-    names = ("k_cache", "v_cache")
-    blocks = turned.tensors["k_cache"].shape[0]
-    caches = far_apart([turned.tensors[name] for name in names], 2**31 // (blocks - 1) + 1)
-    other = turned.with_tensors(**dict(zip(names, caches, strict=True)))
+    names = caches(call)
+    blocks = turned.tensors[names[0]].shape[0]
+    apart = far_apart([turned.tensors[name] for name in names], 2**31 // (blocks - 1) + 1)
+    other = turned.with_tensors(**dict(zip(names, apart, strict=True)))
     return Variation("with a page past 2^31 elements", (other,), lambda found: dict(found[0]))
 
 
 def edge(call: Call) -> Variation:
-    """Every tensor at the end of its memory, and no page after the last that the table names."""
+    """Every tensor at the end of its memory, and no page after the last that the table or a list names."""
     tensors = dict(call.tensors)
-    table, blocks = tensors["block_table"], tensors["k_cache"].shape[0]
-    last = int(table[(table >= 0) & (table < blocks)].max())
-    for name in ("k_cache", "v_cache"):
+    blocks, block = tensors[caches(call)[0]].shape[:2]
+    named = tensors["topk_indices"] // block if "topk_indices" in tensors else tensors["block_table"]
+    last = int(named[(named >= 0) & (named < blocks)].max())
+    for name in caches(call):
         tensors[name] = tensors[name][: last + 1]
     return at_the_end(replace(call, tensors=tensors))
 
 
 def batch(call: Call) -> Variation:
     """Every sequence in a call of its own."""
-    count = call.tensors["seqlens_k"].shape[0]
+    count = len(_starts(call)) - 1
     parts = [_picked(call, [b]) for b in range(count)]
 
     def gather(found: Sequence[Tensors]) -> dict[str, Tensor]:
@@ -122,15 +147,15 @@ def padding(call: Call) -> Variation:
     """More rows after the last sequence, all NaN, and a sequence without queries and keys."""
     tensors = dict(call.tensors)
     total_q = tensors["q"].shape[0]
-    tensors["q"] = pad(tensors["q"], (0, 0, 0, 0, 0, _EXTRA_ROWS), value=float("nan"))
+    for name in _OF_TOKENS.keys() & tensors.keys():
+        below = [0, 0] * (tensors[name].ndim - 1)
+        tensors[name] = pad(tensors[name], (*below, 0, _EXTRA_ROWS), value=_OF_TOKENS[name])
     for name, fill in _OF_SEQUENCES.items():
         if name in tensors:
             below = [0, 0] * (tensors[name].ndim - 1)
             tensors[name] = pad(tensors[name], (*below, 0, 1), value=fill)
     starts = torch.tensor(_starts(call), dtype=torch.int32, device=tensors["q"].device)
     tensors["cu_seqlens_q"] = torch.cat([starts, starts[-1:]])
-    if "tree_mask" in tensors:
-        tensors["tree_mask"] = pad(tensors["tree_mask"], (0, 0, 0, _EXTRA_ROWS), value=True)
     if "alibi_slopes" in tensors and tensors["alibi_slopes"].ndim == 2:
         tensors["alibi_slopes"] = pad(tensors["alibi_slopes"], (0, 0, 0, 1), value=1.0)
 
@@ -151,6 +176,7 @@ VARIATIONS: dict[str, Callable[[Call], Variation]] = {
     "chunks_of_1": chunks(1),
     "chunks_of_17": chunks(17),
     "padding": padding,
+    "lists_turned": lists_turned,
 }
 
 
@@ -164,14 +190,14 @@ def _starts(call: Call) -> list[int]:
     if "cu_seqlens_q" in given:
         found: list[int] = given["cu_seqlens_q"].tolist()
         return found
-    return list(range(given["seqlens_k"].shape[0] + 1))
+    return list(range(given["q"].shape[0] + 1))
 
 
 def _picked(call: Call, which: Sequence[int]) -> Call:
     """The call of some sequences, in an order, without rows of padding."""
     given, starts = call.tensors, _starts(call)
     tensors = dict(given)
-    for name in ("q", "tree_mask"):
+    for name in _OF_TOKENS:
         if name in given:
             tensors[name] = torch.cat([given[name][starts[b] : starts[b + 1]] for b in which] or [given[name][:0]])
     if "cu_seqlens_q" in given:

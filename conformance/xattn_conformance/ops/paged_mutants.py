@@ -11,7 +11,7 @@ from xattn_conformance.array import Array
 from xattn_conformance.inputs.quantised import scales_of
 from xattn_conformance.mutants.mutant import Mutant, Results
 from xattn_conformance.ops.attention_like import NOBODYS, Problem, right_answer
-from xattn_conformance.ops.paged_attention.problem import Flags, Paged, Stored, seen_slots, sequences
+from xattn_conformance.ops.paged import Flags, Paged, Stored
 from xattn_conformance.ops.sequences import Ints, joined
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
@@ -28,12 +28,12 @@ def whole(problem: Paged, parts: list[Results]) -> Results:
 
 
 def right(problem: Paged, arithmetic: Arithmetic) -> Results:
-    return whole(problem, [right_answer(each, arithmetic) for each in sequences(problem)])
+    return whole(problem, [right_answer(each, arithmetic) for each in problem.sequences()])
 
 
 def misread(name: str, wrong: str, change: Change, applies: Test) -> Mutant:
     """A right kernel for another problem."""
-    return Mutant(f"paged-{name}", wrong, lambda problem, arithmetic: right(change(problem), arithmetic), applies)
+    return Mutant(name, wrong, lambda problem, arithmetic: right(change(problem), arithmetic), applies)
 
 
 def misreturn(name: str, wrong: str, edit: Edit, applies: Test) -> Mutant:
@@ -42,7 +42,7 @@ def misreturn(name: str, wrong: str, edit: Edit, applies: Test) -> Mutant:
     def run(problem: Paged, arithmetic: Arithmetic) -> Results:
         return edit(problem, right(problem, arithmetic))
 
-    return Mutant(f"paged-{name}", wrong, run, applies)
+    return Mutant(name, wrong, run, applies)
 
 
 def table_changed(change: Callable[[Paged, int], Ints]) -> Change:
@@ -185,7 +185,7 @@ def empty_nan(problem: Paged, results: Results) -> Results:
 
 def in_base_2(problem: Paged, arithmetic: Arithmetic) -> Results:
     """The keys in two parts, put together by powers of 2."""
-    return whole(problem, [_in_two(each, arithmetic) for each in sequences(problem)])
+    return whole(problem, [_in_two(each, arithmetic) for each in problem.sequences()])
 
 
 def _in_two(sequence: Problem, arithmetic: Arithmetic) -> Results:
@@ -305,7 +305,7 @@ def scale_varies(axis: int) -> Test:
         if not is_stored()(problem):
             return False
         changed = stored_as(scale_rolled(axis))(problem)
-        seen = seen_slots(problem)
+        seen = problem.seen_slots()
         return bool((changed.v_cache[seen] != problem.v_cache[seen]).any())
 
     return test
@@ -315,7 +315,7 @@ def several_scales(problem: Paged) -> bool:
     return is_stored()(problem) and stored_as(scale_of_first)(problem).v_cache.tobytes() != problem.v_cache.tobytes()
 
 
-MUTANTS = (
+_MUTANTS = (
     misread("scale-of-head", "a head has its neighbour's scale", stored_as(scale_rolled(2)), scale_varies(2)),
     misread("scale-of-token", "a token has the scale of the one before it", stored_as(scale_rolled(1)),
             scale_varies(1)),
@@ -356,7 +356,7 @@ MUTANTS = (
     misread("tree-ignored", "every new token sees all of them", tree_changed(np.ones_like), is_tree),
     misread("tree-of-neighbour", "a token has the row of the one before it", tree_changed(lambda x: np.roll(x, 1, 0)),
             is_tree),
-    Mutant("paged-base-2", "two parts are put together by powers of 2", in_base_2,
+    Mutant("base-2", "two parts are put together by powers of 2", in_base_2,
            lambda p: p.sinks is None and p.tree_mask is None and live(p) > 0),
     misreturn("padding-written", "the rows after the last sequence hold its last answer", padding_written, has_padding),
     misreturn("padding-left", "the rows after the last sequence are not written", padding_left, has_padding),
@@ -368,3 +368,8 @@ MUTANTS = (
     misreturn("empty-nan", "a sequence without keys divides 0 by 0", empty_nan,
               lambda p: any(queries and not keys for queries, keys in p.counts)),
 )  # fmt: skip
+
+
+def mutants(prefix: str) -> tuple[Mutant, ...]:
+    """Those of an op, whose names begin so."""
+    return tuple(replace(mutant, name=f"{prefix}-{mutant.name}") for mutant in _MUTANTS)
