@@ -72,8 +72,8 @@ def _stored_together(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
 ) -> list[tuple[Tensor, Tensor]] | None:
-    """As `_stored` of keys and of values, made at once: of few tokens what calls cost is most of it. None where they are
-    not made alike, by scales that are written."""
+    """As `_stored` of keys and of values, made at once: calls are most of what few tokens cost. None where they are not
+    made alike, by scales that are written."""
     if v is None or v_cache is None or k_scale is None or v_scale is None:
         return None
     if not is_written(k_scale) or k_scale.shape != v_scale.shape or k.shape != v.shape:
