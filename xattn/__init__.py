@@ -23,6 +23,7 @@ from xattn.info import backends, info
 from xattn.ops.apply_rotary import RotaryKernel, RotaryRequest, apply_rotary
 from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
 from xattn.ops.attention_backward import AttentionBackwardKernel, AttentionBackwardRequest, attention_backward
+from xattn.ops.hstu_attention import HstuKernel, HstuRequest, hstu_attention
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
 from xattn.ops.paged_attention import PagedKernel, PagedRequest, paged_attention
 from xattn.ops.shared.output import AttentionOutput
@@ -49,6 +50,8 @@ __all__ = [
     "BrokenBackendWarning",
     "Capabilities",
     "Explanation",
+    "HstuKernel",
+    "HstuRequest",
     "InvalidArgumentError",
     "Kernel",
     "MergeKernel",
@@ -78,6 +81,7 @@ __all__ = [
     "backends",
     "explain",
     "hookimpl",
+    "hstu_attention",
     "info",
     "merge_attention",
     "paged_attention",

@@ -6,6 +6,7 @@ from xattn import Backend
 from xattn_reference.apply_rotary import ReferenceRotary
 from xattn_reference.attention import ReferenceAttention
 from xattn_reference.attention_backward import ReferenceBackward
+from xattn_reference.hstu_attention import ReferenceHstu
 from xattn_reference.merge_attention import ReferenceMerge
 from xattn_reference.paged_attention import ReferencePaged
 from xattn_reference.varlen_attention import ReferenceVarlen
@@ -25,4 +26,5 @@ class ReferenceBackend(Backend):
         ReferenceBackward(),
         ReferenceVarlenBackward(),
         ReferenceWrite(),
+        ReferenceHstu(),
     )

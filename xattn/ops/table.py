@@ -12,6 +12,7 @@ from xattn.ops import (
     apply_rotary,
     attention,
     attention_backward,
+    hstu_attention,
     merge_attention,
     paged_attention,
     varlen_attention,
@@ -31,6 +32,7 @@ OPS: dict[str, Op] = {
         attention_backward,
         varlen_attention_backward,
         write_kv,
+        hstu_attention,
     )
 }
 
