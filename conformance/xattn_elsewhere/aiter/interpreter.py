@@ -1,4 +1,4 @@
-"""aiter's Triton kernels on the CPU, by Triton's interpreter made right for bfloat16.
+"""aiter's Triton kernels on the CPU, by Triton's interpreter made right for bfloat16, and for what `language` has.
 
 Triton keeps bfloat16 as 16-bit integers there: up to 3.8 it multiplies them as such, and cuts off the low half of a
 float32 instead of rounding it.
@@ -26,7 +26,7 @@ from triton.runtime import interpreter
 from xattn_rocm.installation import Installation
 
 from xattn.plugin.devices import emulated
-from xattn_elsewhere.aiter import source
+from xattn_elsewhere.aiter import language, source
 from xattn_elsewhere.executor import Elsewhere
 
 ARCH = "gfx942"
@@ -64,6 +64,8 @@ def narrowed(values: Array) -> Array:
 
 def _floats(handle: Any) -> Array:
     data: Array = handle.data
+    if language.is_fp8(handle.dtype.scalar):
+        return language.widened(handle)
     return widened(data) if handle.dtype.scalar == tl.bfloat16 else data
 
 
@@ -109,6 +111,7 @@ def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def install() -> Installation:
     """Change Triton's interpreter in this process, and make xattn take CPU tensors for an AMD GPU's."""
+    language.install()
     builder = interpreter.InterpreterBuilder
     builder.create_dot = _dot
     builder.binary_op = _no_bfloat16(builder.binary_op)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_rocm.aiter_triton.attention.mha import MhaAttention
 from xattn_rocm.aiter_triton.attention.unified import UnifiedAttention
+from xattn_rocm.aiter_triton.hstu_attention.kernel import TritonHstu
 from xattn_rocm.aiter_triton.paged_attention.kernel import UnifiedPaged
 from xattn_rocm.aiter_triton.varlen_attention.kernel import MhaVarlen
 from xattn_rocm.aiter_triton.varlen_attention_backward.kernel import MhaVarlenBackward
@@ -14,7 +15,14 @@ from xattn_rocm.installation import describe
 class AiterTritonBackend(Backend):
     name = "aiter-triton"
     api_version = 1
-    kernels = (MhaAttention(), UnifiedAttention(), MhaVarlen(), MhaVarlenBackward(), UnifiedPaged())
+    kernels = (
+        MhaAttention(),
+        UnifiedAttention(),
+        MhaVarlen(),
+        MhaVarlenBackward(),
+        UnifiedPaged(),
+        TritonHstu(),
+    )
     packages = ("amd-aiter", "triton", "pytorch-triton-rocm")
 
     def info(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ _PARTS = {
     "What CK computes (`aiter`)": ck,
     "Which kernel aiter picks (`aiter`)": routes,
     "Triton kernels (`aiter-triton`)": triton,
-    "Packed sequences and pages (`aiter-triton`)": serving,
+    "Packed sequences, pages and HSTU (`aiter-triton`)": serving,
     "Rotary embedding": rotary,
     "Of calls that xattn does not have yet": not_callable_yet,
 }
