@@ -8,6 +8,7 @@ from xattn_conformance.ops.apply_rotary.op import RotaryOp
 from xattn_conformance.ops.attention.op import AttentionOp
 from xattn_conformance.ops.attention_backward.op import AttentionBackwardOp
 from xattn_conformance.ops.base import Op
+from xattn_conformance.ops.hstu_attention.op import HstuOp
 from xattn_conformance.ops.merge_attention.op import MergeOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
@@ -26,5 +27,6 @@ OPS: dict[str, Op[Any]] = {
         AttentionBackwardOp(),
         VarlenAttentionBackwardOp(),
         WriteOp(),
+        HstuOp(),
     )
 }
