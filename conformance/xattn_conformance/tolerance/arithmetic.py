@@ -29,7 +29,6 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     partial_outputs: what partial outputs are rounded to where a split over the keys is merged.
     probability_gradients: what dP = dO V^T is rounded to before delta is taken off it.
     score_gradients: what dS is rounded to before it meets Q and K.
-    partial_gradients: what dQ of hstu_attention is rounded to after each tile of 64 keys that adds to it.
     head_gradients:  what each query head's share of dK and dV is rounded to before a group is added up.
     exp_bits:        the exponential is right to a relative 2^-exp_bits, always.
     tanh_bits:       so is tanh.
@@ -45,7 +44,6 @@ class Arithmetic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     partial_outputs: Place = "float32"
     probability_gradients: Place = "float32"
     score_gradients: Place = "input"
-    partial_gradients: Place = "float32"
     head_gradients: Place = "float32"
     exp_bits: Annotated[int, msgspec.Meta(ge=10, le=24)] = 21
     tanh_bits: Annotated[int, msgspec.Meta(ge=10, le=24)] = 21

@@ -23,8 +23,6 @@ from xattn_conformance.tolerance.units import SINGLE, UNITS, unit
 
 # exp(88) is the largest float32: SiLU of less than -88 comes out as 0.
 _VANISHED = 2e-37
-# Keys of a tile after which the gradient of q may be rounded.
-_TILE = 64
 _OWN = SINGLE.u**2
 
 
@@ -124,9 +122,6 @@ def _parts(
         squares = scale**2 * (square(ds) @ square(other))
         variance = scale**2 * (over @ square(other))
         variance = variance + _summed(problem, right.grads[name], squares, count, arithmetic)
-        if name == "dq" and arithmetic.partial_gradients == "input":
-            tiles = np.ceil(count / _TILE) + 1
-            variance = variance + tiles * rounding(UNITS[problem.dtype], squares + square(right.grads[name]))
         slack = scale * ((bent + truncation(count, arithmetic) * np.abs(ds)) @ np.abs(other))
         found[name] = right.grads[name], variance, slack
     g2 = square(at.g)

@@ -15,12 +15,7 @@ ONE, ZERO = np.float32(1), np.float32(0)
 
 
 class Kernel:
-    """One sequence after the other, all heads of it at once: (nheads, n, ...).
-
-    tile: keys after which the gradient of q is rounded, where the arithmetic says so.
-    """
-
-    tile = 64
+    """One sequence after the other, all heads of it at once: (nheads, n, ...)."""
 
     def __init__(self, problem: Hstu, arithmetic: Arithmetic) -> None:
         self.problem, self.arithmetic = problem, arithmetic
@@ -83,13 +78,7 @@ class Kernel:
         return found
 
     def dq(self, ds: F32, k: F32) -> F32:
-        n = k.shape[1]
-        tile = n if self.arithmetic.partial_gradients == "float32" else self.tile
-        found: F32 = np.zeros((*ds.shape[:2], k.shape[2]), np.float32)
-        for start in range(0, n, tile):
-            some = slice(start, start + tile)
-            part = self.numbers.matmul(ds[:, :, some], k[:, some]) * self.scale
-            found = self.numbers.at(self.arithmetic.partial_gradients, found + part)
+        found: F32 = self.numbers.matmul(ds, k) * self.scale
         return found
 
     def dk(self, ds: F32, q: F32) -> F32:

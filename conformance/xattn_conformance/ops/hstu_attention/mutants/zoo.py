@@ -376,7 +376,6 @@ RIGHT = (
     _right("scores in the dtype", Arithmetic(scores="input", recomputed_scores="input")),
     _right("scaled q", Arithmetic(scaled_q=True)),
     _right("gradients of weights in the dtype", Arithmetic(probability_gradients="input")),
-    _right("dq rounded after every tile", Arithmetic(partial_gradients="input")),
     _right("subnormals flushed", Arithmetic(subnormals="flushed")),
     _right("sums truncated", Arithmetic(sums="truncated")),
     _right("tf32", Arithmetic(products="tf32")),
