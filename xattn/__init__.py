@@ -25,6 +25,7 @@ from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
 from xattn.ops.attention_backward import AttentionBackwardKernel, AttentionBackwardRequest, attention_backward
 from xattn.ops.hstu_attention import HstuKernel, HstuRequest, hstu_attention
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
+from xattn.ops.mla_attention import MlaKernel, MlaRequest, mla_attention
 from xattn.ops.paged_attention import PagedKernel, PagedRequest, paged_attention
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
@@ -56,6 +57,8 @@ __all__ = [
     "Kernel",
     "MergeKernel",
     "MergeRequest",
+    "MlaKernel",
+    "MlaRequest",
     "PagedBatch",
     "PagedKernel",
     "PagedRequest",
@@ -84,6 +87,7 @@ __all__ = [
     "hstu_attention",
     "info",
     "merge_attention",
+    "mla_attention",
     "paged_attention",
     "plan",
     "use_backend",

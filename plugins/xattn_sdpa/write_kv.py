@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 
 from xattn import Capabilities, WriteKernel, WriteRequest
 from xattn.plugin import Plan
-from xattn.plugin.quantised import as_bytes, quantised, scale_at
+from xattn.plugin.quantised import as_bytes, is_written, quantised, scale_at, scale_for
 from xattn.plugin.symbolic import holds
 
 _FEATURES: frozenset[Any] = frozenset({"headdim_v", "k_scale", "v_scale", "empty"})
@@ -55,8 +55,8 @@ def _write_on_cpu(
     if int(slots.min()) < 0:
         kept = (slots >= 0).nonzero().squeeze(1)
         slots, k, v = (x.index_select(0, kept) for x in (slots, k, v))
-    _put(*_stored(k, k_cache, slots, k_scale), slots)
-    _put(*_stored(v, v_cache, slots, v_scale), slots)
+    for new, cache in (*_stored(k, k_cache, slots, k_scale), *_stored(v, v_cache, slots, v_scale)):
+        _put(new, cache, slots)
 
 
 def _write(
@@ -80,25 +80,29 @@ def _write(
     first = (~skipped).to(torch.int8).argmax(0, keepdim=True)  # an index of no dimension would be read
     slots = torch.where(skipped, slots[first].clamp_min(0), slots)
     for x, x_cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
-        new, cache = _stored(x, x_cache, slots, scale)
-        again = torch.where(skipped.all(), cache[0, 0], new[first])
-        _put(torch.where(skipped[:, None, None], again, new), cache, slots)
+        for new, pool in _stored(x, x_cache, slots, scale):
+            again = torch.where(skipped.all(), pool[0, 0], new[first])
+            _put(torch.where(skipped.view((-1,) + (1,) * (new.dim() - 1)), again, new), pool, slots)
 
 
-def _stored(new: Tensor, cache: Tensor, slots: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """New rows as the cache holds them, and the cache: both as bytes where they are quantised."""
+def _stored(new: Tensor, cache: Tensor, slots: Tensor, scale: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """New rows as a pool holds them, and the pool: the cache, as bytes where it is quantised, and scales of tokens."""
     if scale is None:
-        return new, cache
+        return [(new, cache)]
+    if is_written(scale):
+        own = scale_for(new, cache.dtype, scale)
+        rows = quantised(new, own.unsqueeze(-1), cache.dtype)
+        return [(own, scale), (as_bytes(rows), as_bytes(cache))]
     block_size = cache.shape[1]
     rows = quantised(new, scale_at(scale, slots // block_size, slots % block_size), cache.dtype)
-    return as_bytes(rows), as_bytes(cache)
+    return [(as_bytes(rows), as_bytes(cache))]
 
 
-def _put(new: Tensor, cache: Tensor, slots: Tensor) -> None:
-    """new: (tokens, nheads_k, headdim). slots: (tokens,), none below 0."""
-    blocks, block_size, nheads_k, headdim = cache.shape
-    if cache.is_contiguous():
+def _put(new: Tensor, pool: Tensor, slots: Tensor) -> None:
+    """pool: (num_blocks, block_size, ...), of each place what a row of new is. slots: (tokens,), none below 0."""
+    block_size = pool.shape[1]
+    if pool.is_contiguous():
         # One row of all heads a token: a third of the time of the same with heads apart.
-        cache.view(blocks * block_size, nheads_k * headdim)[slots] = new.flatten(1)
+        pool.flatten(0, 1).flatten(1)[slots] = new.flatten(1)
     else:
-        cache[slots // block_size, slots % block_size] = new
+        pool[slots // block_size, slots % block_size] = new

@@ -109,14 +109,13 @@ def test_what_is_unexpected_is_no_part_of_the_signature(op: Op) -> None:
 @every_op
 @every_entry
 def test_an_argument_too_many_in_place(op: Op, entry: str) -> None:
-    takes = inspect.signature(op.function).parameters.values()
-    places = [each.name for each in takes if each.kind is each.POSITIONAL_OR_KEYWORD]
-    # Without these Python itself refuses the call.
-    needed = {each.name: None for each in takes if each.kind is each.KEYWORD_ONLY and each.default is each.empty}
+    parameters = inspect.signature(op.function).parameters.values()
+    places = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    required = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.default is each.empty]
     counts = f"{op.name}() takes {len(places)} positional arguments but {len(places) + 2} were given"
     said = re.escape(f"{counts}. In place are {', '.join(places)}, the others go by name")
     with pytest.raises(TypeError, match=f"^{said}"):
-        entries(op)[entry](*[None] * len(places), True, None, **needed)
+        entries(op)[entry](*[None] * len(places), True, None, **dict.fromkeys(required))
 
 
 @every_op
@@ -163,6 +162,7 @@ def test_a_held_plan_takes_by_name_what_it_was_made_with(op: Op, name: str) -> N
 @pytest.mark.parametrize("op", [pytest.param(op, id=name) for name, op in OPS.items() if not op.vocabulary.grads])
 def test_an_op_that_is_forward_only_refuses_tangents(op: Op) -> None:
     """A derivative in forward mode would be 0 in silence."""
-    first, *others = samples(op)["plain"].tensors
+    plain = samples(op)["plain"]
+    first, *others = plain.tensors
     with pytest.raises(xattn.UnsupportedError, match="grad"):
-        torch.func.jvp(lambda x: op.function(x, *others), (first,), (torch.ones_like(first),))
+        torch.func.jvp(lambda x: op.function(x, *others, **plain.named), (first,), (torch.ones_like(first),))

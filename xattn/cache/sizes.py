@@ -12,8 +12,7 @@ from xattn.plugin.quantised import INT4, QMAX, scale_shapes
 
 # What has a scale of its own in a quantised cache.
 ScaleOf = Literal["tensor", "head", "block_head", "token", "token_head"]
-OF_TOKENS = ("token", "token_head")
-OF_PAGES = ("block_head", *OF_TOKENS)
+OF_PAGES = ("block_head", "token", "token_head")
 
 
 def check_sizes(dtype: Any, **sizes: Any) -> None:

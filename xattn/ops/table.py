@@ -14,6 +14,7 @@ from xattn.ops import (
     attention_backward,
     hstu_attention,
     merge_attention,
+    mla_attention,
     paged_attention,
     varlen_attention,
     varlen_attention_backward,
@@ -32,6 +33,7 @@ OPS: dict[str, Op] = {
         attention_backward,
         varlen_attention_backward,
         write_kv,
+        mla_attention,
         hstu_attention,
     )
 }

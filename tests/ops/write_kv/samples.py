@@ -45,5 +45,11 @@ def samples(length: int = 5) -> dict[str, Sample]:
         "narrow values": made(headdim_v=5),
         "empty": made([]),
         "int8": Sample((k, v, *stored, where), scales, written=(2, 3), caches=(2, 3)),
+        "int8, a scale a token": Sample(
+            (k, v, *(each.clone() for each in stored), where),
+            {name: torch.ones(6, 4, 1) for name in ("k_scale", "v_scale")},
+            written=(2, 3),
+            caches=(2, 3),
+        ),
         "checked": Sample(tokens(slots), {"check": True}, written=(2, 3), caches=(2, 3)),
     }

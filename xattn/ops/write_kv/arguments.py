@@ -14,6 +14,7 @@ from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks, pages
 from xattn.ops.write_kv.request import WriteRequest
 from xattn.plugin.devices import device_and_arch
+from xattn.plugin.quantised import is_written
 from xattn.plugin.symbolic import bucket, holds
 from xattn.plugin.tensors import is_plain
 
@@ -38,10 +39,13 @@ def prepare(
     pages.check_caches(k_cache, v_cache, "k", k)
     for name, new, cache in (("k", described[0], k_cache), ("v", described[1], v_cache)):
         _check_cache(name, new, cache, given.get(f"{name}_scale"))
+    for name, scale in given.items():
+        if is_written(scale):
+            _check_places(name, scale)
     pages.check_alike(k_cache, v_cache)
     _check_slots(slots, k)
     checks.check_flag("check", check)
-    check_values(k, v, k_cache, v_cache, slots, check=check)
+    check_values(k, v, k_cache, v_cache, slots, check=check, **given)
     device, arch = device_and_arch(k.device)
     tokens = k.shape[0]
     request = WriteRequest(
@@ -55,7 +59,7 @@ def prepare(
         nheads_k=k.shape[1],
         headdim=k.shape[2],
         headdim_v=v.shape[2],
-        requires_grad=checks.wants_derivative(k, v, k_cache, v_cache),
+        requires_grad=checks.wants_derivative(k, v, k_cache, v_cache, *given.values()),
         **{name: checks.spec(tensor) for name, tensor in given.items()},
     )
     return Prepared(request, (k, v, k_cache, v_cache, slots), given, {"check": check}, dtype, cast=2)
@@ -82,9 +86,15 @@ def _check_cache(name: str, new: Tensor, cache: Tensor, scale: Tensor | None) ->
     checks.check_size(where, "nheads_k", cache.shape[2], new.shape[1], name)
     pages.check_storage(name, cache, scale, name, new)
     pages.check_columns(where, cache, new.shape[2], name)
-    if any(holds(stride == 0) and holds(size > 1) for size, stride in zip(cache.shape, cache.stride(), strict=True)):
+    _check_places(where, cache)
+
+
+def _check_places(name: str, written: Tensor) -> None:
+    if any(
+        holds(stride == 0) and holds(size > 1) for size, stride in zip(written.shape, written.stride(), strict=True)
+    ):
         hint = "Two of its elements lie at one place."
-        raise InvalidArgumentError(where, f"strides {cache.stride()}", "a place for each element", hint)
+        raise InvalidArgumentError(name, f"strides {written.stride()}", "a place for each element", hint)
 
 
 def _check_slots(slots: Any, k: Tensor) -> None:
@@ -94,7 +104,16 @@ def _check_slots(slots: Any, k: Tensor) -> None:
 
 
 def check_values(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, check: bool = False, **others: object
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    check: bool = False,
+    **others: object,
 ) -> None:
     """Check the sizes that a plan does not depend on, what lies where, and the slots.
 
@@ -113,12 +132,18 @@ def check_values(
             for where, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
                 if pages.overlap(new, cache):
                     raise InvalidArgumentError(name, f"a part of {where}", f"memory apart from {where}", "Clone it.")
-        # A tensor without data has no address.
-        if k_cache.numel() > 0 and not k_cache.is_meta and k_cache.data_ptr() == v_cache.data_ptr():
-            hint = "Of one buffer pass two views that begin at different places."
-            raise InvalidArgumentError("v_cache", "the memory of k_cache", "memory of its own", hint)
+        _check_apart("cache", k_cache, v_cache)
+        if all(checks.has_rank(each, 3) and is_plain(each) for each in (k_scale, v_scale)):
+            _check_apart("scale", k_scale, v_scale)
     if checks.readable(slots, torch.int64, on_device=check):
         _check_slot_values(slots.tolist(), k_cache.shape[0] * k_cache.shape[1])
+
+
+def _check_apart(kind: str, of_k: Any, of_v: Any) -> None:
+    # A tensor without data has no address.
+    if of_k.numel() > 0 and not of_k.is_meta and of_k.data_ptr() == of_v.data_ptr():
+        hint = "Of one buffer pass two views that begin at different places."
+        raise InvalidArgumentError(f"v_{kind}", f"the memory of k_{kind}", "memory of its own", hint)
 
 
 def _check_slot_values(slots: list[int], capacity: int) -> None:

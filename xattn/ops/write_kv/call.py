@@ -43,8 +43,10 @@ def write_kv(
         the device of k. Both may be views of one buffer. dtype of k, or a quantised one beside its scale.
     slots: (tokens,) int64: block * block_size + place in the block; -1 writes nothing. Each slot once.
     k_scale, v_scale: of quantised caches (float8_e4m3fn, float8_e4m3fnuz, int8, uint8 for int4 with headdim / 2 bytes a
-        head), float32: () one for all, (nheads_k,), (num_blocks, nheads_k), (num_blocks, block_size, 1) or (num_blocks,
-        block_size, nheads_k). Stored is x / scale, cut off at the largest number and rounded half to even.
+        head), float32. Stored is x / scale, cut off at the largest number and rounded half to even. () one for all,
+        (nheads_k,) and (num_blocks, nheads_k) are read, and stay. (num_blocks, block_size, 1), a token's, and
+        (num_blocks, block_size, nheads_k), that of a head of a token, are written at its slot: the least that cuts
+        nothing off, 1 where all is 0.
     check: read slots on a device, which stops the stream, and check them. On the CPU they always are.
     backend: as in `attention`.
 
@@ -59,7 +61,7 @@ def write_kv(
     if is_dynamo_compiling():
         plans.traced(prepare(k, v, k_cache, v_cache, slots, check=check, **tensors), choice)
         return
-    check_values(k, v, k_cache, v_cache, slots, check=check)
+    check_values(k, v, k_cache, v_cache, slots, check=check, **tensors)
     every = (k, v, k_cache, v_cache, slots, *tensors.values())
     slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, *tensors, check, choice)
     planned = _table.find(slot, every, _TOKENS)
