@@ -12,6 +12,7 @@ from xattn.ops import (
     apply_rotary,
     attention,
     attention_backward,
+    hstu_attention,
     merge_attention,
     mla_attention,
     paged_attention,
@@ -33,6 +34,7 @@ OPS: dict[str, Op] = {
         varlen_attention_backward,
         write_kv,
         mla_attention,
+        hstu_attention,
     )
 }
 

@@ -30,7 +30,7 @@ _PARTS = {
     "Which kernel aiter picks (`aiter`)": routes,
     "Packed sequences (`aiter`)": packed,
     "Triton kernels (`aiter-triton`)": triton,
-    "Packed sequences and pages (`aiter-triton`)": serving,
+    "Packed sequences, pages and HSTU (`aiter-triton`)": serving,
     "Rotary embedding": rotary,
     "Of calls that xattn does not have yet": not_callable_yet,
 }
