@@ -131,6 +131,11 @@ def test_what_pages_it_does_not_serve() -> None:
     assert declined("cudnn", xattn.paged_attention, *pages(16, [33, 70], [2, 3]), **options) == {"cu_seqlens_q"}
 
 
+def test_no_bits_are_promised() -> None:
+    """cudnn-adds-in-no-fixed-order"""
+    assert declined("cudnn", xattn.attention, *qkv(1, 5), deterministic=True) == {"deterministic"}
+
+
 def test_lengths_of_dense_rows_are_declined() -> None:
     """cudnn-loads-behind-lengths"""
     q, k, v = qkv(3, 5)

@@ -73,6 +73,30 @@ def test_gradients_are_right(sizes: tuple[int, int]) -> None:
     right(*grads)
 
 
+def test_gradients_of_groups_with_another_head_size_of_values() -> None:
+    """fa4-backward-of-groups"""
+    q, k, v = qkv(5, 9, headdim=64, headdim_v=32)
+    assert declined("fa4", xattn.attention, q.requires_grad_(), k, v) == {"headdim_v"}
+    assert declined("fa4", xattn.attention, q[:, :, :2], k, v) == set()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "grads", "codes"),
+    [((40, 40), False, set()), ((40, 40), True, {"headdim", "headdim_v"}), ((32, 128), False, {"headdim_v"})],
+    ids=str,
+)
+def test_head_sizes(sizes: tuple[int, int], grads: bool, codes: set[str]) -> None:
+    """fa4-values-wider-than-keys, fa4-backward-of-odd-head-sizes"""
+    q, k, v = qkv(3, 5, headdim=sizes[0], headdim_v=sizes[1])
+    assert declined("fa4", xattn.attention, q.requires_grad_(grads), k, v) == codes
+
+
+def test_a_sink_far_above_all_scores() -> None:
+    """fa4-sinks-far-above-scores"""
+    q, k, v = qkv(3, 5)
+    right(*both(xattn.attention, q * 0 + 4, k * 0 - 4, v, sinks=SINKS, return_lse=True))
+
+
 def test_gradients_of_packed_sequences() -> None:
     """fa4-loads-the-next-sequence, fa4-rows-of-no-sequence: with sinks, and gradients of lse."""
     starts, keys = (torch.tensor(ends, dtype=torch.int32) for ends in ([0, 9, 9, 12, 17], [0, 4, 6, 12, 20]))

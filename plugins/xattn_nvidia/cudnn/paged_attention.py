@@ -28,7 +28,6 @@ class CudnnPaged(PagedKernel):
                     "gqa",
                     "headdim_v",
                     "sinks",
-                    "deterministic",
                     "return_lse",
                     "empty",
                 }

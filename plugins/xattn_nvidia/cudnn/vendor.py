@@ -14,6 +14,7 @@ from xattn.plugin.geometry import Geometry
 from xattn.plugin.notes import add_note
 from xattn_nvidia.cudnn.bands import Band, alive, band
 from xattn_nvidia.cudnn.installation import installation
+from xattn_nvidia.shared import sequences
 from xattn_nvidia.shared.packed import Ends
 from xattn_nvidia.shared.settings import Settings, aligned
 
@@ -57,9 +58,7 @@ def backward(
     found = band(Geometry(q.shape[1], k.shape[1], settings.left, settings.right, k.shape[1] - q.shape[1]).opened())
     assert found is not None
     dout, q, k, v, out = (aligned(x).transpose(1, 2) for x in (dout, q, k, v, out))
-    grads = _op("sdpa_bwd")(
-        dout, q, k, v, out, lse, settings.scale, is_deterministic=settings.deterministic, **found.options()
-    )
+    grads = _op("sdpa_bwd")(dout, q, k, v, out, lse, settings.scale, **found.options())
     dq, dk, dv = (x.transpose(1, 2).contiguous() for x in grads)
     return dq, dk, dv
 
@@ -70,7 +69,10 @@ def packed_forward(q: Tensor, k: Tensor, v: Tensor, ends: Ends, settings: Settin
         *map(aligned, (q, k, v)), settings.scale, return_lse=True, **_packed(ends),
         **Band(True, settings.left, settings.right).options(),
     )  # fmt: skip
-    return out, lse.squeeze(2).t()
+    # Of no keys it makes what it finds.
+    dead = sequences.dead(len(q), ends.q, ends.k, settings.left, settings.right)
+    out, lse = out.masked_fill_(dead[:, None, None], 0), lse.squeeze(2).t().masked_fill(dead, -torch.inf)
+    return out, lse
 
 
 def _packed(ends: Ends) -> dict[str, Any]:

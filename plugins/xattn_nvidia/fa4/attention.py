@@ -65,7 +65,11 @@ class Fa4Attention(AttentionKernel):
         return self._stops(request)
 
     def _stops(self, request: AttentionRequest) -> list[Reason]:
-        return [*limits.side_reasons(*counted(Geometry.of(request)).band), *limits.batch_reasons(request.batch)]
+        return [
+            *limits.side_reasons(*counted(Geometry.of(request)).band),
+            *limits.batch_reasons(request.batch),
+            *limits.headdim_reasons(request.headdim, request.headdim_v, group=request.group, grads=request.any_grad),
+        ]
 
     def plan(self, request: AttentionRequest) -> Plan:
         if request.align == "offset":

@@ -20,7 +20,9 @@ class Fa4Backward(AttentionBackwardKernel):
         Capabilities(
             device="cuda",
             dtypes=frozenset({torch.float16, torch.bfloat16}),
-            features=frozenset({"causal", "window", "top_left", "bottom_right", "gqa", "softcap", "deterministic"}),
+            features=frozenset(
+                {"causal", "window", "top_left", "bottom_right", "gqa", "headdim_v", "softcap", "deterministic"}
+            ),
             sizes={"headdim": (8, 256, 8), "headdim_v": (8, 256, 8)},
             archs=ARCHS,
             priority={"default": 45},
@@ -34,7 +36,11 @@ class Fa4Backward(AttentionBackwardKernel):
             return [installed]
         if request.align == "offset":
             return []  # which is not declared
-        return [*limits.side_reasons(*counted(Geometry.of(request)).band), *limits.batch_reasons(request.batch)]
+        return [
+            *limits.side_reasons(*counted(Geometry.of(request)).band),
+            *limits.batch_reasons(request.batch),
+            *limits.headdim_reasons(request.headdim, request.headdim_v, group=request.group, grads=True),
+        ]
 
     def plan(self, request: AttentionBackwardRequest) -> Plan:
         whole = Geometry.of(request)

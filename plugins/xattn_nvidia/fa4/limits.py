@@ -19,6 +19,20 @@ def side_reasons(left: int | None, right: int | None) -> list[Reason]:
     return []
 
 
+def headdim_reasons(headdim: int, headdim_v: int, *, group: int, grads: bool) -> list[Reason]:
+    found = []
+    if holds(headdim_v > headdim):
+        found.append(Reason("headdim_v", headdim_v, "at most headdim"))
+    if not grads:
+        return found
+    for name, size in (("headdim", headdim), ("headdim_v", headdim_v)):
+        if holds(size % 32 != 0):
+            found.append(Reason(name, size, "multiples of 32 where gradients are wanted", "Others come out wrong."))
+    if holds(group > 1) and holds(headdim_v != headdim):
+        found.append(Reason("headdim_v", headdim_v, "headdim, where heads are grouped and gradients are wanted"))
+    return found
+
+
 def batch_reasons(batch: int) -> list[Reason]:
     if holds(batch > vendor.MOST_BATCHES):
         return [Reason("batch", batch, f"at most {vendor.MOST_BATCHES}", "Call it with some of them at a time.")]

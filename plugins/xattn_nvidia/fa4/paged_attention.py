@@ -44,7 +44,11 @@ class Fa4Paged(PagedKernel):
         installed = installation()
         if isinstance(installed, Reason):
             return [installed]
-        return [*limits.side_reasons(*request.band), *limits.batch_reasons(request.batch)]
+        return [
+            *limits.side_reasons(*request.band),
+            *limits.batch_reasons(request.batch),
+            *limits.headdim_reasons(request.headdim, request.headdim_v, group=request.group, grads=False),
+        ]
 
     def plan(self, request: PagedRequest) -> Plan:
         left, right = request.band

@@ -55,7 +55,11 @@ class Fa4Varlen(VarlenKernel):
         installed = installation()
         if isinstance(installed, Reason):
             return [installed]
-        return [*limits.side_reasons(*request.band), *limits.batch_reasons(request.batch)]
+        return [
+            *limits.side_reasons(*request.band),
+            *limits.batch_reasons(request.batch),
+            *limits.headdim_reasons(request.headdim, request.headdim_v, group=request.group, grads=request.any_grad),
+        ]
 
     def plan(self, request: VarlenRequest) -> Plan:
         return_lse, train, kind = request.return_lse, request.any_grad, ops.kind(request)

@@ -54,6 +54,9 @@ def forward(
         q, k, v, softmax_scale=settings.scale, learnable_sink=None if sinks is None else sinks.float(),
         num_splits=1, return_lse=True, softcap=settings.softcap or 0.0, **_band(settings), **given,
     )  # fmt: skip
+    if sinks is not None:
+        # exp(sink - the largest score) overflows where all scores are far below the sink, which then is the lse.
+        lse = torch.where(lse == torch.inf, sinks.float().view(-1, 1), lse)
     return out, lse
 
 

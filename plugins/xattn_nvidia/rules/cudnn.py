@@ -51,7 +51,7 @@ RULES = (
         "cudnn-lengths-of-0",
         "cudnn",
         cudnn(287),
-        "Of a length of 0 out is NaN and lse is 0.",
+        "Of a length of 0 out is NaN and lse is 0; of packed queries without keys both are anything.",
         "Hands over a length of 1, and writes 0 and -inf.",
     ),
     Rule(
@@ -69,6 +69,13 @@ RULES = (
         cudnn(287),
         "Entries of the table behind the last key and before a window may be looked up.",
         "Puts page 0 in their place.",
+    ),
+    Rule(
+        "cudnn-adds-in-no-fixed-order",
+        "cudnn",
+        cudnn(258),
+        "Of few queries it splits the keys, and adds the parts in no fixed order.",
+        "Does not declare deterministic.",
     ),
     Rule(
         "cudnn-pages-of-powers-of-two",

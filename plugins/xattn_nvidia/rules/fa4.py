@@ -89,6 +89,36 @@ RULES = (
         "Leaves them out.",
     ),
     Rule(
+        "fa4-sinks-far-above-scores",
+        "fa4",
+        cute("softmax.py", 170),
+        "Where a sink lies more than 88 above all scores of a row, lse is inf.",
+        "Writes the sink, which lse is there.",
+    ),
+    Rule(
+        "fa4-values-wider-than-keys",
+        "fa4",
+        cute(_INTERFACE, 685),
+        "Head sizes of 32 and 128 end in an illegal memory access, 8 and 256 find no registers, though they pass the "
+        "checks.",
+        "A Reason where values are wider than keys.",
+    ),
+    Rule(
+        "fa4-backward-of-odd-head-sizes",
+        "fa4",
+        cute("flash_bwd_sm90.py", 79),
+        "Gradients of head sizes that are no multiples of 32 are wrong in silence: dk at 80, dq of packed sequences at "
+        "16 and 40.",
+        "A Reason.",
+    ),
+    Rule(
+        "fa4-backward-of-groups",
+        "fa4",
+        cute("flash_bwd_sm90.py", 116),
+        "The backward of grouped heads asserts that values have the head size of keys.",
+        "A Reason.",
+    ),
+    Rule(
         "fa4-batches-above-65535",
         "fa4",
         cute("tile_scheduler.py", 299),

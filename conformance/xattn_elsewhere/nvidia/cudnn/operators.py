@@ -37,6 +37,8 @@ def _fwd(
         for rows, keys in _sequences(cu_seqlens_q, cu_seqlens_kv):
             if rows.start < rows.stop:
                 end = keys.start + -(-(keys.stop - keys.start) // TILE) * TILE
+                if keys.start == keys.stop:
+                    continue  # what it makes of no keys depends on what lies there
                 found = kernel.forward(q[rows], k[keys], v[keys], v[keys.stop : end])
                 out[rows], lse[rows, :, 0] = found[0], found[1].t()
         return out, lse

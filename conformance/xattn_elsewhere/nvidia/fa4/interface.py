@@ -42,8 +42,12 @@ def _flash_attn_fwd(
         lse.fill_(-torch.inf) if learnable_sink is None else lse.copy_(learnable_sink[:, None])
     else:
         for part in _parts(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, page_table, kernel):
-            found = kernel.forward(flat[part.rows], part.k, part.v, part.behind, learnable_sink)
-            out[part.rows], lse[:, part.rows] = found
+            given = flat[part.rows], part.k, part.v, part.behind
+            out[part.rows], lse[:, part.rows] = kernel.forward(*given, learnable_sink)
+            if learnable_sink is not None:
+                alone = kernel.forward(*given)[1]
+                # exp(sink - the largest score)
+                lse[:, part.rows][(learnable_sink[:, None] - alone > 88) & (alone != -torch.inf)] = torch.inf
     if cu_seqlens_q is None:
         out, lse = out.unflatten(0, q.shape[:2]), lse.unflatten(1, q.shape[:2]).transpose(0, 1).contiguous()
     return out, lse if return_lse else None, None, None, None
@@ -75,8 +79,10 @@ def _flash_attn_bwd(
 ) -> tuple[Tensor, ...]:
     _check(q, k, v, learnable_sink, cu_seqlens_q, cu_seqlens_k)
     assert lse.dtype == torch.float32
+    assert q.shape[-2] == k.shape[-2] or q.shape[-1] == v.shape[-1], "GQA backward requires head_dim == head_dim_v"
     assert lse.shape == (*q.shape[:-3], q.shape[-2], q.shape[-3])
     kernel = _kernel(softmax_scale, causal, softcap, window_size_left, window_size_right)
+    assert q.shape[-1] % 32 == v.shape[-1] % 32 == 0, "these come out wrong"
     dsinks = None if learnable_sink is None else torch.zeros_like(learnable_sink)
     for b in range(len(q) if cu_seqlens_q is None else len(cu_seqlens_q) - 1):
         rows = keys = slice(0, 0)
@@ -134,6 +140,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *lengths: Any)
     for width in (q.shape[-1], v.shape[-1]):
         assert 8 <= width <= 256
         assert width % 8 == 0
+    if q.shape[-1] < v.shape[-1]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
     assert q.shape[-2] % k.shape[-2] == 0
     assert sinks is None or sinks.dtype in (torch.float16, torch.bfloat16, torch.float32)
     assert all(x is None or (x.dtype == torch.int32 and x.stride(0) == 1) for x in lengths)
