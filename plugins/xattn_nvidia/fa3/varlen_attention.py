@@ -8,13 +8,10 @@ from torch import Tensor
 from xattn import AttentionOutput, Capabilities, Reason, VarlenKernel, VarlenRequest
 from xattn.plugin import Plan
 from xattn.plugin.symbolic import holds
-from xattn_nvidia.fa3 import limits, vendor
-from xattn_nvidia.fa3.attention.torch_ops import signed
+from xattn_nvidia.fa3 import limits, ops, vendor
 from xattn_nvidia.fa3.installation import ARCHS, has, installation, usable
-from xattn_nvidia.fa3.varlen_attention.sequences import contained, with_padding
-
-# Up to so many queries a call may be split over its keys, each split with an out of its own in float32.
-SPLIT_TOKENS = 512
+from xattn_nvidia.shared.packed import Ends
+from xattn_nvidia.shared.settings import Settings
 
 
 class Fa3Varlen(VarlenKernel):
@@ -35,6 +32,7 @@ class Fa3Varlen(VarlenKernel):
                     "empty",
                 }
             ),
+            grads=frozenset({"qkv"}),
             sizes={"headdim": (8, 256, 8), "headdim_v": (8, 256, 8)},
             archs=ARCHS,
             # Single queries would wait for the pass over all keys and values (`contained`).
@@ -47,7 +45,7 @@ class Fa3Varlen(VarlenKernel):
         installed = installation()
         if isinstance(installed, Reason):
             return [installed]
-        found = limits.traced_reasons()
+        found = []
         if not has("VARLEN"):
             found.append(Reason("op", "varlen_attention", "attention", limits.BUILT))
         if holds(request.batch > vendor.MOST_SEQUENCES):
@@ -59,12 +57,13 @@ class Fa3Varlen(VarlenKernel):
             *limits.headdim_reasons(request.headdim, request.headdim_v),
             *limits.window_reasons(*request.band, request.window),
             *limits.softcap_reasons(request.softcap),
+            *limits.grad_reasons(request.any_grad, request.deterministic, max(request.headdim, request.headdim_v)),
         ]
 
     def plan(self, request: VarlenRequest) -> Plan:
-        left, right = request.band
-        scale, softcap, return_lse = request.softmax_scale, request.softcap or 0.0, request.return_lse
-        splits = 1 if request.deterministic else 0
+        return_lse, train = request.return_lse, request.any_grad
+        splits = 1 if request.deterministic or train else 0
+        settings = Settings(request.softmax_scale, *request.band, request.softcap, splits, request.deterministic)
 
         def run(
             q: Tensor,
@@ -76,23 +75,12 @@ class Fa3Varlen(VarlenKernel):
             max_seqlen_q: int,
             max_seqlen_k: int,
         ) -> Tensor | AttentionOutput:
-            if 0 in (len(q), len(k), len(cu_seqlens_q) - 1, max_seqlen_q, max_seqlen_k):
-                # Sizes that change from call to call: the request knows their next powers of two alone.
-                out = q.new_zeros(*q.shape[:2], v.shape[2])
-                lse = torch.full((q.shape[1], len(q)), -torch.inf, device=q.device)
-                return AttentionOutput(out, lse) if return_lse else out
-            ends_q, ends_k, bound = with_padding(cu_seqlens_q, cu_seqlens_k, len(q), max_seqlen_q)
-            k, v = contained(k, v)
-            q, positive = signed(q, scale)
-            out, lse = vendor.forward(
-                q, k, v, scale=positive, left=left, right=right, softcap=softcap,
-                splits=splits if len(q) <= SPLIT_TOKENS else 1, cu_seqlens=(ends_q, ends_k),
-                max_seqlen=(bound, max_seqlen_k),
-            )  # fmt: skip
+            ends = Ends(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+            out, lse = ops.packed.call(q, k, v, None, ends, settings, train=train)
             return AttentionOutput(out, lse) if return_lse else out
 
         return run
 
     def kernel_name(self, request: VarlenRequest) -> str:
-        splits = limits.UNSPLIT if request.deterministic else ""
+        splits = limits.UNSPLIT if request.deterministic or request.any_grad else ""
         return f"FlashAttention-3 over packed sequences{splits} ({usable().package})"

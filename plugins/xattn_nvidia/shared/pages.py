@@ -1,4 +1,4 @@
-"""Tables and lengths that lead FlashAttention-3 to no page but those that are seen."""
+"""Tables and lengths that lead kernels to no page but those that are seen."""
 
 from __future__ import annotations
 
@@ -24,8 +24,25 @@ def of(batch: PagedBatch, block_size: int, left: int | None) -> tuple[Tensor, Te
 
     # Once a step; in a graph, which is replayed with other values, in each call.
     captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    return make() if captured else batch.derived(("fa3 pages", block_size, left), make)
+    return make() if captured else batch.derived(("nvidia pages", block_size, left), make)
 
 
 def _dense(batch: PagedBatch) -> Tensor:
     return batch.seqlens_k.contiguous()
+
+
+def looked_up(batch: PagedBatch, block_size: int, left: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """For kernels of one query a sequence that look up pages which it does not see, and take no length of 0: the table
+    with page 0 in their place, lengths of at least 1, and (batch,) which of them were 0. left: of the window."""
+
+    def make() -> tuple[Tensor, Tensor, Tensor]:
+        column = torch.arange(batch.block_table.shape[1], dtype=torch.int32, device=batch.seqlens_k.device)
+        lengths = batch.seqlens_k.unsqueeze(1)
+        seen = column * block_size < lengths
+        if left is not None:
+            seen &= (column + 1) * block_size >= lengths - left
+        table = torch.where(seen, batch.block_table, 0)
+        return table, batch.seqlens_k.clamp_min(1), batch.seqlens_k <= 0
+
+    captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return make() if captured else batch.derived(("nvidia lookups", block_size, left), make)

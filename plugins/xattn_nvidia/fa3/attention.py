@@ -12,12 +12,10 @@ from xattn import AttentionKernel, AttentionOutput, AttentionRequest, Capabiliti
 from xattn.plugin import Plan, Request
 from xattn.plugin.geometry import Geometry
 from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
-from xattn.plugin.tensors import is_plain
-from xattn_nvidia.fa3 import limits
-from xattn_nvidia.fa3.attention import torch_ops
-from xattn_nvidia.fa3.attention.bands import counted
-from xattn_nvidia.fa3.attention.torch_ops import Settings
+from xattn_nvidia.fa3 import limits, ops
 from xattn_nvidia.fa3.installation import ARCHS, installation, usable
+from xattn_nvidia.shared.bands import counted
+from xattn_nvidia.shared.settings import Settings
 
 CHECKED = "run on an NVIDIA H100, torch 2.11: fa3-fwd 0.0.3, and a build of commit 0251105a without softcap"
 
@@ -93,8 +91,7 @@ class Fa3Attention(AttentionKernel):
             if trims:
                 # Keys that no query sees: what they hold would be multiplied by 0.
                 k, v = k[:, keys], v[:, keys]
-            alone = not train and not torch.compiler.is_compiling() and is_plain(q) and is_plain(k) and is_plain(v)
-            out, lse = (torch_ops.forward if alone else torch_ops.attend)(q, k, v, settings)
+            out, lse = ops.dense.call(q, k, v, None, settings, train=train)
             return AttentionOutput(out, lse) if return_lse else out
 
         return run

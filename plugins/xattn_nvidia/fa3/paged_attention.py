@@ -9,10 +9,9 @@ from xattn import AttentionOutput, Capabilities, PagedBatch, PagedKernel, PagedR
 from xattn.plugin import Plan
 from xattn.plugin.symbolic import holds
 from xattn_nvidia.fa3 import limits, vendor
-from xattn_nvidia.fa3.attention.torch_ops import signed
 from xattn_nvidia.fa3.installation import ARCHS, has, installation, usable
-from xattn_nvidia.fa3.paged_attention import pages
-from xattn_nvidia.fa3.varlen_attention.kernel import SPLIT_TOKENS
+from xattn_nvidia.shared import pages
+from xattn_nvidia.shared.settings import signed
 
 # The kernel loads pages whole where they are as large as a tile of its keys, of at least so many, and the queries of a
 # group fill more than a tile of queries, of at least so many.
@@ -86,7 +85,8 @@ class Fa3Paged(PagedKernel):
             starts = batch.cu_seqlens_q
             out, lse = vendor.forward(
                 q.unsqueeze(1) if starts is None else q, k_cache, v_cache, scale=positive, left=left, right=right,
-                softcap=softcap, splits=splits if len(q) <= SPLIT_TOKENS else 1, seqused_k=lengths, page_table=table,
+                softcap=softcap, splits=splits if len(q) <= vendor.SPLIT_TOKENS else 1, seqused_k=lengths,
+                page_table=table,
                 cu_seqlens=None if starts is None else (starts.contiguous(), None),
                 max_seqlen=(batch.max_seqlen_q, None),
             )  # fmt: skip
