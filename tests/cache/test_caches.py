@@ -239,6 +239,11 @@ def test_a_static_cache_moves_its_last_keys_to_the_beginning() -> None:
     assert torch.equal(cache.k[:, :2], k[:, :2])
     with pytest.raises(xattn.InvalidArgumentError, match="count: got 3, want 0 to 2, the keys of row 0"):
         cache.keep_last(3)
+    quantised = StaticKVCache(2, 8, 2, 8, dtype=torch.int8)
+    with pytest.raises(xattn.InvalidArgumentError, match=r"count: got a move of torch\.int8 keys, whose scales stay"):
+        quantised.keep_last(0)
+    with pytest.raises(xattn.InvalidArgumentError, match=r"rows: got a move of torch\.int8 keys, whose scales stay"):
+        quantised.select(torch.tensor([1, 0]))
 
 
 @pytest.mark.parametrize("rows", [[1, 0], [1, 1], [0, 0, 1], [1]])
