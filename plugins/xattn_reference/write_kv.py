@@ -7,7 +7,7 @@ from torch import Tensor
 
 from xattn import WriteKernel, WriteRequest
 from xattn.plugin import Plan
-from xattn.plugin.quantised import as_bytes, quantised, scale_at
+from xattn.plugin.quantised import as_bytes, is_written, quantised, scale_at, scale_for
 from xattn.plugin.symbolic import holds
 from xattn_reference.block import everything
 
@@ -24,9 +24,9 @@ class ReferenceWrite(WriteKernel):
 
 def write_kv(
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     k_cache: Tensor,
-    v_cache: Tensor,
+    v_cache: Tensor | None,
     slots: Tensor,
     *,
     k_scale: Tensor | None = None,
@@ -41,9 +41,20 @@ def write_kv(
     first = (~skipped).to(torch.int8).argmax(0, keepdim=True)  # an index of no dimension would be read
     target = torch.where(skipped, slots[first].clamp_min(0), slots)
     block, place = target // block_size, target % block_size
+
+    def put(new: Tensor, pool: Tensor) -> None:
+        rows = (-1,) + (1,) * (new.dim() - 1)
+        again = torch.where(skipped.all(), pool[0, 0], new[first])
+        pool[block, place] = torch.where(skipped.view(rows), again, new)
+
     for new, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
-        if scale is not None:
-            new, cache = quantised(new, scale_at(scale, block, place), cache.dtype), as_bytes(cache)
-            new = as_bytes(new)
-        again = torch.where(skipped.all(), cache[0, 0], new[first])
-        cache[block, place] = torch.where(skipped[:, None, None], again, new)
+        if new is None or cache is None:
+            continue
+        if scale is None:
+            put(new, cache)
+        elif is_written(scale):
+            own = scale_for(new, cache.dtype, scale)
+            put(own, scale)
+            put(as_bytes(quantised(new, own.unsqueeze(-1), cache.dtype)), as_bytes(cache))
+        else:
+            put(as_bytes(quantised(new, scale_at(scale, block, place), cache.dtype)), as_bytes(cache))

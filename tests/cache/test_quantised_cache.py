@@ -54,12 +54,12 @@ def read(cache: PagedKVCache, sequence: str, layer: int = 0) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda k, v, slots: (k[..., :8].contiguous(), v, slots), r"^k: got \(2, 2, 8\)"),
-        (lambda k, v, slots: (k, v[..., :8].contiguous(), slots), r"^v: got \(2, 2, 8\)"),
-        (lambda k, v, slots: (k, v[:, :1], slots), r"^v: got \(2, 1, 32\)"),
+        (lambda k, v, slots: (k[..., :8].contiguous(), v, slots), "^k_cache: got headdim 32, want 8"),
+        (lambda k, v, slots: (k, v[..., :8].contiguous(), slots), "^v_cache: got headdim 32, want 8"),
+        (lambda k, v, slots: (k, v[:, :1], slots), "^v: got nheads_k 1"),
         (lambda k, v, slots: (k, v.half(), slots), "^v: got .*float16"),
         (lambda k, v, slots: (k.int(), v.int(), slots), "^k: got .*int32"),
-        (lambda k, v, slots: (k, None, slots), "^v: got NoneType"),
+        (lambda k, v, slots: (k, None, slots), "^v: got None"),
         (lambda k, v, slots: (k, v, slots + 32), "^slots: got 35 at 0"),
         (lambda k, v, slots: (k, v, slots[:1].repeat(2)), "^slots: got "),
         (lambda k, v, slots: (k, v, slots[:1]), "^slots: got shape"),

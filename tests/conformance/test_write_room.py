@@ -18,7 +18,7 @@ from xattn_conformance.running.judge import judge
 from xattn_conformance.running.target import Target
 
 import xattn
-from xattn.plugin.quantised import quantised
+from xattn.plugin.quantised import QMAX, quantised
 
 OP = OPS["write_kv"]
 CASES = [case for case in OP.cases() if case.dtype == "bfloat16" and case.level == "core"]
@@ -35,6 +35,9 @@ def loop(op: str, given: Mapping[str, Any], backend: str) -> None:
                 block, place = divmod(slot, given[cache].shape[1])
                 row, scale = given[new][token], given.get(f"{new}_scale")
                 if scale is not None:
+                    if scale.dim() == 3:
+                        largest = row.float().abs().amax(-1) if scale.shape[2] > 1 else row.float().abs().max()
+                        scale[block, place] = torch.where(largest == 0, 1.0, largest / QMAX[given[cache].dtype])
                     own = scale if scale.dim() < 2 else scale[block] if scale.dim() == 2 else scale[block, place]
                     row = quantised(row, own.unsqueeze(-1), given[cache].dtype)
                 given[cache][block, place] = row

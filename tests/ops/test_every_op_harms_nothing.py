@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import pickle
 import threading
@@ -50,7 +51,8 @@ def test_inputs_stay_as_they_are(op: Op, name: str, mine: Mine) -> None:
     outputs = [tensor for tensor in flat(sample.of(op.function)) if tensor.requires_grad]
     leaves = [x for x, _, _ in kept if x.requires_grad]
     if leaves:
-        torch.autograd.grad(outputs, leaves, list(map(torch.ones_like, outputs)), allow_unused=True)
+        with contextlib.suppress(NotImplementedError):  # of a gradient that has none itself
+            torch.autograd.grad(outputs, leaves, list(map(torch.ones_like, outputs)), allow_unused=True)
     assert all(x._version == version and equal(x.detach(), copy) for x, version, copy in kept)
 
 

@@ -112,7 +112,7 @@ def test_which_kernel_a_call_gets(sizes: dict[str, Any], options: dict[str, Any]
         # extend-mask-beside-causal
         ("extend", {}, {"causal": False, "tree_mask": torch.ones(7, 6, dtype=torch.bool)}, {"causal", "tree_mask"}),
     ],
-    ids=str,
+    ids=lambda each: str(sorted(each) if isinstance(each, set) else each),
 )
 def test_what_a_kernel_declines(name: str, sizes: dict[str, Any], options: dict[str, Any], codes: set[str]) -> None:
     backend = f"aiter-triton.{name}"

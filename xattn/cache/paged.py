@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import xattn
-from xattn.cache.sizes import OF_PAGES, OF_TOKENS, ScaleOf, check_scale_of, check_sizes, scale_shape
+from xattn.cache.sizes import OF_PAGES, ScaleOf, Scales, check_scale_of, check_sizes, scale_shape
 from xattn.errors import InvalidArgumentError
-from xattn.plugin.quantised import QMAX, columns, scale_for
+from xattn.plugin.quantised import QMAX, columns
 
 
 @dataclass
@@ -114,20 +114,18 @@ class PagedKVCache:
         return [found.pages[j // size] * size + j % size for j in places]
 
     def write(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        """`write_kv` into a layer, quantised ones with scales: of each token, or each of its heads, the least that cuts
-        nothing off, or those that are there.
+        """`write_kv` into a layer, of quantised ones beside its scales.
 
         k, v: (tokens, nheads_k, headdim or headdim_v). slots: (tokens,) int64, as `append` gives them, -1 for none.
         """
-        k_scale = v_scale = None
-        if self.k_scale is not None and self.v_scale is not None:
-            k_scale, v_scale = self.k_scale[layer], self.v_scale[layer]
-            if self.scale_of in OF_TOKENS:
-                self._check_tokens(k, v)  # before their scales are written
-                own = [scale_for(x, self.k[layer].dtype, heads=self.scale_of == "token_head") for x in (k, v)]
-                # A scale a head is written as keys of one dimension are.
-                xattn.write_kv(*(x.unsqueeze(-1) for x in (*own, k_scale, v_scale)), slots)
-        xattn.write_kv(k, v, self.k[layer], self.v[layer], slots, k_scale=k_scale, v_scale=v_scale)
+        xattn.write_kv(k, v, self.k[layer], self.v[layer], slots, **self.scales(layer))
+
+    def scales(self, layer: int) -> Scales:
+        """k_scale and v_scale of a layer, as keywords of `write_kv` and `paged_attention`; none of what is not
+        quantised."""
+        if self.k_scale is None or self.v_scale is None:
+            return {}
+        return {"k_scale": self.k_scale[layer], "v_scale": self.v_scale[layer]}
 
     def fork(self, sequence: Hashable, other: Hashable, length: int | None = None) -> None:
         """Begin `other` with the first `length` keys of a sequence, all by default, in the same pages."""
@@ -175,15 +173,6 @@ class PagedKVCache:
     def _page_scales(self) -> list[Tensor]:
         """The scales that belong to pages."""
         return [] if self.scale_of not in OF_PAGES else [*(self.k_scale or ()), *(self.v_scale or ())]
-
-    def _check_tokens(self, k: Tensor, v: Tensor) -> None:
-        for name, new in (("k", k), ("v", v)):
-            fits = isinstance(new, Tensor) and new.dim() == 3 and tuple(new.shape[1:]) == self._sizes[name]
-            if not fits or not new.dtype.is_floating_point or new.dtype != k.dtype:
-                got = f"{tuple(new.shape)} {new.dtype}" if isinstance(new, Tensor) else type(new).__name__
-                nheads_k, headdim = self._sizes[name]
-                want = f"(tokens, {nheads_k}, {headdim}), of a floating-point dtype that k and v share"
-                raise InvalidArgumentError(name, got, want)
 
     def _of(self, sequence: Hashable) -> _Sequence:
         if sequence not in self._sequences:

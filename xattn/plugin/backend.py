@@ -96,7 +96,7 @@ class Kernel(ABC, Generic[R]):
             served = ", ".join(dict.fromkeys(block.device for block in self.capabilities))
             return [Reason("device", request.device, served)]
         found = [*block.reasons(request), *self.limits(request)]
-        if self.prepares_on_host and not request.lengths_on_host:
+        if self.prepares_on_host and not request.host_lengths:
             hint = "Give them to PagedBatch.update_ as lists, which it keeps."
             found.append(Reason("lengths_on_host", "tensors on a device", "known to the host", hint))
         return found

@@ -9,9 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xattn.plugin.symbolic import holds
+
 # The largest number that is stored. uint8 holds int4: two's complement, the even dimension in the low nibble.
 QMAX = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8: 127.0, torch.uint8: 7.0}
 INT4 = torch.uint8
+# What queries may be quantised as, beside a scale.
+FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz})
 
 
 def scale_shapes(cache: Tensor) -> dict[str, tuple[int, ...]]:
@@ -46,19 +50,24 @@ def scale_at(scale: Tensor, block: Tensor, place: Tensor) -> Tensor:
     return rows.unsqueeze(-1)
 
 
+def is_written(scale: Tensor) -> bool:
+    """Whether writing sets the scale: that of a token, or of its heads, follows from the token."""
+    return scale.dim() == 3
+
+
 def quantised(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """x (..., headdim) / scale, both in float32, cut off at the largest number and rounded half to even. int4 comes in
     halves of a byte, (..., headdim / 2). What is no number has no integer: 0."""
     qmax = QMAX[dtype]
-    levels = (x.float() / scale).clamp(-qmax, qmax)
+    levels = (x.float() / scale).clamp_(-qmax, qmax)
     if dtype.is_floating_point:
         return levels.to(dtype)
-    whole = levels.round().nan_to_num(0.0).to(torch.int8)
+    whole = levels.round_().nan_to_num_(0.0).to(torch.int8)
     if dtype != INT4:
         return whole
-    bits = whole.contiguous().view(torch.uint8)
-    low, high = bits[..., ::2], bits[..., 1::2]
-    return (low & 15) | (high << 4)
+    # Two bytes as one integer, the even dimension in its lower half: a third of the time of strided bytes.
+    pairs = whole.contiguous().view(torch.int16) & 0x0F0F
+    return (pairs | pairs >> 4).to(torch.uint8)
 
 
 def dequantised(stored: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -71,8 +80,11 @@ def dequantised(stored: Tensor, scale: Tensor, dtype: torch.dtype = torch.float3
     return (levels * scale).to(dtype)
 
 
-def scale_for(x: Tensor, dtype: torch.dtype, heads: bool = True) -> Tensor:
-    """The least scale that cuts nothing off: (tokens, nheads_k) of x (tokens, nheads_k, headdim), or with heads False
-    (tokens, 1), one for all heads of a token. 1 where all is 0."""
-    largest = x.float().abs().amax((-1,) if heads else (-2, -1), keepdim=not heads).view(x.shape[0], -1)
-    return torch.where(largest == 0, 1.0, largest / QMAX[dtype])
+def scale_for(x: Tensor, dtype: torch.dtype, scale: Tensor) -> Tensor:
+    """The least scale that cuts nothing off: (tokens, nheads_k) of x (tokens, nheads_k, headdim), or (tokens, 1), one
+    for all heads of a token, as the last dimension of `scale` has it. 1 where all is 0."""
+    largest = x.float().abs().amax(-1)
+    if holds(scale.shape[2] != x.shape[1]):
+        largest = largest.amax(-1, keepdim=True)
+    # By a number, CUDA multiplies with its reciprocal, one bit off.
+    return torch.where(largest == 0, 1.0, largest / largest.new_full((), QMAX[dtype]))

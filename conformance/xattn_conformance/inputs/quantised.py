@@ -84,6 +84,16 @@ def quantised(x: Array, scale: Array, storage: str) -> Codes:
     return encoded(levels.astype(np.float64), storage)
 
 
+def scale_for(token: Array, heads: int, storage: str) -> Array:
+    """(heads,), float32, of a token (nheads_k, headdim): the least that cuts nothing off, 1 of zeros. One of all heads
+    where heads is 1."""
+    largest = np.abs(token.astype(np.float32)).max(-1)
+    if heads == 1:
+        largest = largest.max(keepdims=True)
+    scale = largest / np.float32(STORAGES[storage][1])
+    return np.where(largest == 0, 1.0, scale.astype(np.float64))
+
+
 def read(cache: Codes, storage: str) -> Array:
     """What a tensor of the cache's dtype says of its elements: numbers, and of int4 its bytes."""
     return cache.astype(np.float64) if storage == "int4" else decoded(cache, storage)

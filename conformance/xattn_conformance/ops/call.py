@@ -92,8 +92,10 @@ class Call:
             returned = execute(self.op, self._with(leaves), backend)
         if returned is not None:
             raise TypeError(f"the backend returned {type(returned).__name__}, want None")
-        beside = torch.cat([whole[around] for whole, around in memory.values()])
-        return {**{name: leaves[name] for name in self.writes}, "around": beside}
+        beside = [whole[around] for whole, around in memory.values()]
+        # Memories of another dtype than the first have nothing beside what is written.
+        around = torch.cat([each for each in beside if each.numel() > 0] or beside[:1])
+        return {**{name: leaves[name] for name in self.writes}, "around": around}
 
     def _gradients(self, results: Mapping[str, Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
         """0 where nothing that a gradient comes in for depends on an input, as lse on v."""

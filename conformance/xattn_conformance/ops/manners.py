@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,9 +23,11 @@ _ROUNDS = 3
 
 def other_values(call: Call) -> Call:
     """The same request on other values: half of each float and of each length, which every dtype holds and every
-    argument may be, and the reverse of a mask. Other integers are places, and stay."""
+    argument may be, and the reverse of a mask. Other integers are places, and stay, as does what the op writes to."""
 
     def other(name: str, tensor: Tensor) -> Tensor:
+        if name in call.writes:
+            return tensor
         if tensor.is_floating_point():
             return tensor / 2
         if tensor.dtype == torch.bool:
@@ -45,7 +48,7 @@ def refilled(call: Call, run: Run) -> dict[str, Tensor]:
         for name, tensor in there.items():
             tensor.copy_(values[name])
     found = run(other)
-    if any(torch.equal(found[name], before[name]) for name in found):  # it looked at neither
+    if any(torch.equal(found[name], before[name]) for name in call.writes or found):  # it looked at neither
         return {name: torch.full_like(tensor, torch.nan) for name, tensor in found.items()}
     return found
 
@@ -75,7 +78,8 @@ def without_grad(call: Call, run: Run) -> dict[str, Tensor]:
 
 def in_inference_mode(call: Call, run: Run) -> dict[str, Tensor]:
     with torch.inference_mode():
-        found = run(replace(call, tensors={name: each.clone() for name, each in call.tensors.items()}))
+        tensors = {name: each if name in call.writes else each.clone() for name, each in call.tensors.items()}
+        found = run(replace(call, tensors=tensors))
     return {name: tensor.clone() for name, tensor in found.items()}
 
 
@@ -92,13 +96,17 @@ def compiled(call: Call, run: Run) -> dict[str, Tensor]:
 
 def replayed(call: Call, run: Run) -> dict[str, Tensor]:
     """Captured on other values, and replayed on these."""
-    return run(call, around=_captured)
+    return run(call, around=partial(_captured, writes=call.writes))
 
 
-def _captured(execute: Execute) -> Execute:
+def _captured(execute: Execute, writes: tuple[str, ...]) -> Execute:
     def replay(op: str, arguments: Any, backend: str) -> Any:
-        held = {name: each.clone() if isinstance(each, Tensor) else each for name, each in arguments.items()}
-        floats = [name for name, each in held.items() if isinstance(each, Tensor) and each.is_floating_point()]
+        read = [name for name, each in arguments.items() if isinstance(each, Tensor) and name not in writes]
+        held = {**arguments, **{name: arguments[name].clone() for name in read}}
+        # What is on the device may not be looked at in a capture.
+        held.pop("check", None)
+        before = {name: arguments[name].clone() for name in writes}
+        floats = [name for name in read if held[name].is_floating_point()]
         for name in floats:
             held[name] /= 2
         side = torch.cuda.Stream()
@@ -112,6 +120,8 @@ def _captured(execute: Execute) -> Execute:
             found = execute(op, held, backend)
         for name in floats:
             held[name].copy_(arguments[name])
+        for name in writes:
+            held[name].copy_(before[name])
         graph.replay()
         return found
 

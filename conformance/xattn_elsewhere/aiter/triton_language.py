@@ -15,7 +15,9 @@ from triton.runtime import interpreter
 
 def install() -> None:
     """Change the interpreter in this process."""
-    interpreter.ASTTransformer.visit_BoolOp = _visit_bool_op
+    transformer = interpreter.ASTTransformer
+    transformer.visit_BoolOp = _visit_bool_op
+    transformer.visit_Assign = _values_too(transformer.visit_Assign)
     # A rewritten kernel finds it there.
     interpreter._xattn_bool_op = _bool_op
     interpreter._implicit_cvt = _arguments(interpreter._implicit_cvt)
@@ -36,6 +38,16 @@ def _visit_bool_op(transformer: Any, node: ast.BoolOp) -> ast.expr:
     name = "logical_and" if isinstance(node.op, ast.And) else "logical_or"
     function = ast.Name(id="_xattn_bool_op", ctx=ast.Load())
     return ast.Call(func=function, args=[ast.Constant(value=name), *operands], keywords=[])
+
+
+def _values_too(original: Callable[..., Any]) -> Callable[..., Any]:
+    """It does not look into what is assigned."""
+
+    def visit(self: ast.NodeTransformer, node: ast.Assign) -> Any:
+        node.value = self.visit(node.value)
+        return original(self, node)
+
+    return visit
 
 
 def _bool_op(name: str, *operands: Callable[[], Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_rocm.aiter_triton.attention.mha import MhaAttention
 from xattn_rocm.aiter_triton.attention.unified import UnifiedAttention
+from xattn_rocm.aiter_triton.hstu_attention.kernel import TritonHstu
 from xattn_rocm.aiter_triton.paged_attention.chunked import ChunkedPaged
 from xattn_rocm.aiter_triton.paged_attention.decode import DecodePaged
 from xattn_rocm.aiter_triton.paged_attention.extend import ExtendPaged
@@ -29,6 +30,7 @@ class AiterTritonBackend(Backend):
         PrefillPaged(),
         ChunkedPaged(),
         ExtendPaged(),
+        TritonHstu(),
         FusedWrite(),
     )
     packages = ("amd-aiter", "triton", "pytorch-triton-rocm")

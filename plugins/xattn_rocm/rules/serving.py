@@ -1,4 +1,4 @@
-"""Rules of the backend `aiter-triton` for packed sequences and pages."""
+"""Rules of the backend `aiter-triton` for packed sequences, pages and HSTU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from xattn_rocm.rules.rule import Rule, line
 
 _MHA = "aiter/ops/triton/attention/mha.py"
 _MHA_KERNEL = "aiter/ops/triton/_triton_kernels/attention/mha.py"
+_HSTU = "aiter/ops/triton/attention/hstu_attention.py"
+_HSTU_KERNEL = "aiter/ops/triton/_triton_kernels/attention/hstu_attention.py"
 _UNIFIED_KERNEL = "aiter/ops/triton/_triton_kernels/attention/unified_attention.py"
 _DECODE = "aiter/ops/triton/attention/pa_decode.py"
 _DECODE_KERNEL = "aiter/ops/triton/_triton_kernels/attention/pa_decode.py"
@@ -288,6 +290,55 @@ RULES = (
         line("aiter/ops/triton/configs/gfx942-EXTEND_ATTENTION.json", 10),
         "In float32 heads and values of more than 128 numbers ask for 68 KiB of LDS, of which gfx942 has 64.",
         "A Reason on gfx942, found by compiling for it.",
+    ),
+    Rule(
+        "hstu-n-is-bound-and-divisor",
+        "aiter-triton",
+        "",
+        line(_HSTU, 99),
+        "N is the divisor of all weights and the bound of the grid: rows past it are not written.",
+        "A Reason where the norm is no whole number, or below the longest sequence.",
+    ),
+    Rule(
+        "hstu-limit-0-is-off",
+        "aiter-triton",
+        "",
+        line(_HSTU, 85),
+        "A max_attn_len of 0 is none.",
+        "A Reason.",
+    ),
+    Rule(
+        "hstu-rows-of-no-sequence",
+        "aiter-triton",
+        "",
+        line(_HSTU, 82),
+        "Rows of no sequence are returned as they were allocated.",
+        "Writes 0 there.",
+    ),
+    Rule(
+        "hstu-full-gradients",
+        "aiter-triton",
+        "",
+        line(_HSTU_KERNEL, 578),
+        "Without causal, queries after the tile of a key add nothing to its gradients, nor it to theirs.",
+        "A Reason.",
+    ),
+    Rule(
+        "hstu-contextual-limit-gradients",
+        "aiter-triton",
+        "",
+        line(_HSTU_KERNEL, 562),
+        "Beside max_attn_len, the gradients of more contextual tokens than a tile of 64 lack the last queries that see "
+        "them.",
+        "A Reason.",
+    ),
+    Rule(
+        "hstu-power-of-2",
+        "aiter-triton",
+        "",
+        line(_HSTU, 129),
+        "A head is a tile: sizes that are no power of 2 do not compile.",
+        "A Reason.",
     ),
     Rule(
         "fused-write-rotates-keys",

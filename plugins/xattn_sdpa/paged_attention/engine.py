@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xattn import PagedBatch
+from xattn.plugin.quantised import QMAX
 from xattn.plugin.storage import Lists
 from xattn_sdpa.attention import engine as dense
 from xattn_sdpa.attention.engine import Settings
@@ -27,8 +28,11 @@ class Options:
     v_scale: Tensor | None = None
 
     def stores(self, k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> tuple[Store, Store]:
-        """The pages of a call, whose keys a kernel gets in dtype."""
-        return Store(k_cache, self.k_scale, dtype), Store(v_cache, self.v_scale, dtype)
+        """The pages of a call, whose keys a kernel gets in dtype: one store where values are keys, as of a latent
+        cache."""
+        keys = Store(k_cache, self.k_scale, dtype)
+        one = v_cache is k_cache and self.v_scale is self.k_scale
+        return keys, keys if one else Store(v_cache, self.v_scale, dtype)
 
 
 def forward(
@@ -38,11 +42,15 @@ def forward(
     offset is that of every sequence where there is no align."""
     lists = batch.lists()
     assert lists is not None
-    stores = options.stores(k_cache, v_cache, q.dtype)
+    # What is made other numbers is made those that the kernel computes with. Of the half types it makes copies, which
+    # take long of float16.
+    made = k_cache.dtype in QMAX or k_cache.dtype == torch.float16
+    stores = options.stores(k_cache, v_cache, torch.float32 if made and q.dtype.itemsize == 2 else q.dtype)
     if (way := _way(q, *stores, batch, lists, options, settings)) is not None:
-        out, lse = decode.forward(q, *stores, way, settings.scale)
-        lse = lse.t()
+        out, lse = decode.forward(q.to(stores[0].dtype), *stores, way, settings.scale)
+        out, lse = out.to(q.dtype), lse.t()
     else:
+        stores = options.stores(k_cache, v_cache, q.dtype)
         out, lse = _one_by_one(q, *stores, lists, options, settings)
     if options.sinks is not None:
         out, lse = _with_sinks(out, lse, options.sinks, lists.starts_q[-1])
@@ -62,8 +70,6 @@ def _way(
     keys, of which there is one at least."""
     beyond = (options.alibi_slopes, options.tree_mask, settings.softcap, settings.left)
     if any(each is not None for each in beyond) or settings.scale <= 0:
-        return None
-    if keys.scale is None and keys.cache.dtype != q.dtype:
         return None
     if keys.headdim != values.headdim or len(q) != len(lists.seqlens_k) or len(q) == 0:
         return None
@@ -91,7 +97,8 @@ def _one_by_one(
         first, end = lists.seen(b, settings.left, settings.right, offset)
         if first == end:
             continue
-        k, v = (_gathered(store, lists, b, first, end) for store in (keys, values))
+        k = _gathered(keys, lists, b, first, end)
+        v = k if values is keys else _gathered(values, lists, b, first, end)
         slopes = options.alibi_slopes
         if slopes is not None and slopes.dim() == 2:
             slopes = slopes[b]

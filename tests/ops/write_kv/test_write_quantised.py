@@ -16,6 +16,9 @@ both = pytest.mark.parametrize("backend", ["reference", "sdpa"])
 each_storage = pytest.mark.parametrize("storage", STORAGES)
 SLOTS = torch.tensor([14, 3, -1, 0, 23, 7])
 HEADDIM = 16
+TOKENS = torch.ones(6, 4, 1)
+# What has a scale that is written: an output of the call.
+WRITTEN = ("token", "token and head")
 
 
 def new(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -52,8 +55,31 @@ def test_each_number_is_the_nearest(backend: str, storage: str, granularity: str
             want = [[nearest(storage, each) for each in head] for head in wanted.double().tolist()]
             assert torch.equal(numbers[block, place], torch.tensor(want, dtype=torch.float64))
             old[block, place] = cache[block, place]
-        assert cut > 0
+        assert cut > 0 or granularity in WRITTEN
         assert torch.equal(cache.view(torch.uint8), old.view(torch.uint8))
+
+
+@both
+@each_storage
+@pytest.mark.parametrize("granularity", WRITTEN)
+def test_the_scale_of_a_token_is_its_largest_number_and_goes_to_its_slot(
+    backend: str, storage: str, granularity: str
+) -> None:
+    k, v = new()
+    v[0] = v[1, 1] = 0.0
+    scales = [torch.full(GRANULARITIES[granularity], 7.0) for _ in range(2)]
+    caches = room(storage, HEADDIM), room(storage, HEADDIM)
+    xattn.write_kv(k, v, *caches, SLOTS, k_scale=scales[0], v_scale=scales[1], backend=backend)
+    for x, scale in zip((k, v), scales, strict=True):
+        want = torch.full(GRANULARITIES[granularity], 7.0)
+        for row, slot in enumerate(SLOTS.tolist()):
+            heads = x[row].flatten()[None] if granularity == "token" else x[row]
+            if slot >= 0:
+                largest = [max(map(abs, head)) for head in heads.tolist()]
+                want[divmod(slot, 4)] = torch.tensor(
+                    [(one or STORAGES[storage][1]) / STORAGES[storage][1] for one in largest]
+                )
+        assert torch.equal(scale, want)
 
 
 @both
@@ -76,18 +102,31 @@ def test_what_is_not_finite_spoils_nothing_else(backend: str, storage: str) -> N
     k, v = new()
     spoilt = k.clone()
     spoilt[1, 0, 2], spoilt[1, 0, 3], spoilt[1, 1, 0] = math.nan, math.inf, -math.inf
-    k_scale, v_scale = scales(storage, "token and head")
-    found = []
+    found, scales = [], []
     for x in (k, spoilt):
         caches = room(storage, HEADDIM), room(storage, HEADDIM)
-        xattn.write_kv(x, v, *caches, SLOTS, k_scale=k_scale, v_scale=v_scale, backend=backend)
+        scales.append([torch.ones(GRANULARITIES["token and head"]) for _ in range(2)])
+        xattn.write_kv(x, v, *caches, SLOTS, k_scale=scales[-1][0], v_scale=scales[-1][1], backend=backend)
         found.append(numbers_of(storage, caches[0]))
-    qmax = STORAGES[storage][1]
-    assert (found[1][0, 3, 0, 3].item(), found[1][0, 3, 1, 0].item()) == (qmax, -qmax)
-    fine = torch.ones_like(found[0], dtype=torch.bool)
-    fine[0, 3, 0, 2:4] = fine[0, 3, 1, 0] = False
+    fine = torch.ones_like(scales[0][0], dtype=torch.bool)
+    fine[0, 3] = False
+    assert torch.equal(scales[0][0][fine], scales[1][0][fine])
     assert torch.equal(found[0][fine], found[1][fine])
-    assert found[1].abs().nan_to_num(0.0).max() <= qmax
+    assert (found[1] * scales[1][0].unsqueeze(-1))[0, 3].isnan().any(-1).all()
+    assert torch.equal(scales[0][1], scales[1][1])
+
+
+@both
+@each_storage
+def test_what_is_infinite_is_cut_off_where_the_scale_is_given(backend: str, storage: str) -> None:
+    k, v = new()
+    k[1, 0, 3], k[1, 1, 0] = math.inf, -math.inf
+    k_scale, v_scale = scales(storage, "head")
+    caches = room(storage, HEADDIM), room(storage, HEADDIM)
+    xattn.write_kv(k, v, *caches, SLOTS, k_scale=k_scale, v_scale=v_scale, backend=backend)
+    found, qmax = numbers_of(storage, caches[0]), STORAGES[storage][1]
+    assert (found[0, 3, 0, 3].item(), found[0, 3, 1, 0].item()) == (qmax, -qmax)
+    assert found.abs().max() <= qmax
 
 
 @both
@@ -107,6 +146,8 @@ def test_half_precision_is_divided_in_float32(backend: str) -> None:
         ({"v_scale": torch.ones(6, 4)}, r"v_scale: got shape \(6, 4\)"),
         ({"k_scale": torch.ones(1)}, r"k_scale: got shape \(1,\)"),
         ({"k_scale": torch.ones((), dtype=torch.float64)}, "k_scale: got float64"),
+        ({"k_scale": torch.ones(1, 1, 2).expand(6, 4, 2)}, r"k_scale: got strides \(0, 0, 1\)"),
+        ({"k_scale": TOKENS, "v_scale": TOKENS}, "v_scale: got the memory of k_scale"),
         ({"k_scale": None}, "k_scale: got None, want the scale of the int8 cache"),
         ({"v_cache": room("int4", 16)}, "v_cache: got uint8, want int8"),
         ({"v_cache": torch.zeros(6, 4, 2, 16, dtype=torch.float8_e5m2)}, "v_cache: got float8_e5m2"),

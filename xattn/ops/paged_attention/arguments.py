@@ -11,18 +11,15 @@ from torch.compiler import is_dynamo_compiling
 from xattn.dispatch.autocast import autocast_dtype, cast
 from xattn.dispatch.op import Prepared
 from xattn.errors import InvalidArgumentError
-from xattn.ops.paged_attention.batches import batch_of
 from xattn.ops.paged_attention.request import PagedRequest
-from xattn.ops.paged_attention.values import Band, check_values
+from xattn.ops.paged_attention.values import check_values
 from xattn.ops.shared import checks, pages
+from xattn.ops.shared.batches import Band, batch_of
 from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.quantised import INT4
-from xattn.plugin.request import dtype_name
 from xattn.plugin.storage import PagedBatch
 from xattn.plugin.symbolic import bucket, holds, is_int32
-
-_FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz})
 
 
 def prepare(
@@ -153,14 +150,7 @@ def kind_of_align(align: object) -> Any:
 
 
 def _check_main(q: Any, k_cache: Any, v_cache: Any, given: dict[str, Tensor]) -> None:
-    checks.check_tensor("q", q)
-    if q.dim() != 3:
-        want = "3 dimensions (total_q, nheads, headdim)"
-        hint = "Of one query a sequence, (batch, 1, nheads, headdim), pass q.squeeze(1)." if q.dim() == 4 else ""
-        raise InvalidArgumentError("q", f"shape {tuple(q.shape)}", want, hint)
-    checks.check_floating("q", q)
-    checks.check_heads("q", q)
-    checks.check_dense("q", q)
+    pages.check_queries(q)
     pages.check_caches(k_cache, v_cache, "q", q)
     for name, cache in (("k", k_cache), ("v", v_cache)):
         pages.check_storage(name, cache, given.get(f"{name}_scale"), "q", q)
@@ -169,9 +159,7 @@ def _check_main(q: Any, k_cache: Any, v_cache: Any, given: dict[str, Tensor]) ->
     if holds(q.shape[1] % k_cache.shape[2] != 0):
         want = f"a divisor of nheads, which is {q.shape[1]}"
         raise InvalidArgumentError("k_cache", f"nheads_k {k_cache.shape[2]}", want)
-    if (q.dtype in _FP8) != ("q_scale" in given):
-        got, want = ("None", "the scale of") if q.dtype in _FP8 else ("a scale", "None beside")
-        raise InvalidArgumentError("q_scale", got, f"{want} {dtype_name(q.dtype)} queries")
+    pages.check_q_scale(q, given.get("q_scale"))
     if "q_scale" in given:
         checks.check_option("q_scale", given["q_scale"], q, "float32", {})
 
@@ -190,13 +178,7 @@ def _check_options(
     checks.check_window(options["window"])
     checks.check_scale(options["scale"])
     checks.check_softcap(options["softcap"])
-    out_dtype = options["out_dtype"]
-    if out_dtype not in (None, q.dtype, torch.float32):
-        raise InvalidArgumentError("out_dtype", checks.short(out_dtype), "None, torch.float32 or the dtype of q")
-    if q.dtype in _FP8 and out_dtype in (None, q.dtype):
-        raise InvalidArgumentError(
-            "out_dtype", checks.short(out_dtype), f"torch.float32, of {dtype_name(q.dtype)} queries"
-        )
+    pages.check_out_dtype(q, options["out_dtype"])
     if "sinks" in tensors:
         checks.check_option("sinks", tensors["sinks"], q, "floating-point", {"(nheads,)": (nheads,)})
     if "alibi_slopes" in tensors:

@@ -13,7 +13,7 @@ from xattn.ops.shared.softmax import SoftmaxRequest
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
-from xattn.plugin.features import Feature, Vocabulary
+from xattn.plugin.features import Vocabulary
 from xattn.plugin.request import Phase, TensorSpec, dtype_name
 from xattn.plugin.symbolic import holds
 
@@ -41,19 +41,11 @@ PagedFeature = Literal[
     "empty",
 ]
 
-_STALE_PAGES = Feature(
-    "stale_pages",
-    lambda request: None if request.unseen_finite else "may hold NaN",
-    "Where the pool was cleared once and never held a NaN, say unseen_finite=True.",
-)
-_OUT_DTYPE = Feature("out_dtype", lambda r: None if r.out_dtype is None else dtype_name(r.out_dtype))
-
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class PagedRequest(SoftmaxRequest):
     """What a call of `paged_attention` asks for, validated. `None` means off.
 
-    host_lengths: the host knows the lengths and pages, from the CPU or from lists that `PagedBatch.update_` was given.
     dtype:       of q.  cache_dtype: of the caches; another one where they are quantised, beside their scales.
     batch, max_seqlen_q, max_seqlen_k: rounded up to the next power of two; a plan gets the bounds with each batch. No
         size that changes from step to step is a part of the request: a plan serves every number of tokens.
@@ -78,11 +70,11 @@ class PagedRequest(SoftmaxRequest):
             features.SINKS,
             features.ALIBI_SLOPES,
             features.argument("tree_mask"),
-            _STALE_PAGES,
+            features.STALE_PAGES,
             features.argument("q_scale"),
             features.argument("k_scale"),
             features.argument("v_scale"),
-            _OUT_DTYPE,
+            features.OUT_DTYPE,
             features.DETERMINISTIC,
             features.BATCH_INVARIANT,
             features.RETURN_LSE,
@@ -105,11 +97,6 @@ class PagedRequest(SoftmaxRequest):
     v_scale: TensorSpec | None = None
     out_dtype: torch.dtype | None = None
     unseen_finite: bool = False
-    host_lengths: bool = True
-
-    @property
-    def lengths_on_host(self) -> bool:
-        return self.host_lengths
 
     @property
     def positional(self) -> bool:

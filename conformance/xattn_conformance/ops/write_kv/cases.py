@@ -12,6 +12,7 @@ import msgspec
 
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.levels import Level
+from xattn_conformance.ops.manners import Manner
 
 _SIZES = {"q": "seqlen_q", "k": "seqlen_k", "h": "nheads", "d": "headdim", "v": "headdim_v"}
 
@@ -25,7 +26,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     block: tuple[int, ...]
     memory: tuple[str, ...]
     shapes: tuple[str, ...]
-    variations: tuple[Literal["repeat", "strides", "order"], ...] = ()
+    variations: tuple[Literal["repeat", "strides", "order", "misaligned", "edge"] | Manner, ...] = ()
     storage: tuple[str, ...] = ()
     scale_of: tuple[str, ...] = ()
     since: str = "1.2"

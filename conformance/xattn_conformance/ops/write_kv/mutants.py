@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from xattn_conformance.array import Array
-from xattn_conformance.inputs.quantised import Codes, encoded, packed, quantised, read, scales_of
+from xattn_conformance.inputs.quantised import STORAGES, Codes, encoded, packed, quantised, read, scale_for, scales_of
 from xattn_conformance.mutants.mutant import Mutant, Results, Right
 from xattn_conformance.ops.write_kv.problem import (
     CACHES,
@@ -16,7 +16,9 @@ from xattn_conformance.ops.write_kv.problem import (
     Ints,
     Place,
     Quantise,
+    Rescale,
     Write,
+    before,
     results,
     written,
 )
@@ -106,7 +108,7 @@ def values_of_keys(problem: Write) -> Write:
 
 def page_cleared(problem: Write, arithmetic: object) -> Results:
     """What else lies in a page that is written to is 0 afterwards."""
-    cleared = [memory.copy() for memory in problem.memories]
+    cleared = before(problem).memories
     for place in problem.places.values():
         cache = place.view(list(cleared))
         cache[np.unique(problem.slots[problem.slots >= 0] // problem.block_size)] = 0.0
@@ -114,12 +116,12 @@ def page_cleared(problem: Write, arithmetic: object) -> Results:
 
 
 def nothing(problem: Write, arithmetic: object) -> Results:
-    return results(problem, list(problem.memories))
+    return results(problem, before(problem))
 
 
 def keys_alone(problem: Write, arithmetic: object) -> Results:
     found = results(problem, written(problem))
-    return {**found, "v_cache": results(problem, list(problem.memories))["v_cache"]}
+    return {**found, "v_cache": results(problem, before(problem))["v_cache"]}
 
 
 def writes(problem: Write) -> bool:
@@ -160,16 +162,21 @@ def rest_of_pages(problem: Write) -> bool:
 
 def _right(problem: Write) -> dict[str, Array]:
     """All tokens at once."""
-    memories = [memory.copy() for memory in problem.memories]
+    after = before(problem)
     kept = problem.slots >= 0
     page, place = np.divmod(problem.slots[kept], problem.block_size)
     for name, scale, new in zip(CACHES, SCALES, (problem.k, problem.v), strict=True):
         values = new[kept]
         if problem.storage is not None:
-            own = scales_of(problem.scales[scale], problem.places[name].shape[:3])[page, place]
+            scales = after.scales[scale]
+            if scale in problem.writes:
+                largest = np.abs(values.astype(np.float32)).max(-1 if scales.shape[2] > 1 else (-2, -1))
+                own = np.where(largest > 0, largest / np.float32(STORAGES[problem.storage][1]), 1)
+                scales[page, place] = own.reshape(len(values), -1)
+            own = scales_of(scales, problem.places[name].shape[:3])[page, place]
             values = read(packed(quantised(values, own, problem.storage), problem.storage), problem.storage)
-        problem.places[name].view(list(memories))[page, place] = values
-    return results(problem, memories)
+        problem.places[name].view(after.memories)[page, place] = values
+    return results(problem, after)
 
 
 def misquantise(name: str, wrong: str, quantise: Quantise, applies: Test) -> Mutant:
@@ -177,6 +184,60 @@ def misquantise(name: str, wrong: str, quantise: Quantise, applies: Test) -> Mut
     return Mutant(
         f"write-{name}", wrong, lambda problem, arithmetic: results(problem, written(problem, quantise)), applies
     )
+
+
+def misscale(name: str, wrong: str, rescale: Rescale, applies: Test) -> Mutant:
+    """A right kernel but for the scale of a token."""
+    return Mutant(
+        f"write-{name}", wrong, lambda problem, arithmetic: results(problem, written(problem, rescale=rescale)), applies
+    )
+
+
+def scale_kept(problem: Write, arithmetic: object) -> Results:
+    """The scales of tokens are made, and not written."""
+    return results(problem, replace(written(problem), scales=dict(problem.scales)))
+
+
+def scale_read(problem: Write, arithmetic: object) -> Results:
+    """The scales of tokens are taken from where they should go."""
+    after = before(problem)
+    for name, scale, new in zip(CACHES, SCALES, (problem.k, problem.v), strict=True):
+        for token, slot in enumerate(problem.slots.tolist()):
+            if slot >= 0:
+                at = divmod(slot, problem.block_size)
+                own = scales_of(after.scales[scale], problem.places[name].shape[:3])[at]
+                codes = packed(quantised(new[token], own, str(problem.storage)), str(problem.storage))
+                problem.places[name].view(after.memories)[at] = read(codes, str(problem.storage))
+    return results(problem, after)
+
+
+def scale_by_token(problem: Write, arithmetic: object) -> Results:
+    """The scale of the i-th token goes to the i-th place."""
+    after = written(problem)
+    scales = before(problem).scales
+    for name in SCALES:
+        rows = scales[name].reshape(-1, scales[name].shape[2])
+        rows[: len(problem.slots)] = after.scales[name].reshape(rows.shape)[problem.slots]
+    return results(problem, replace(after, scales=scales))
+
+
+def of_first_head(token: Array, heads: int, storage: str) -> Array:
+    return scale_for(token[:1], 1, storage) * np.ones(heads)
+
+
+def zero_for_zeros(token: Array, heads: int, storage: str) -> Array:
+    scale = scale_for(token, heads, storage)
+    return np.where(np.abs(token).max(-1 if heads > 1 else None) == 0, 0.0, scale)
+
+
+def of_most_negative(token: Array, heads: int, storage: str) -> Array:
+    """As if the integers reached -qmax - 1."""
+    qmax = STORAGES[storage][1]
+    return np.asarray(np.float32(scale_for(token, heads, storage) * qmax / (qmax + 1))).astype(np.float64)
+
+
+def in_16_bits(token: Array, heads: int, storage: str) -> Array:
+    return scale_for(token, heads, storage).astype(np.float16).astype(np.float64)
 
 
 def scale_rolled(axis: int) -> Callable[[Write], Write]:
@@ -226,6 +287,14 @@ def nibbles_swapped(x: Array, scale: Array, storage: str) -> Codes:
     return np.asarray(codes.reshape(-1, 2)[:, ::-1].reshape(codes.shape))
 
 
+def writes_scales(problem: Write) -> bool:
+    return several(problem) and len(problem.writes) > len(CACHES)
+
+
+def scales_of_heads(problem: Write) -> bool:
+    return writes_scales(problem) and problem.k.shape[1] > 1
+
+
 def stores(*storages: str) -> Test:
     return lambda p: writes(p) and p.storage is not None and (not storages or p.storage in storages)
 
@@ -234,7 +303,7 @@ def scale_varies(axis: int) -> Test:
     """Whether a place that is written to would show it."""
 
     def test(problem: Write) -> bool:
-        if not stores()(problem):
+        if not stores()(problem) or writes_scales(problem):
             return False
         kept = problem.slots[problem.slots >= 0]
         at = kept // problem.block_size, kept % problem.block_size
@@ -262,12 +331,20 @@ MUTANTS = (
     misread("as-contiguous", "the caches are written as if they were contiguous", dense, strided),
     misread("values-as-keys", "the values are written with the strides of the keys", values_of_keys, unlike),
     misread("scale-of-head", "a head has its neighbour's scale", scale_rolled(2), scale_varies(2)),
-    misread("scale-of-token", "a token has the scale of the place before its own", scale_rolled(1), scale_varies(1)),
     misread("scale-of-block", "a token has the scale of the page before its own", scale_rolled(0), scale_varies(0)),
+    Mutant("write-scale-kept", "the scale of a token is not written", scale_kept, writes_scales),
+    Mutant("write-scale-read", "the scale of a token is the one that lies there", scale_read, writes_scales),
+    Mutant("write-scale-by-token", "the scale of a token lies at its number, not at its slot", scale_by_token,
+           writes_scales),
+    misscale("scale-of-first-head", "all heads have the scale of the first", of_first_head, scales_of_heads),
+    misscale("scale-zero", "the scale of zeros is 0", zero_for_zeros, writes_scales),
+    misscale("scale-of-all", "the scale is made for one number more than there is", of_most_negative, writes_scales),
+    misscale("scale-in-16-bits", "the scale is rounded to float16", in_16_bits, writes_scales),
     misquantise("scale-dropped", "numbers are stored as they are", unscaled, stores()),
     misquantise("scale-multiplied", "numbers are multiplied by the scale", multiplied, stores()),
     misquantise("scale-halved", "numbers are twice too large", halved, stores()),
-    misquantise("not-cut-off", "an integer that is too large wraps around", unclamped, stores("int8", "int4")),
+    misquantise("not-cut-off", "an integer that is too large wraps around", unclamped,
+                lambda p: stores("int8", "int4")(p) and not writes_scales(p)),
     misquantise("toward-zero", "numbers are cut to the integer below them", toward_zero, stores("int8", "int4")),
     misquantise("nibbles-swapped", "the even dimension is in the high nibble", nibbles_swapped, stores("int4")),
     misquantise("fnuz-as-fn", "e4m3fnuz is written as e4m3fn", as_storage("e4m3fn"), stores("e4m3fnuz")),

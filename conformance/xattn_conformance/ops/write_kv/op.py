@@ -15,11 +15,11 @@ from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.base import Layout, Op, Variation, Wanted
 from xattn_conformance.ops.call import Call
-from xattn_conformance.ops.memory import inside
+from xattn_conformance.ops.memory import at_edge, inside, misaligned
 from xattn_conformance.ops.write_kv import cases
 from xattn_conformance.ops.write_kv import problem as problems
 from xattn_conformance.ops.write_kv.mutants import MUTANTS, RIGHTS
-from xattn_conformance.ops.write_kv.problem import CACHES, Write
+from xattn_conformance.ops.write_kv.problem import CACHES, SCALES, WRITTEN, Write
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 from xattn_conformance.tolerance.expected import Expected
 
@@ -65,10 +65,12 @@ class WriteOp(Op[Write]):
         tensors = {"k": tensor(problem.k), "v": tensor(problem.v), **caches, "slots": slots}
         for name, scale in problem.scales.items():
             tensors[name] = torch.tensor(scale, dtype=torch.float32, device=device)
-        return Call(op=self.name, tensors=tensors, options={}, writes=CACHES)
+        return Call(op=self.name, tensors=tensors, options={}, writes=problem.writes)
 
     def layout(self, name: str, tensor: torch.Tensor) -> Array:
         values: Array = tensor.detach().cpu().double().numpy()
+        if name in SCALES:
+            values = values[..., None]
         return values[None, None, None] if name == "around" else values.transpose(0, 2, 1, 3)
 
     def results(self, call: Call) -> Mapping[str, Layout]:
@@ -76,25 +78,40 @@ class WriteOp(Op[Write]):
         memory = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in caches.values()}
         dtype = caches["k_cache"].dtype
         beside = sum(memory.values()) // dtype.itemsize - sum(each.numel() for each in caches.values())
-        found = {name: Layout(tuple(each.shape), dtype) for name, each in caches.items()}
+        found = {name: Layout(tuple(call.tensors[name].shape), call.tensors[name].dtype) for name in call.writes}
         return {**found, "around": Layout((beside,), dtype)}
 
     def wanted(self, case: Case) -> Wanted:
         share = 2 if case.options.get("storage") == "int4" else 1
         columns = {"k_cache": case.shape["headdim"] // share, "v_cache": case.shape["headdim_v"] // share}
-        return Wanted(columns={**columns, "around": None}, contiguous=(), per_row=())
+        scales = dict.fromkeys(SCALES if case.options.get("scale_of") in WRITTEN else (), 1)
+        return Wanted(columns={**columns, **scales, "around": None}, contiguous=(), per_row=())
 
     def vary(self, name: str, case: Case, problem: Write, call: Call, device: str) -> Variation:
         given = call.tensors
         if name == "order":
             turned = {each: given[each].flip(0) for each in ("k", "v", "slots")}
             return _same("with the tokens in another order", replace(call, tensors={**given, **turned}))
+        if name == "edge":
+            placed = {each: tensor if each in call.writes else at_edge(tensor) for each, tensor in given.items()}
+            return _same("with what is read at the end of its memory", replace(call, tensors=placed))
+        if name == "misaligned":
+            moved = replace(call, tensors={each: misaligned(tensor) for each, tensor in given.items()})
+            found = _same("with every tensor one element past an aligned address", moved)
+            # That element lies beside the caches, and is no result.
+            return replace(found, gather=lambda found: {each: found[0][each] for each in call.writes})
         tensors = {**given, "k": inside(given["k"]), "v": inside(given["v"])}
         tensors["slots"] = torch.stack([given["slots"], torch.full_like(given["slots"], 2**40)], dim=-1)[:, 0]
         return _same("with the new tokens in other memory", replace(call, tensors=tensors))
 
     def mutants(self) -> Sequence[Mutant]:
         return MUTANTS
+
+    def impostors(self) -> Sequence[Any]:
+        # They judge cases, and judging knows the ops.
+        from xattn_conformance.ops.write_kv.impostors import IMPOSTORS
+
+        return IMPOSTORS
 
     def right_kernels(self) -> Sequence[Right]:
         return RIGHTS

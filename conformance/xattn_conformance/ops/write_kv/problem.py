@@ -16,12 +16,14 @@ from xattn_conformance.case import Case
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.formats import encode, round_to
 from xattn_conformance.inputs.quantised import (
+    GRANULARITIES,
     STORAGES,
     Codes,
     encoded,
     packed,
     quantised,
     read,
+    scale_for,
     scale_shape,
     scales_of,
 )
@@ -29,6 +31,8 @@ from xattn_conformance.inputs.quantised import (
 STREAMS = {"k": 0, "v": 1, "slots": 2, "memory.0": 3, "memory.1": 4, "k_scale": 5, "v_scale": 6}
 CACHES = ("k_cache", "v_cache")
 SCALES = ("k_scale", "v_scale")
+# What has a scale of its own that is written: "token", "token_head".
+WRITTEN = GRANULARITIES[-2:]
 
 Ints = NDArray[np.int64]
 
@@ -54,7 +58,7 @@ class Write:
     k: (tokens, nheads_k, headdim), v: (tokens, nheads_k, headdim_v). slots: (tokens,). memories: what the caches are
     views of, flat: of quantised ones the numbers that their dtype reads, bytes of int4. places: of "k_cache" and
     "v_cache", (num_blocks, block_size, nheads_k, headdim or headdim_v, of int4 half of it). storage: of quantised
-    caches. scales: of "k_scale" and "v_scale" there, float32.
+    caches. scales: of "k_scale" and "v_scale" there, float32: those of tokens are written with them.
     """
 
     dtype: str
@@ -72,6 +76,11 @@ class Write:
         return self.dtype if self.storage is None else STORAGES[self.storage][0]
 
     @property
+    def writes(self) -> tuple[str, ...]:
+        """Names of the tensors that the call changes."""
+        return CACHES + tuple(name for name, scale in self.scales.items() if scale.ndim == 3)
+
+    @property
     def block_size(self) -> int:
         return self.places["k_cache"].shape[1]
 
@@ -81,34 +90,54 @@ class Write:
 
 
 Quantise = Callable[[Array, Array, str], Codes]
+Rescale = Callable[[Array, int, str], Array]
 
 
-def written(problem: Write, quantise: Quantise = quantised) -> list[Array]:
-    """The memories after the call: one token after the other."""
-    memories = [memory.copy() for memory in problem.memories]
+@dataclass(frozen=True)
+class After:
+    """The memories of a problem after the call, and its scales."""
+
+    memories: list[Array]
+    scales: dict[str, Array]
+
+
+def before(problem: Write) -> After:
+    """Copies to write to."""
+    scales = {name: scale.copy() for name, scale in problem.scales.items()}
+    return After([memory.copy() for memory in problem.memories], scales)
+
+
+def written(problem: Write, quantise: Quantise = quantised, rescale: Rescale = scale_for) -> After:
+    """After the call: one token after the other."""
+    after = before(problem)
     for name, scale, new in zip(CACHES, SCALES, (problem.k, problem.v), strict=True):
-        cache = problem.places[name].view(memories)
+        cache = problem.places[name].view(after.memories)
         for token, slot in enumerate(problem.slots.tolist()):
             if slot >= 0:
                 block, place = divmod(slot, problem.block_size)
                 if problem.storage is None:
                     cache[block, place] = new[token]
                     continue
-                own = scales_of(problem.scales[scale], problem.places[name].shape[:3])[block, place]
+                scales = after.scales[scale]
+                if scale in problem.writes:
+                    scales[block, place] = rescale(new[token], scales.shape[2], problem.storage)
+                own = scales_of(scales, problem.places[name].shape[:3])[block, place]
                 codes = packed(quantise(new[token], own, problem.storage), problem.storage)
                 cache[block, place] = read(codes, problem.storage)
-    return memories
+    return after
 
 
-def results(problem: Write, memories: list[Array]) -> dict[str, Array]:
-    """What a case looks at, laid out for the comparison: each cache as (num_blocks, nheads_k, block_size, columns), and
-    "around", (1, 1, 1, elements), what lies beside them."""
+def results(problem: Write, after: After) -> dict[str, Array]:
+    """What a case looks at, laid out for the comparison: each cache as (num_blocks, nheads_k, block_size, columns),
+    "around", (1, 1, 1, elements), what lies beside them, and scales that are written as caches of one column."""
+    memories = after.memories
     around = [np.ones(memory.shape, bool) for memory in memories]
     for place in problem.places.values():
         place.view(list(around))[...] = False
     found = {name: place.view(list(memories)).transpose(0, 2, 1, 3).copy() for name, place in problem.places.items()}
     beside = np.concatenate([memory[there] for memory, there in zip(memories, around, strict=True)])
-    return {**found, "around": beside[None, None, None]}
+    scales = {name: after.scales[name].transpose(0, 2, 1)[..., None] for name in problem.writes if name in SCALES}
+    return {**found, **scales, "around": beside[None, None, None]}
 
 
 def make(case: Case) -> Write:
@@ -121,6 +150,8 @@ def make(case: Case) -> Write:
     slots = _slots(options["slots"], tokens, size["seqlen_k"], draw)
     k, v = (draw.normal(name, (tokens, nheads, width)) for name, width in zip("kv", widths, strict=True))
     for new in (k, v):
+        if options.get("scale_of") in WRITTEN:  # a token of zeros, and one with a head of them
+            new[(slots >= 0).nonzero()[0][0]] = new[(slots >= 0).nonzero()[0][1], -1] = 0.0
         new[slots < 0] = np.nan
     return Write(
         dtype=case.dtype,
