@@ -112,8 +112,10 @@ def test_which_kernel_a_call_gets(sizes: dict[str, Any], options: dict[str, Any]
         ("extend", {"headdim": 256, "dtype": HALF}, {}, set()),
         ("extend", {}, {"alibi_slopes": SLOPES}, {"alibi_slopes"}),
         ("extend", {}, {"return_lse": True}, {"return_lse"}),
-        # extend-mask-beside-causal
-        ("extend", {}, {"causal": False, "tree_mask": torch.ones(7, 6, dtype=torch.bool)}, {"causal", "tree_mask"}),
+        ("extend", {}, {"causal": False, "tree_mask": torch.ones(7, 6, dtype=torch.bool)}, set()),
+        # extend-hidden-tile-is-nan
+        ("extend", {}, {"max_seqlen_q": 33, "tree_mask": torch.ones(7, 33, dtype=torch.bool)}, {"tree_mask"}),
+        ("pa_prefill", {}, {"tree_mask": torch.ones(7, 6, dtype=torch.bool)}, {"tree_mask"}),
     ],
     ids=lambda each: str(sorted(each) if isinstance(each, set) else each),
 )

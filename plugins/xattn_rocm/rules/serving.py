@@ -273,7 +273,15 @@ RULES = (
         "",
         line(_EXTEND_KERNEL, 260),
         "Beside is_causal keys past a query's tile are left out, whatever the custom mask says of them.",
-        "Passes no mask; trees are declined.",
+        "A tree is passed without is_causal.",
+    ),
+    Rule(
+        "extend-hidden-tile-is-nan",
+        "aiter-triton",
+        "",
+        line(_EXTEND_KERNEL, 284),
+        "A query that sees no key of the first tile, by the custom mask, comes out as NaN, whatever it sees later.",
+        "A Reason for trees of more tokens than a tile has; writes 0 where a query sees no key at all.",
     ),
     Rule(
         "extend-no-config",
