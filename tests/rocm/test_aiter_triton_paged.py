@@ -10,6 +10,9 @@ import pytest
 import torch
 from rocm.aiter_triton_recorder import NEWEST, WHEEL
 from torch import Tensor
+from xattn_conformance.profiles.load import load
+from xattn_conformance.running.selection import served
+from xattn_conformance.running.target import TargetError, check_backend
 from xattn_rocm import installation, vendor
 
 import xattn
@@ -135,6 +138,14 @@ def test_extending_needs_a_launch_configuration(monkeypatch: pytest.MonkeyPatch)
 def test_the_wheel_has_its_modules_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "overridden", WHEEL)
     assert explained("aiter-triton", {}, {}).kernel == "aiter.ops.triton.pa_prefill.context_attention_fwd"
+
+
+def test_the_suite_can_judge_one_of_them() -> None:
+    assert served("aiter-triton.pa_decode") == ("paged_attention",)
+    assert load("aiter-triton.pa_decode", admitted=False).profile == load("aiter-triton", admitted=False).profile
+    check_backend("aiter-triton.pa_decode")
+    with pytest.raises(TargetError, match=r"aiter-triton\.pa_decode"):
+        check_backend("aiter-triton.nothing")
 
 
 class Decode:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,25 +45,23 @@ class _Driver:
         return torch.device("cpu")
 
 
-class Order:
-    """The order in which the programs of a launch run, one after the other."""
-
-    reverse = False
+# Whether the programs of this thread's launches run from the last to the first.
+_reverse: ContextVar[bool] = ContextVar("reverse", default=False)
 
 
 @contextmanager
 def in_reverse() -> Iterator[None]:
     """The last program first. A GPU runs them in any order: what comes out differently depends on a race."""
-    before, Order.reverse = Order.reverse, True
+    token = _reverse.set(True)
     try:
         yield
     finally:
-        Order.reverse = before
+        _reverse.reset(token)
 
 
 def _in_order(original: Callable[..., None]) -> Callable[..., None]:
     def set_grid_idx(builder: Any, *place: int) -> None:
-        if Order.reverse:
+        if _reverse.get():
             place = tuple(size - 1 - at for at, size in zip(place, builder.grid_dim, strict=True))
         original(builder, *place)
 
