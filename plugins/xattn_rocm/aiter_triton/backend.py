@@ -5,6 +5,9 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_rocm.aiter_triton.attention.mha import MhaAttention
 from xattn_rocm.aiter_triton.attention.unified import UnifiedAttention
+from xattn_rocm.aiter_triton.mla_attention.decode import DecodeMla, GroupedDecodeMla
+from xattn_rocm.aiter_triton.mla_attention.pages import PrefillMla
+from xattn_rocm.aiter_triton.mla_attention.slots import SparseMla
 from xattn_rocm.aiter_triton.paged_attention.kernel import UnifiedPaged
 from xattn_rocm.aiter_triton.varlen_attention.kernel import MhaVarlen
 from xattn_rocm.aiter_triton.varlen_attention_backward.kernel import MhaVarlenBackward
@@ -14,7 +17,17 @@ from xattn_rocm.installation import describe
 class AiterTritonBackend(Backend):
     name = "aiter-triton"
     api_version = 1
-    kernels = (MhaAttention(), UnifiedAttention(), MhaVarlen(), MhaVarlenBackward(), UnifiedPaged())
+    kernels = (
+        MhaAttention(),
+        UnifiedAttention(),
+        MhaVarlen(),
+        MhaVarlenBackward(),
+        UnifiedPaged(),
+        DecodeMla(),
+        PrefillMla(),
+        GroupedDecodeMla(),
+        SparseMla(),
+    )
     packages = ("amd-aiter", "triton", "pytorch-triton-rocm")
 
     def info(self) -> dict[str, str]:

@@ -9,7 +9,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from xattn_rocm.installation import Installation
-from xattn_rocm.rules import CHECKED, RULES, ck, holds, installing, not_callable_yet, rotary, routes, serving, triton
+from xattn_rocm.rules import (
+    CHECKED,
+    RULES,
+    ck,
+    holds,
+    installing,
+    latent,
+    not_callable_yet,
+    rotary,
+    routes,
+    serving,
+    triton,
+)
 from xattn_rocm.rules.rule import SNAPSHOT, Rule
 
 _PARTS = {
@@ -18,6 +30,7 @@ _PARTS = {
     "Which kernel aiter picks (`aiter`)": routes,
     "Triton kernels (`aiter-triton`)": triton,
     "Packed sequences and pages (`aiter-triton`)": serving,
+    "Latent attention (`aiter-triton`)": latent,
     "Rotary embedding": rotary,
     "Of calls that xattn does not have yet": not_callable_yet,
 }
