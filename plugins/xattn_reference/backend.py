@@ -6,6 +6,7 @@ from xattn import Backend
 from xattn_reference.apply_rotary import ReferenceRotary
 from xattn_reference.attention import ReferenceAttention
 from xattn_reference.attention_backward import ReferenceBackward
+from xattn_reference.hstu_attention import ReferenceHstu
 from xattn_reference.merge_attention import ReferenceMerge
 from xattn_reference.mla_attention import ReferenceMla
 from xattn_reference.paged_attention import ReferencePaged
@@ -29,4 +30,5 @@ class ReferenceBackend(Backend):
         ReferenceWrite(),
         ReferenceMla(),
         ReferenceRotaryWrite(),
+        ReferenceHstu(),
     )

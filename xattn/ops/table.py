@@ -12,6 +12,7 @@ from xattn.ops import (
     apply_rotary,
     attention,
     attention_backward,
+    hstu_attention,
     merge_attention,
     mla_attention,
     paged_attention,
@@ -35,6 +36,7 @@ OPS: dict[str, Op] = {
         write_kv,
         mla_attention,
         rotary_write_kv,
+        hstu_attention,
     )
 }
 

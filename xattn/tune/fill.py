@@ -102,6 +102,8 @@ def _slopes(like: Tensor, arguments: Arguments) -> Tensor:
 _VALUES: dict[str, Callable[[Tensor, Arguments], Tensor]] = {
     "cu_seqlens_q": _starts("q", "max_seqlen_q"),
     "cu_seqlens_k": _starts("k", "max_seqlen_k"),
+    "cu_seqlens": _starts("q", "max_seqlen"),
+    "num_targets": lambda like, arguments: torch.zeros(like.shape),
     "seqlens_k": _lengths,
     "block_table": _pages,
     "slots": _slots,

@@ -8,6 +8,7 @@ from xattn_conformance.ops.apply_rotary.op import RotaryOp
 from xattn_conformance.ops.attention.op import AttentionOp
 from xattn_conformance.ops.attention_backward.op import AttentionBackwardOp
 from xattn_conformance.ops.base import Op
+from xattn_conformance.ops.hstu_attention.op import HstuOp
 from xattn_conformance.ops.merge_attention.op import MergeOp
 from xattn_conformance.ops.mla_attention.op import MlaAttentionOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
@@ -28,5 +29,6 @@ OPS: dict[str, Op[Any]] = {
         VarlenAttentionBackwardOp(),
         WriteOp(),
         MlaAttentionOp(),
+        HstuOp(),
     )
 }

@@ -23,6 +23,7 @@ _WIDE = 576
 class DecodeMla(MlaKernel):
     """`mla_decode_fwd`, which splits the keys over the card."""
 
+    name = "mla_decode"
     capabilities = (
         Capabilities(
             device="rocm",
@@ -65,6 +66,7 @@ class DecodeMla(MlaKernel):
 class GroupedDecodeMla(MlaKernel):
     """`decode_attention_fwd`."""
 
+    name = "decode_attention"
     capabilities = (
         Capabilities(
             device="rocm",

@@ -14,6 +14,7 @@ MODULE = "aiter.ops.triton.attention.mla"
 
 
 class PrefillMla(MlaKernel):
+    name = "mla_prefill"
     capabilities = (
         Capabilities(
             device="rocm",

@@ -20,6 +20,7 @@ _TILE, _LEAST, _HEADS = 64, 16, 16
 
 
 class SparseMla(MlaKernel):
+    name = "sparse_mla"
     capabilities = (
         Capabilities(
             device="rocm",
