@@ -23,6 +23,7 @@ import decode
 import door
 import features
 import hopper
+import latent
 import overhead
 import paged
 import quantised
@@ -47,6 +48,7 @@ SUBJECTS = {
     "decode": decode,
     "paged": paged,
     "quantised": quantised,
+    "latent": latent,
     "varlen": varlen,
     "door": door,
     "compat": compat,

@@ -112,6 +112,7 @@ def test_a_cache_whose_elements_32_bits_do_not_count(aiter: Any) -> None:
 def test_causal_cannot_be_switched_off(aiter: Any) -> None:
     """triton-mla-causal-alone"""
     request = xattn.explain(xattn.mla_attention, **call(one=False, causal=False)).request
+    assert isinstance(request, xattn.MlaRequest)
     assert [reason.code for reason in PrefillMla().limits(request)] == ["causal"]
 
 
