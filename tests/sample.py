@@ -29,9 +29,11 @@ class Sample:
     caches: tuple[int, ...] = ()
 
     def of(self, function: Callable[..., Any], **more: Any) -> Any:
-        """What a function of these arguments returns; of one that returns nothing, copies of what it wrote."""
+        """What a function of these arguments returns; of one that writes, copies of that behind it."""
         answer = function(*self.tensors, **{**self.named, **more})
-        return [self.tensors[i].clone() for i in self.written] if answer is None else answer
+        if not self.written or not (answer is None or isinstance(answer, Tensor)):
+            return answer
+        return [*([] if answer is None else [answer]), *(self.tensors[i].clone() for i in self.written)]
 
     def requiring_grad(self) -> Sample:
         """The same call on leaves that want a gradient."""

@@ -27,6 +27,7 @@ from xattn.ops.hstu_attention import HstuKernel, HstuRequest, hstu_attention
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
 from xattn.ops.mla_attention import MlaKernel, MlaRequest, mla_attention
 from xattn.ops.paged_attention import PagedKernel, PagedRequest, paged_attention
+from xattn.ops.rotary_write_kv import RotaryWriteKernel, RotaryWriteRequest, rotary_write_kv
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
 from xattn.ops.varlen_attention_backward import (
@@ -66,6 +67,8 @@ __all__ = [
     "Request",
     "RotaryKernel",
     "RotaryRequest",
+    "RotaryWriteKernel",
+    "RotaryWriteRequest",
     "SlowBackendWarning",
     "TensorSpec",
     "UnknownBackendError",
@@ -90,6 +93,7 @@ __all__ = [
     "mla_attention",
     "paged_attention",
     "plan",
+    "rotary_write_kv",
     "use_backend",
     "varlen_attention",
     "varlen_attention_backward",

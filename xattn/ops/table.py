@@ -16,6 +16,7 @@ from xattn.ops import (
     merge_attention,
     mla_attention,
     paged_attention,
+    rotary_write_kv,
     varlen_attention,
     varlen_attention_backward,
     write_kv,
@@ -34,6 +35,7 @@ OPS: dict[str, Op] = {
         varlen_attention_backward,
         write_kv,
         mla_attention,
+        rotary_write_kv,
         hstu_attention,
     )
 }

@@ -7,7 +7,7 @@ from xattn_rocm.rules.rule import Rule, issue, line, pull
 _MHA = "aiter/ops/mha.py"
 _TRITON = "aiter/ops/triton/attention"
 _PAGED = "No kernel of xattn's calls it."
-_MLA = "xattn has no MLA yet."
+_MLA = "The backend `aiter` has no mla_attention yet."
 
 
 def _rule(name: str, backend: str, versions: str, link: str, what: str, guard: str) -> Rule:

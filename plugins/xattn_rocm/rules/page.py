@@ -15,6 +15,7 @@ from xattn_rocm.rules import (
     ck,
     holds,
     installing,
+    latent,
     not_callable_yet,
     packed,
     rotary,
@@ -31,6 +32,7 @@ _PARTS = {
     "Packed sequences (`aiter`)": packed,
     "Triton kernels (`aiter-triton`)": triton,
     "Packed sequences, pages and HSTU (`aiter-triton`)": serving,
+    "Latent attention (`aiter-triton`)": latent,
     "Rotary embedding": rotary,
     "Of calls that xattn does not have yet": not_callable_yet,
 }

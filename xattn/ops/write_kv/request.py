@@ -11,16 +11,11 @@ import torch
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
-from xattn.plugin.features import Feature, Vocabulary
+from xattn.plugin.features import Vocabulary
 from xattn.plugin.request import Phase, Request, TensorSpec, dtype_name
-from xattn.plugin.symbolic import holds, known
+from xattn.plugin.symbolic import holds
 
 WriteFeature = Literal["latent", "headdim_v", "k_scale", "v_scale", "empty"]
-
-_LATENT = Feature("latent", lambda r: True if r.headdim_v is None else None)
-_HEADDIM_V = Feature(
-    "headdim_v", lambda r: None if r.headdim_v is None or known(r.headdim_v == r.headdim) else r.headdim_v
-)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -37,7 +32,13 @@ class WriteRequest(Request):
     op: ClassVar[str] = "write_kv"
     vocabulary: ClassVar[Vocabulary] = Vocabulary(
         op="write_kv",
-        features=(_LATENT, _HEADDIM_V, features.argument("k_scale"), features.argument("v_scale"), features.EMPTY),
+        features=(
+            features.LATENT,
+            features.HEADDIM_V_OF_A_CACHE,
+            features.argument("k_scale"),
+            features.argument("v_scale"),
+            features.EMPTY,
+        ),
         sizes=("headdim", "headdim_v"),
         phases=("inference",),
     )
