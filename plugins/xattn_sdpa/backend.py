@@ -7,6 +7,7 @@ from xattn_sdpa.apply_rotary import SdpaRotary
 from xattn_sdpa.attention.kernel import SdpaAttention
 from xattn_sdpa.attention_backward import SdpaBackward
 from xattn_sdpa.mla_attention.kernel import SdpaMla
+from xattn_sdpa.mqa_logits import SdpaMqaLogits, SdpaPagedMqaLogits
 from xattn_sdpa.paged_attention.kernel import SdpaPaged
 from xattn_sdpa.varlen_attention.kernel import SdpaVarlen
 from xattn_sdpa.varlen_attention_backward import SdpaVarlenBackward
@@ -25,4 +26,6 @@ class SdpaBackend(Backend):
         SdpaWrite(),
         SdpaBackward(),
         SdpaVarlenBackward(),
+        SdpaMqaLogits(),
+        SdpaPagedMqaLogits(),
     )

@@ -15,7 +15,9 @@ from xattn.ops import (
     hstu_attention,
     merge_attention,
     mla_attention,
+    mqa_logits,
     paged_attention,
+    paged_mqa_logits,
     varlen_attention,
     varlen_attention_backward,
     write_kv,
@@ -35,6 +37,8 @@ OPS: dict[str, Op] = {
         write_kv,
         mla_attention,
         hstu_attention,
+        mqa_logits,
+        paged_mqa_logits,
     )
 }
 

@@ -6,6 +6,7 @@ from xattn import Backend
 from xattn_rocm.aiter_triton.attention.mha import MhaAttention
 from xattn_rocm.aiter_triton.attention.unified import UnifiedAttention
 from xattn_rocm.aiter_triton.hstu_attention.kernel import TritonHstu
+from xattn_rocm.aiter_triton.mqa_logits import TritonMqaLogits
 from xattn_rocm.aiter_triton.paged_attention.kernel import UnifiedPaged
 from xattn_rocm.aiter_triton.varlen_attention.kernel import MhaVarlen
 from xattn_rocm.aiter_triton.varlen_attention_backward.kernel import MhaVarlenBackward
@@ -22,6 +23,7 @@ class AiterTritonBackend(Backend):
         MhaVarlenBackward(),
         UnifiedPaged(),
         TritonHstu(),
+        TritonMqaLogits(),
     )
     packages = ("amd-aiter", "triton", "pytorch-triton-rocm")
 

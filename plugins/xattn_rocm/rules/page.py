@@ -17,7 +17,7 @@ _PARTS = {
     "What CK computes (`aiter`)": ck,
     "Which kernel aiter picks (`aiter`)": routes,
     "Triton kernels (`aiter-triton`)": triton,
-    "Packed sequences, pages and HSTU (`aiter-triton`)": serving,
+    "Packed sequences, pages, HSTU and an indexer's logits (`aiter-triton`)": serving,
     "Rotary embedding": rotary,
     "Of calls that xattn does not have yet": not_callable_yet,
 }
