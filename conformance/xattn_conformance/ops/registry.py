@@ -10,6 +10,7 @@ from xattn_conformance.ops.attention_backward.op import AttentionBackwardOp
 from xattn_conformance.ops.base import Op
 from xattn_conformance.ops.hstu_attention.op import HstuOp
 from xattn_conformance.ops.merge_attention.op import MergeOp
+from xattn_conformance.ops.mqa_logits.op import MqaLogitsOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
 from xattn_conformance.ops.varlen_attention_backward.op import VarlenAttentionBackwardOp
@@ -28,5 +29,6 @@ OPS: dict[str, Op[Any]] = {
         VarlenAttentionBackwardOp(),
         WriteOp(),
         HstuOp(),
+        MqaLogitsOp(),
     )
 }
