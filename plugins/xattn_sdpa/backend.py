@@ -6,8 +6,8 @@ from xattn import Backend
 from xattn_sdpa.apply_rotary import SdpaRotary
 from xattn_sdpa.attention.kernel import SdpaAttention
 from xattn_sdpa.attention_backward import SdpaBackward
+from xattn_sdpa.logits.kernel import SdpaMqaLogits, SdpaPagedMqaLogits
 from xattn_sdpa.mla_attention.kernel import SdpaMla
-from xattn_sdpa.mqa_logits import SdpaMqaLogits, SdpaPagedMqaLogits
 from xattn_sdpa.paged_attention.kernel import SdpaPaged
 from xattn_sdpa.varlen_attention.kernel import SdpaVarlen
 from xattn_sdpa.varlen_attention_backward import SdpaVarlenBackward

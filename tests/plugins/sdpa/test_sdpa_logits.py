@@ -9,9 +9,7 @@ import torch
 from ops.mqa_logits.samples import indexed
 from ops.paged_mqa_logits.samples import FP8, scale
 from ops.paged_mqa_logits.samples import indexed as paged
-
-# xattn_sdpa is imported as a plugin is, by its module's name.
-from xattn_sdpa import mqa_logits as kernels
+from xattn_sdpa.logits import engine
 
 import xattn
 
@@ -19,7 +17,7 @@ import xattn
 @pytest.fixture(autouse=True, params=[1, 150, 2**19])
 def some_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row at a time, a few, and all."""
-    monkeypatch.setattr(kernels, "_SCORES", request.param)
+    monkeypatch.setattr(engine, "_SCORES", request.param)
 
 
 def both(function: Any, *args: Any, **options: Any) -> None:

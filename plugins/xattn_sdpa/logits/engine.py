@@ -1,71 +1,19 @@
-"""`mqa_logits` and `paged_mqa_logits` of torch's operators: so many rows at a time that the logits of all their heads
-stay in the cache of a core."""
+"""An indexer's logits of torch's operators: so many rows at a time that the logits of all their heads stay in the cache
+of a core."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from xattn import (
-    Capabilities,
-    MqaLogitsKernel,
-    MqaLogitsRequest,
-    PagedBatch,
-    PagedMqaLogitsKernel,
-    PagedMqaLogitsRequest,
-    Reason,
-)
-from xattn.plugin import Plan
-from xattn.plugin.quantised import FP8, as_bytes
+from xattn import PagedBatch
+from xattn.plugin.quantised import as_bytes
 
-_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16}) | FP8
 # Scores of all heads that are held at a time.
 _SCORES = 2**19
 
 
-class SdpaMqaLogits(MqaLogitsKernel):
-    capabilities = (
-        Capabilities(
-            device="cpu", dtypes=_DTYPES, features=frozenset({"k_scale", "empty"}), checked="run on CPU"
-        ),
-    )  # fmt: skip
-
-    def limits(self, request: MqaLogitsRequest) -> list[Reason]:
-        return _traced_reasons()
-
-    def plan(self, request: MqaLogitsRequest) -> Plan:
-        return mqa_logits
-
-    def kernel_name(self, request: MqaLogitsRequest) -> str:
-        return "torch.mm and relu, some rows at a time"
-
-
-class SdpaPagedMqaLogits(PagedMqaLogitsKernel):
-    capabilities = (
-        Capabilities(
-            device="cpu", dtypes=_DTYPES, features=frozenset({"k_scale", "empty"}), checked="run on CPU"
-        ),
-    )  # fmt: skip
-
-    def limits(self, request: PagedMqaLogitsRequest) -> list[Reason]:
-        return _traced_reasons()
-
-    def plan(self, request: PagedMqaLogitsRequest) -> Plan:
-        return paged_mqa_logits
-
-    def kernel_name(self, request: PagedMqaLogitsRequest) -> str:
-        return "torch.mm and relu over the pages of one sequence at a time"
-
-
-def _traced_reasons() -> list[Reason]:
-    if not torch.compiler.is_compiling():
-        return []
-    return [Reason("torch.compile", True, "an eager call", "It loops over rows. Call it outside the graph.")]
-
-
-def mqa_logits(
-    q: Tensor, k: Tensor, weights: Tensor, starts: Tensor, ends: Tensor, *, k_scale: Tensor | None = None
-) -> Tensor:
+def mqa_logits(q: Tensor, k: Tensor, weights: Tensor, starts: Tensor, ends: Tensor, k_scale: Tensor | None) -> Tensor:
     total_q, total_k = q.shape[0], k.shape[0]
     out = torch.empty(total_q, total_k)
     keys = k.float()
@@ -76,9 +24,7 @@ def mqa_logits(
         return out.masked_fill_((j < starts.unsqueeze(1)) | (j >= ends.unsqueeze(1)), -torch.inf)
 
 
-def paged_mqa_logits(
-    q: Tensor, k_cache: Tensor, weights: Tensor, batch: PagedBatch, *, k_scale: Tensor | None = None
-) -> Tensor:
+def paged_mqa_logits(q: Tensor, k_cache: Tensor, weights: Tensor, batch: PagedBatch, k_scale: Tensor | None) -> Tensor:
     out = torch.full((q.shape[0], batch.max_seqlen_k), -torch.inf)
     found = batch.lists()
     assert found is not None
