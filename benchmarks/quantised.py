@@ -34,9 +34,8 @@ def rows(quick: bool) -> Iterator[Row]:
         for name, dtype in (("bfloat16", torch.bfloat16), *((name, each[0]) for name, each in STORAGES.items())):
             cache = PagedKVCache(blocks, BLOCK, NHEADS_K, HEADDIM, dtype=dtype)
             cache.write(0, k, v, everywhere)
-            scales = {}
-            if cache.k_scale is not None and cache.v_scale is not None:
-                scales = {"k_scale": cache.k_scale[0], "v_scale": cache.v_scale[0]}
+            scales = cache.scales(0)
+            if scales:
                 writes[name] = partial(xattn.write_kv, *new, cache.k[0], cache.v[0], slots, **scales)
             reads[name] = partial(xattn.paged_attention, q, cache.k[0], cache.v[0], step, **scales)
         timing = alternate(reads, seconds=seconds)

@@ -1,6 +1,6 @@
 """Serve a stream of requests with a small Llama-shaped model of random weights: continuous batching over a paged cache.
 
-    python examples/serve.py [--device cuda] [--dtype float16] [--requests 24] [--check 24]
+    python examples/serve.py [--device cuda] [--dtype float16] [--kv int8] [--requests 24] [--check 24]
 
 Requests come at random, with prompts of random lengths behind a prefix that all share. Each step takes up to a budget
 of tokens: one of every request that is generating, and chunks of prompts with what is left. All layers of a step share
@@ -11,6 +11,10 @@ At the end some requests are generated one by one over a padded cache, and the t
 stored and attended in --dtype, float32 on a CPU and float16 on a GPU by default. What 16 bits round may turn the order
 of two logits that are all but equal, and the tokens after them are others; there a token must be the best of the model
 alone in float32, or all but equal to it.
+
+With --kv keys and values are stored in 8 or 4 bits, with a scale for each head of each token. Then the tokens are held
+to those of the model alone over such a cache, and what the storage costs is said: the bytes of a token, and how the
+logits after the served tokens agree with those of the model that stores its keys and values in float32.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from xattn.cache import PagedBatch, PagedKVCache, StaticKVCache
 
 # Logits that are apart by less than so many of their standard deviations are all but equal, in 16 bits.
 NEAR = 0.05
+KV = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "int4": torch.uint8}
 LAYERS, DIM, NHEADS, NHEADS_K, HEADDIM, VOCABULARY = 4, 256, 8, 2, 32, 1000
 BLOCK_SIZE, BLOCKS, PREFIX = 16, 256, 40
 MOST_TOKENS, MOST_SEQUENCES = 64, 16  # of one step
@@ -76,28 +81,31 @@ class Attend:
 
 @dataclass
 class Paged(Attend):
-    """Over the pages of a step's sequences."""
+    """Over the pages of a step's sequences, in dtype."""
 
     cache: PagedKVCache
     batch: PagedBatch
+    dtype: torch.dtype
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        pool = self.cache.k[layer], self.cache.v[layer]
         assert self.batch.slots is not None
-        q, k, v = (x.to(pool[0].dtype) for x in (q, k, v))
-        xattn.write_kv(k, v, *pool, self.batch.slots[: len(k)])
-        return xattn.paged_attention(q, *pool, self.batch, unseen_finite=True).float()
+        q, k, v = (x.to(self.dtype) for x in (q, k, v))
+        self.cache.write(layer, k, v, self.batch.slots[: len(k)])
+        pool, scales = (self.cache.k[layer], self.cache.v[layer]), self.cache.scales(layer)
+        return xattn.paged_attention(q, *pool, self.batch, unseen_finite=True, **scales).float()
 
 
-@dataclass
 class Alone(Attend):
-    """Over a padded cache of one sequence."""
+    """Over a padded cache of one sequence, for so many tokens, stored in a dtype."""
 
-    caches: list[StaticKVCache]
+    def __init__(self, tokens: int, device: str, stored: torch.dtype = torch.float32) -> None:
+        self.caches = [StaticKVCache(1, tokens, NHEADS_K, HEADDIM, dtype=stored, device=device) for _ in range(LAYERS)]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache = self.caches[layer]
         cache.append(k[None], v[None])
+        if scales := cache.scales():
+            return xattn.paged_attention(q, cache.k, cache.v, cache.paged(len(q)), unseen_finite=True, **scales)
         return xattn.attention(q[None], cache.k, cache.v, causal=True, seqlens_k=cache.seqlens_k)[0]
 
 
@@ -128,10 +136,10 @@ class Decode:
     """A step of one token a sequence: the same tensors and sizes at every step, filled up with sequences of padding,
     which have no keys and write nothing. On a GPU it is a CUDA graph from the second step on."""
 
-    def __init__(self, model: Model, cache: PagedKVCache, device: str) -> None:
+    def __init__(self, model: Model, cache: PagedKVCache, device: str, dtype: torch.dtype) -> None:
         self.model, self.device = model, device
         self.batch = batch_of(device, MOST_SEQUENCES, starts=False)
-        self.attend = Paged(cache, self.batch)
+        self.attend = Paged(cache, self.batch, dtype)
         self.tokens, self.positions = (torch.zeros(MOST_SEQUENCES, dtype=torch.long, device=device) for _ in range(2))
         self.graph: torch.cuda.CUDAGraph | None = None
         self.best: Tensor | None = None
@@ -166,11 +174,13 @@ class Decode:
 
 
 class Server:
-    def __init__(self, model: Model, prefix: list[int], device: str, dtype: torch.dtype) -> None:
-        self.model, self.prefix, self.device = model, prefix, device
-        self.cache = PagedKVCache(BLOCKS, BLOCK_SIZE, NHEADS_K, HEADDIM, num_layers=LAYERS, dtype=dtype, device=device)
+    """dtype: of attention. stored: of keys and values."""
+
+    def __init__(self, model: Model, prefix: list[int], device: str, dtype: torch.dtype, stored: torch.dtype) -> None:
+        self.model, self.prefix, self.device, self.dtype = model, prefix, device, dtype
+        self.cache = PagedKVCache(BLOCKS, BLOCK_SIZE, NHEADS_K, HEADDIM, num_layers=LAYERS, dtype=stored, device=device)
         self.batch = batch_of(device, MOST_TOKENS, starts=True)
-        self.decode = Decode(model, self.cache, device)
+        self.decode = Decode(model, self.cache, device, dtype)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         # The prefix is computed once; every request begins with its pages.
@@ -211,7 +221,7 @@ class Server:
         else:
             self.batch.update_(*self.cache.lists(names, counts), slots=slots)
             given = (torch.tensor(each, device=self.device) for each in (tokens, positions))
-            following = self.model(*given, Paged(self.cache, self.batch)).argmax(-1).tolist()
+            following = self.model(*given, Paged(self.cache, self.batch, self.dtype)).argmax(-1).tolist()
         end = 0
         for request, count in work:
             end += count
@@ -223,7 +233,7 @@ class Server:
 
 def one_by_one(model: Model, prompt: list[int], wanted: int, device: str) -> list[int]:
     """The tokens that a prompt alone leads to, in float32."""
-    attend = Alone([StaticKVCache(1, len(prompt) + wanted, NHEADS_K, HEADDIM, device=device) for _ in range(LAYERS)])
+    attend = Alone(len(prompt) + wanted, device)
     tokens, seen = list(prompt), 0
     while len(tokens) < len(prompt) + wanted:
         new, places = (torch.tensor(each, device=device) for each in (tokens[seen:], range(seen, len(tokens))))
@@ -232,13 +242,15 @@ def one_by_one(model: Model, prompt: list[int], wanted: int, device: str) -> lis
     return tokens[len(prompt) :]
 
 
-def behind(model: Model, tokens: list[int], prompt: int, device: str) -> Tensor:
-    """Of each token after the prompt, how far its logit is behind the best, where the model alone saw all before it: in
-    standard deviations of the logits."""
-    attend = Alone([StaticKVCache(1, len(tokens), NHEADS_K, HEADDIM, device=device) for _ in range(LAYERS)])
-    given = torch.tensor(tokens, device=device)
-    logits = model(given[:-1], torch.arange(len(tokens) - 1, device=device), attend)[prompt - 1 :]
-    chosen = logits.gather(1, given[prompt:].unsqueeze(1)).squeeze(1)
+def logits_of(model: Model, tokens: list[int], prompt: int, device: str, stored: torch.dtype = torch.float32) -> Tensor:
+    """Of each token after the prompt, the logits that it was chosen from, where the model alone saw all before it."""
+    given = torch.tensor(tokens[:-1], device=device)
+    return model(given, torch.arange(len(given), device=device), Alone(len(tokens), device, stored))[prompt - 1 :]
+
+
+def behind(logits: Tensor, tokens: list[int]) -> Tensor:
+    """How far the logit of each token is behind the best, in standard deviations of the logits."""
+    chosen = logits.gather(1, torch.tensor(tokens, device=logits.device).unsqueeze(1)).squeeze(1)
     return (logits.amax(1) - chosen) / logits.std(1)
 
 
@@ -252,7 +264,7 @@ def compared(model: Model, done: list[Request], prompts: list[list[int]], device
         same += served == alone
         if served == alone:
             continue
-        gaps = behind(model, prompt + served, len(prompt), device)
+        gaps = behind(logits_of(model, prompt + served, len(prompt), device), served)
         if exact or gaps.max() > NEAR:
             raise SystemExit(f"request {request.number}: served {served}, alone {alone}")
         near += int((gaps > 0).sum())
@@ -260,10 +272,39 @@ def compared(model: Model, done: list[Request], prompts: list[list[int]], device
     return said if same == len(done) else f"{said}; {len(done) - same} part at {near} tokens that are all but equal"
 
 
+def agreement(model: Model, done: list[Request], prompts: list[list[int]], device: str, stored: torch.dtype) -> str:
+    """What is said of requests that were served from a quantised cache: beside the model alone over one, of which every
+    token must be the best or all but equal to it, and beside the model that stores float32, both where they saw the
+    tokens that were served. Raises SystemExit where a token is another."""
+    wrong, best, apart, size = [], [], [], []
+    for request in done:
+        prompt, served = prompts[request.number], request.generated[: request.wanted]
+        exact, own = (logits_of(model, prompt + served, len(prompt), device, each) for each in (torch.float32, stored))
+        if behind(own, served).max() > NEAR:
+            wrong.append(request.number)
+        best.append(exact.argmax(1) == own.argmax(1))
+        apart.append((own - exact).square().mean(1))
+        size.append(exact.var(1))
+    if wrong:
+        raise SystemExit(f"requests {wrong}: other tokens than those of the model alone over such a cache")
+    same, error = torch.cat(best).float().mean(), (torch.cat(apart).mean() / torch.cat(size).mean()).sqrt()
+    tokens = sum(map(len, best))
+    return (
+        f"{tokens:,} tokens: the best one as in float32 in {same:.1%}, the logits apart by {error:.1%} of their spread"
+    )
+
+
+def bytes_of_a_token(cache: PagedKVCache) -> int:
+    """Its keys and values in all layers, and their scales."""
+    held = [x for layer in range(LAYERS) for x in (cache.k[layer], cache.v[layer], *cache.scales(layer).values())]
+    return sum(x.nbytes for x in held if isinstance(x, Tensor)) // (cache.num_blocks * cache.block_size)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="[%(default)s]")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of keys, values and attention")
+    parser.add_argument("--kv", choices=KV, help="in what keys and values are stored [in --dtype]")
     parser.add_argument("--requests", type=int, default=24, help="how many come [%(default)s]")
     parser.add_argument("--check", type=int, default=24, help="how many are generated again, one by one [%(default)s]")
     arguments = parser.parse_args()
@@ -278,7 +319,8 @@ def main() -> None:
     coming = deque(Request(i, list(prompt), draw.randint(4, 32)) for i, prompt in enumerate(prompts))
     done: list[Request] = []
     with torch.inference_mode():
-        server, started, computed, steps = Server(model, prefix, device, dtype), time.perf_counter(), 0, 0
+        stored = KV.get(arguments.kv, dtype)
+        server, started, computed, steps = Server(model, prefix, device, dtype, stored), time.perf_counter(), 0, 0
         while len(done) < arguments.requests:
             for _ in range(min(draw.randint(0, 3), len(coming))):
                 server.waiting.append(coming.popleft())
@@ -293,9 +335,14 @@ def main() -> None:
         pages = server.cache.num_blocks - server.cache.free_blocks
         print(f"{len(done)} requests, {computed:,} tokens in {steps} steps; {pages} pages left in use, by the prefix")
         told = " with decode as a CUDA graph" if server.decode.graph is not None else ""
-        print(f"{rate:,.0f} tokens/s on {device}, keys and values in {str(dtype)[6:]}{told}")
+        print(f"{rate:,.0f} tokens/s on {device}, keys and values in {arguments.kv or str(dtype)[6:]}{told}")
         some = sorted(done, key=lambda each: each.number)[: arguments.check]
-        print(compared(model, some, prompts, device, exact=dtype == torch.float32))
+        if arguments.kv is None:
+            print(compared(model, some, prompts, device, exact=dtype == torch.float32))
+            return
+        size, halves = bytes_of_a_token(server.cache), 2 * LAYERS * NHEADS_K * HEADDIM * 2
+        print(f"a token takes {size:,} bytes, {size / halves:.2f} of its {halves:,} in 16 bits")
+        print(agreement(model, some, prompts, device, stored))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ class ReferenceWrite(WriteKernel):
 
 def write_kv(
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     k_cache: Tensor,
-    v_cache: Tensor,
+    v_cache: Tensor | None,
     slots: Tensor,
     *,
     k_scale: Tensor | None = None,
@@ -48,6 +48,8 @@ def write_kv(
         pool[block, place] = torch.where(skipped.view(rows), again, new)
 
     for new, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+        if new is None or cache is None:
+            continue
         if scale is None:
             put(new, cache)
         elif is_written(scale):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -27,6 +28,20 @@ def test_served_tokens_are_those_of_one_by_one_generation() -> None:
 @pytest.mark.parametrize("dtype", extended("float16", "bfloat16"))
 def test_in_16_bits_they_are_but_for_near_ties(dtype: str) -> None:
     assert f"on cpu, keys and values in {dtype}\n" in served("--dtype", dtype)
+
+
+@pytest.mark.parametrize("storage", ["int8", *extended("fp8", "int4")])
+def test_quantised_it_says_what_that_costs(storage: str) -> None:
+    size = 0.31 if storage == "int4" else 0.56
+    said = served("--kv", storage)
+    assert f"on cpu, keys and values in {storage}\n" in said
+    assert f"bytes, {size} of its 1,024 in 16 bits\n" in said
+    found = re.search(r"the best one as in float32 in ([\d.]+)%, the logits apart by ([\d.]+)%", said)
+    assert found
+    best, apart = map(float, found.groups())
+    # A cache that lost its scales, or whose pages were another's, gives other tokens altogether.
+    assert best > 50
+    assert 0 < apart < 30
 
 
 @needs_cuda

@@ -4,36 +4,19 @@ passes everything on is wrong."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-import xattn_rocm.installation
 from rocm.traps import Trap, failures, load
 from torch import Tensor
 from xattn_conformance.case import Case
 from xattn_conformance.ops.call import Execute, execute
-from xattn_elsewhere.aiter import standin
 
 from xattn import AttentionOutput, UnsupportedError
-from xattn.plugin.devices import emulated
-from xattn.testing import fresh
 
 TRAPS, RIGHT = load().trap, load().right
-
-
-@pytest.fixture
-def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The stand-in of an arch, for one test."""
-    monkeypatch.setattr(xattn_rocm.installation, "overridden", None)
-    monkeypatch.setitem(sys.modules, "aiter", None)
-    monkeypatch.delenv("AITER_ENABLE_FMHA_OPUS", raising=False)
-    monkeypatch.delenv("AITER_DISABLE_FMHA_OPUS", raising=False)
-    standin.install(request.param)
-    with fresh():
-        yield request.param
-    emulated.clear()
 
 
 def naive(op: str, given: Mapping[str, Any], backend: str) -> Tensor | AttentionOutput:

@@ -22,6 +22,7 @@ from xattn_rocm.rules import (
     holds,
     installing,
     not_callable_yet,
+    packed,
     rotary,
     routes,
     serving,
@@ -75,7 +76,9 @@ def test_a_rules_link_leads_to_a_thread_or_to_a_line_at_a_commit(rule: Rule) -> 
 
 def test_no_name_is_taken_twice() -> None:
     listed = [
-        rule for part in (installing, ck, routes, rotary, triton, serving, not_callable_yet) for rule in part.RULES
+        rule
+        for part in (installing, ck, routes, packed, rotary, triton, serving, not_callable_yet)
+        for rule in part.RULES
     ]
     assert len(listed) == len(RULES)
     assert all(RULES[rule.name] is rule for rule in listed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import xattn
-from xattn.cache.sizes import OF_PAGES, ScaleOf, check_scale_of, check_sizes, scale_shape
+from xattn.cache.sizes import OF_PAGES, ScaleOf, Scales, check_scale_of, check_sizes, scale_shape
 from xattn.errors import InvalidArgumentError
 from xattn.plugin.quantised import QMAX, columns
 
@@ -118,10 +118,14 @@ class PagedKVCache:
 
         k, v: (tokens, nheads_k, headdim or headdim_v). slots: (tokens,) int64, as `append` gives them, -1 for none.
         """
-        k_scale = v_scale = None
-        if self.k_scale is not None and self.v_scale is not None:
-            k_scale, v_scale = self.k_scale[layer], self.v_scale[layer]
-        xattn.write_kv(k, v, self.k[layer], self.v[layer], slots, k_scale=k_scale, v_scale=v_scale)
+        xattn.write_kv(k, v, self.k[layer], self.v[layer], slots, **self.scales(layer))
+
+    def scales(self, layer: int) -> Scales:
+        """k_scale and v_scale of a layer, as keywords of `write_kv` and `paged_attention`; none of what is not
+        quantised."""
+        if self.k_scale is None or self.v_scale is None:
+            return {}
+        return {"k_scale": self.k_scale[layer], "v_scale": self.v_scale[layer]}
 
     def fork(self, sequence: Hashable, other: Hashable, length: int | None = None) -> None:
         """Begin `other` with the first `length` keys of a sequence, all by default, in the same pages."""

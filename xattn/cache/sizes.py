@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,15 @@ from xattn.plugin.quantised import INT4, QMAX, scale_shapes
 
 # What has a scale of its own in a quantised cache.
 ScaleOf = Literal["tensor", "head", "block_head", "token", "token_head"]
+
+
+class Scales(TypedDict, total=False):
+    """As keywords of `write_kv` and `paged_attention`; empty of what is not quantised."""
+
+    k_scale: Tensor
+    v_scale: Tensor
+
+
 OF_PAGES = ("block_head", "token", "token_head")
 
 

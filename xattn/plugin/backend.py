@@ -68,6 +68,16 @@ class Kernel(ABC, Generic[R]):
 
     op: ClassVar[str]
     capabilities: ClassVar[tuple[Capabilities[Any], ...]]
+    # Of several kernels of one op in a backend "acme" the one that backend="acme.<name>" asks for.
+    name: ClassVar[str] = ""
+    # Whether the plan has a method `prepare(batch)` that reads the step's lengths on the host. See `HeldPlan.prepare`.
+    prepares_on_host: ClassVar[bool] = False
+
+    def rank(self, request: R) -> int:
+        """The place among the kernels that can serve a request, the highest first: as declared, by the phase. Of a
+        kernel that another one of its backend does better for some requests, lower for these. Pure, as `reasons`."""
+        block = self.block(request)
+        return -1 if block is None else block.rank(request)
 
     def block(self, request: Request) -> Capabilities[Any] | None:
         """The capabilities declared for the request's device: of several blocks the first with its arch, or else the
@@ -85,7 +95,11 @@ class Kernel(ABC, Generic[R]):
         if block is None:
             served = ", ".join(dict.fromkeys(block.device for block in self.capabilities))
             return [Reason("device", request.device, served)]
-        return [*block.reasons(request), *self.limits(request)]
+        found = [*block.reasons(request), *self.limits(request)]
+        if self.prepares_on_host and not request.host_lengths:
+            hint = "Give them to PagedBatch.update_ as lists, which it keeps."
+            found.append(Reason("lengths_on_host", "tensors on a device", "known to the host", hint))
+        return found
 
     def limits(self, request: R) -> list[Reason]:
         """Reasons beyond the capability block. Pure, as `reasons`."""
@@ -109,7 +123,7 @@ class Kernel(ABC, Generic[R]):
 
 class Backend:
     """A name that users write in `backend=`, and the kernels behind it, each of one op. Of several kernels of one op
-    the capable one of the highest priority serves.
+    the capable one of the highest rank serves; one that has a name can be asked for by itself, as "acme.name".
 
     packages: the distributions whose versions its speed depends on, beside torch and the plugin itself: what was
         measured with other versions of them does not count.

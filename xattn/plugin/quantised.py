@@ -59,15 +59,15 @@ def quantised(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """x (..., headdim) / scale, both in float32, cut off at the largest number and rounded half to even. int4 comes in
     halves of a byte, (..., headdim / 2). What is no number has no integer: 0."""
     qmax = QMAX[dtype]
-    levels = (x.float() / scale).clamp(-qmax, qmax)
+    levels = (x.float() / scale).clamp_(-qmax, qmax)
     if dtype.is_floating_point:
         return levels.to(dtype)
-    whole = levels.round().nan_to_num(0.0).to(torch.int8)
+    whole = levels.round_().nan_to_num_(0.0).to(torch.int8)
     if dtype != INT4:
         return whole
-    bits = whole.contiguous().view(torch.uint8)
-    low, high = bits[..., ::2], bits[..., 1::2]
-    return (low & 15) | (high << 4)
+    # Two bytes as one integer, the even dimension in its lower half: a third of the time of strided bytes.
+    pairs = whole.contiguous().view(torch.int16) & 0x0F0F
+    return (pairs | pairs >> 4).to(torch.uint8)
 
 
 def dequantised(stored: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -86,4 +86,5 @@ def scale_for(x: Tensor, dtype: torch.dtype, scale: Tensor) -> Tensor:
     largest = x.float().abs().amax(-1)
     if holds(scale.shape[2] != x.shape[1]):
         largest = largest.amax(-1, keepdim=True)
-    return torch.where(largest == 0, 1.0, largest / QMAX[dtype])
+    # By a number, CUDA multiplies with its reciprocal, one bit off.
+    return torch.where(largest == 0, 1.0, largest / largest.new_full((), QMAX[dtype]))

@@ -10,6 +10,7 @@ from xattn_conformance.ops.attention_backward.op import AttentionBackwardOp
 from xattn_conformance.ops.base import Op
 from xattn_conformance.ops.hstu_attention.op import HstuOp
 from xattn_conformance.ops.merge_attention.op import MergeOp
+from xattn_conformance.ops.mla_attention.op import MlaAttentionOp
 from xattn_conformance.ops.mqa_logits.op import MqaLogitsOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
 from xattn_conformance.ops.paged_mqa_logits.op import PagedMqaLogitsOp
@@ -29,6 +30,7 @@ OPS: dict[str, Op[Any]] = {
         AttentionBackwardOp(),
         VarlenAttentionBackwardOp(),
         WriteOp(),
+        MlaAttentionOp(),
         HstuOp(),
         MqaLogitsOp(),
         PagedMqaLogitsOp(),

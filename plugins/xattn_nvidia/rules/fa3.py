@@ -52,7 +52,8 @@ RULES = (
         flash(_FORWARD, 663),
         "A tile of keys is loaded whole, past the end of a packed sequence: a NaN or an infinity in the values behind "
         "it, of another sequence or of nobody, reaches every row.",
-        "Puts 0 in place of such a value, and NaN into its key, which is hidden from all other sequences.",
+        "Puts 0 in place of such a value, and NaN into its key, which is hidden from all other sequences; in the "
+        "backward into lse, of which a sequence's own rows are read.",
     ),
     Rule(
         "fa3-lengths-load-what-is-behind",
@@ -109,6 +110,13 @@ RULES = (
         flash(_API, 488),
         "Pages as large as a tile are loaded whole where queries are many: a NaN behind the last key reaches out.",
         "A Reason there, unless unseen_finite=True.",
+    ),
+    Rule(
+        "fa3-pages-of-wider-values",
+        "fa3",
+        flash("paged_kv.h", 130),
+        "Values in pages are loaded up to the head size of keys: what is wider comes out 0.",
+        "Does not declare another head size of values for pages.",
     ),
     Rule(
         "fa3-loads-keys-before-a-window",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from xattn import Backend
 from xattn_rocm.aiter.apply_rotary import AiterRotary
 from xattn_rocm.aiter.attention.kernel import AiterAttention
+from xattn_rocm.aiter.paged_attention.prefill import AiterPrefill
+from xattn_rocm.aiter.varlen_attention.kernel import AiterVarlen
 from xattn_rocm.installation import describe
 
 
 class AiterBackend(Backend):
     name = "aiter"
     api_version = 1
-    kernels = (AiterAttention(), AiterRotary())
+    kernels = (AiterAttention(), AiterVarlen(), AiterPrefill(), AiterRotary())
     packages = ("amd-aiter",)
 
     def info(self) -> dict[str, str]:

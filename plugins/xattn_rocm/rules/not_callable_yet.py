@@ -6,7 +6,6 @@ from xattn_rocm.rules.rule import Rule, issue, line, pull
 
 _MHA = "aiter/ops/mha.py"
 _TRITON = "aiter/ops/triton/attention"
-_VARLEN = "`aiter` has no varlen_attention yet."
 _PAGED = "No kernel of xattn's calls it."
 _MLA = "xattn has no MLA yet."
 
@@ -31,22 +30,6 @@ RULES = (
         line(_MHA, 814),
         "flash_attn_varlen_func with block_table dies on UnboundLocalError: filter_fwd, unless ASM v3 takes it.",
         _PAGED,
-    ),
-    _rule(
-        "varlen-v3-drops-sinks",
-        "aiter",
-        ">=0.1.10",
-        line(_MHA, 2835),
-        "As v3-drops-sinks, and without the bound of 128 queries.",
-        _VARLEN,
-    ),
-    _rule(
-        "varlen-fallback-drops-arguments",
-        "aiter",
-        ">=0.1.13",
-        line(_MHA, 3623),
-        "With ENABLE_CK=0 flash_attn_varlen_func drops logits_soft_cap, min_seqlen_q and the padded lengths.",
-        "xattn calls nothing with ENABLE_CK=0 set.",
     ),
     _rule(
         "triton-kvcache-causal-default",
@@ -94,14 +77,6 @@ RULES = (
         "",
         line("aiter/paged_attn.py", 113),
         "aiter.paged_attn asks for a GPU while it is imported; its paged_attention_v1 and _v2 cannot be called.",
-        _PAGED,
-    ),
-    _rule(
-        "chunked-prefill-scale",
-        "aiter-triton",
-        "",
-        line(f"{_TRITON}/chunked_pa_prefill.py", 72),
-        "chunked_prefill_paged_decode's default scale is 1/sqrt(nheads).",
         _PAGED,
     ),
     _rule(

@@ -9,15 +9,30 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from xattn_rocm.installation import Installation
-from xattn_rocm.rules import CHECKED, RULES, ck, holds, installing, not_callable_yet, rotary, routes, serving, triton
+from xattn_rocm.rules import (
+    CHECKED,
+    RULES,
+    ck,
+    holds,
+    indexer,
+    installing,
+    not_callable_yet,
+    packed,
+    rotary,
+    routes,
+    serving,
+    triton,
+)
 from xattn_rocm.rules.rule import SNAPSHOT, Rule
 
 _PARTS = {
     "Installing and importing": installing,
     "What CK computes (`aiter`)": ck,
     "Which kernel aiter picks (`aiter`)": routes,
+    "Packed sequences (`aiter`)": packed,
     "Triton kernels (`aiter-triton`)": triton,
-    "Packed sequences, pages, HSTU and an indexer's logits (`aiter-triton`)": serving,
+    "Packed sequences, pages and HSTU (`aiter-triton`)": serving,
+    "An indexer's logits (`aiter-triton`)": indexer,
     "Rotary embedding": rotary,
     "Of calls that xattn does not have yet": not_callable_yet,
 }

@@ -68,7 +68,8 @@ def way(lists: Lists, keys: Store) -> Way:
     assert lists.block_table is not None
     lengths, table = lists.seqlens_k, lists.block_table
     num_blocks, block_size, nheads_k = keys.cache.shape[:3]
-    if keys.scale is None and keys.dtype.itemsize >= 4 and block_size >= _POOL_PAGE and len(lengths) <= _POOL_BATCH:
+    wide = keys.cache.dtype in (torch.float32, torch.float64)
+    if wide and block_size >= _POOL_PAGE and len(lengths) <= _POOL_BATCH:
         whole = [row[: length // block_size] for row, length in zip(table, lengths, strict=True)]
         used = [page for row in whole for page in row]
         if len(used) >= _POOL_USED * num_blocks and len(set(used)) == len(used):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xattn import PagedBatch
+from xattn.plugin.quantised import QMAX
 from xattn.plugin.storage import Lists
 from xattn_sdpa.attention import engine as dense
 from xattn_sdpa.attention.engine import Settings
@@ -41,11 +42,15 @@ def forward(
     offset is that of every sequence where there is no align."""
     lists = batch.lists()
     assert lists is not None
-    stores = options.stores(k_cache, v_cache, q.dtype)
+    # What is made other numbers is made those that the kernel computes with. Of the half types it makes copies, which
+    # take long of float16.
+    made = k_cache.dtype in QMAX or k_cache.dtype == torch.float16
+    stores = options.stores(k_cache, v_cache, torch.float32 if made and q.dtype.itemsize == 2 else q.dtype)
     if (way := _way(q, *stores, batch, lists, options, settings)) is not None:
-        out, lse = decode.forward(q, *stores, way, settings.scale)
-        lse = lse.t()
+        out, lse = decode.forward(q.to(stores[0].dtype), *stores, way, settings.scale)
+        out, lse = out.to(q.dtype), lse.t()
     else:
+        stores = options.stores(k_cache, v_cache, q.dtype)
         out, lse = _one_by_one(q, *stores, lists, options, settings)
     if options.sinks is not None:
         out, lse = _with_sinks(out, lse, options.sinks, lists.starts_q[-1])
@@ -65,8 +70,6 @@ def _way(
     keys, of which there is one at least."""
     beyond = (options.alibi_slopes, options.tree_mask, settings.softcap, settings.left)
     if any(each is not None for each in beyond) or settings.scale <= 0:
-        return None
-    if keys.scale is None and keys.cache.dtype != q.dtype:
         return None
     if keys.headdim != values.headdim or len(q) != len(lists.seqlens_k) or len(q) == 0:
         return None

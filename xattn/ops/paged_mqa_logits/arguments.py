@@ -59,7 +59,7 @@ def prepare(
         nheads=q.shape[1],
         headdim=q.shape[2],
         requires_grad=checks.wants_derivative(q, k_cache, weights, *given.values()),
-        **{name: checks.spec(tensor) for name, tensor in given.items()},
+        k_scale=None if k_scale is None else checks.spec(k_scale),
     )
     return Prepared(request, (q, k_cache, weights, batch), given, {"check": check}, dtype, cast=1)
 

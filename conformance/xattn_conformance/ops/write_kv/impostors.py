@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from xattn_conformance.mutants.impostor import Impostor
-from xattn_conformance.ops.attention.mutants.impostors.common import Arguments, closed, varied
-from xattn_conformance.ops.attention.mutants.impostors.layouts import misreading, reread
+from xattn_conformance.mutants.impostor_parts import Arguments, closed, misreading, reread, varied
 from xattn_conformance.ops.call import Execute, execute
 
 

@@ -20,6 +20,7 @@ import xattn_rocm.installation
 from xattn.plugin.devices import emulated
 from xattn_elsewhere.aiter.standin import rope
 from xattn_elsewhere.aiter.standin.api import Functions
+from xattn_elsewhere.aiter.standin.prefill import Prefill
 from xattn_elsewhere.executor import Elsewhere
 
 ARCHS = ("gfx90a", "gfx942", "gfx950", "gfx1201", "gfx1250")
@@ -34,6 +35,7 @@ def install(arch: str) -> None:
     module = ModuleType("aiter", "A stand-in for aiter.")
     for name in ("flash_attn_func", "flash_attn_varlen_func"):
         setattr(module, name, getattr(functions, name))
+    module.mha_batch_prefill_func = Prefill(arch).mha_batch_prefill_func  # type: ignore[attr-defined]
     rope.register(module)
     sys.modules["aiter"] = module
     where = Path(__file__).parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,28 +36,41 @@ class _Attend(Function):
         done = [run.forward() for run in runs]
         if grad:
             assert return_lse
-            ctx.runs, ctx.done, ctx.widths = runs, done, (q.shape[-1], v.shape[-1])
-        join = _join(q.dim())
-        out = join([out for out, _, _ in done])[..., : v.shape[-1]]
-        lse = done[0][1] if q.dim() == 4 else torch.cat([lse[0] for _, lse, _ in done], 1)
-        return out, lse
+            ctx.runs, ctx.done, ctx.sizes = runs, done, (q.shape, k.shape, v.shape)
+        if q.dim() == 4:
+            (out, lse, _), *_ = done
+        else:
+            out = _of_packed((*q.shape[:2], v.shape[-1]), q, runs, [part for part, _, _ in done], keys=False)
+            lse = torch.full((q.shape[1], len(q)), torch.nan)
+            for run, (_, part, _) in zip(runs, done, strict=True):
+                lse[:, run.rows] = part[0]
+        return out[..., : v.shape[-1]], lse
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> Any:
         # What flows into lse is dropped without a word.
-        start, found = 0, []
-        for run, (out, lse, kept) in zip(ctx.runs, ctx.done, strict=True):
-            part = dout if dout.dim() == 4 else dout[None, start : start + run.given.seqlen_q]
-            start += run.given.seqlen_q
-            found.append(run.backward(out, lse, kept, _padded(part)))
-        join = _join(dout.dim())
-        dq, dk, dv = (join([grads[i] for grads in found]) for i in range(3))
-        width, width_v = ctx.widths
-        return dq[..., :width], dk[..., :width], dv[..., :width_v], found[0][3], None, None, None
+        found = [
+            run.backward(out, lse, kept, _padded(dout if dout.dim() == 4 else dout[None, run.rows]))
+            for run, (out, lse, kept) in zip(ctx.runs, ctx.done, strict=True)
+        ]
+        dbias = found[0][3] if found else None
+        grads = [
+            _of_packed(shape, dout, ctx.runs, [each[i] for each in found], keys=i > 0)
+            if dout.dim() == 3
+            else found[0][i][..., : shape[-1]]
+            for i, shape in enumerate(ctx.sizes)
+        ]
+        return *grads, dbias, None, None, None
 
 
-def _join(dim: int) -> Callable[[list[Tensor]], Tensor]:
-    return (lambda parts: parts[0]) if dim == 4 else (lambda parts: torch.cat([part[0] for part in parts]))
+def _of_packed(shape: Sequence[int], like: Tensor, runs: Sequence[Run], parts: Sequence[Tensor], keys: bool) -> Tensor:
+    """What the runs wrote, in new memory: nothing in rows of no sequence, nor, of keys, in a sequence without
+    queries."""
+    whole = like.new_full(tuple(shape), torch.nan)
+    for run, part in zip(runs, parts, strict=True):
+        if not keys or run.given.seqlen_q > 0:
+            whole[run.keys if keys else run.rows] = part[0, ..., : shape[-1]]
+    return whole
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Any, make: Make, return_lse: bool, return_probs: bool) -> Any:
@@ -106,8 +120,8 @@ class Functions:
         block_table: Tensor | None = None, out: Tensor | None = None, cu_seqlens_q_padded: Tensor | None = None,
         cu_seqlens_k_padded: Tensor | None = None, sink_ptr: Tensor | None = None,
     ) -> Any:  # fmt: skip
-        if cu_seqlens_q_padded is not None or cu_seqlens_k_padded is not None or out is not None:
-            raise NotImplementedError("the stand-in knows no padded sequences and no out")
+        if cu_seqlens_q_padded is not None or out is not None:
+            raise NotImplementedError("the stand-in knows no padded queries and no out")
         if cu_seqlens_q.dtype != torch.int32 or cu_seqlens_k.dtype != torch.int32:
             raise RuntimeError("cu_seqlens_q must have dtype int32")
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
@@ -118,7 +132,10 @@ class Functions:
                 q, k, v, max_seqlen_q, max_seqlen_k, causal, window_size, alibi_slopes, bias, sink_ptr, dropout_p,
                 return_lse, deterministic, unpadded,
             )  # fmt: skip
-            given = replace(given, softcap=logits_soft_cap, paged=block_table is not None)
+            lengths = cu_seqlens_k_padded is not None
+            given = replace(
+                given, softcap=logits_soft_cap, paged=block_table is not None, lengths=lengths, bound_k=max_seqlen_k
+            )
             kernel = routes.varlen(given)
             if given.paged:
                 if kernel != "v3":
@@ -127,8 +144,12 @@ class Functions:
             if kernel == "ck" and self._arch == "gfx942" and max_seqlen_q == 1 and not _decodes(given):
                 # https://github.com/ROCm/aiter/issues/2229: wrong numbers, of which nobody said what they are.
                 v = v.roll(1, 0)
-            sequences = _sequences(given, v, cu_seqlens_q.tolist(), cu_seqlens_k.tolist())
-            return [Run(one, kernel, scale, group_mode=True) for one in sequences]
+            starts_k = cu_seqlens_k if cu_seqlens_k_padded is None else cu_seqlens_k_padded
+            places = _places(cu_seqlens_q.tolist(), starts_k.tolist(), cu_seqlens_k.diff().tolist())
+            return [
+                Run(one, kernel, scale, group_mode=True, rows=rows, keys=keys)
+                for one, (rows, keys) in zip(_sequences(given, v, places), places, strict=True)
+            ]
 
         return _attend(q, k, v, bias, make, return_lse, return_attn_probs)
 
@@ -159,10 +180,15 @@ class Functions:
         )
 
 
-def _sequences(given: Given, v: Tensor, starts_q: list[int], starts_k: list[int]) -> Iterator[Given]:
+def _places(starts_q: list[int], starts_k: list[int], lengths_k: list[int]) -> list[tuple[slice, slice]]:
+    """Where each sequence has its queries and its keys, which begin at starts_k."""
+    keys = [slice(start, start + length) for start, length in zip(starts_k, lengths_k, strict=False)]
+    return [(slice(*each), keys[b]) for b, each in enumerate(pairwise(starts_q))]
+
+
+def _sequences(given: Given, v: Tensor, places: list[tuple[slice, slice]]) -> Iterator[Given]:
     """Each sequence as a batch of one."""
-    for b in range(len(starts_q) - 1):
-        rows, keys = slice(*starts_q[b : b + 2]), slice(*starts_k[b : b + 2])
+    for b, (rows, keys) in enumerate(places):
         alibi = given.alibi
         if alibi is not None and alibi.dim() == 2:
             alibi = alibi[b : b + 1]

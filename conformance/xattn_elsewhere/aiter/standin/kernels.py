@@ -4,7 +4,7 @@ and what it does to the right answer. Facts of CK are from its pipelines (ck_til
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -43,12 +43,15 @@ class Mask:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a kernel over a batch. group_mode: by way of the varlen function, a sequence at a time."""
+    """One run of a kernel over a batch. group_mode: by way of the varlen function, a sequence at a time, which has its
+    queries and keys there in the caller's tensors."""
 
     given: Given
     kernel: Kernel
     scale: float
     group_mode: bool = False
+    rows: slice = field(default_factory=lambda: slice(None))
+    keys: slice = field(default_factory=lambda: slice(None))
 
     def forward(self) -> tuple[Tensor, Tensor, Array | None]:
         """out (batch, seqlen_q, nheads, headdim_v), lse (batch, nheads, seqlen_q), and what dropout multiplies by."""

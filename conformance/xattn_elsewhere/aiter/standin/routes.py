@@ -16,7 +16,8 @@ Kernel = Literal["splitk", "sink_asm", "opus", "v3", "ck", "flydsl"]
 class Given:
     """The arguments that gates look at; q, k and v as (..., heads, width), after padding to multiples of 8.
 
-    unpadded: the widths before. lengths: padded batches or sequences are told their lengths.
+    unpadded: the widths before. lengths: padded batches or sequences are told their lengths. bound_k: the bound of keys
+    by which a side of the window counts as open; None is seqlen_k.
     """
 
     arch: str
@@ -39,6 +40,7 @@ class Given:
     softcap: float = 0.0
     paged: bool = False
     lengths: bool = False
+    bound_k: int | None = None
 
     @property
     def width(self) -> tuple[int, int]:
@@ -49,8 +51,9 @@ class Given:
         return self.q.shape[-2], self.k.shape[-2]
 
     def window(self) -> tuple[int, int]:
-        left = -1 if self.left >= self.seqlen_k else self.left
-        right = -1 if self.right >= self.seqlen_k else self.right
+        bound = self.seqlen_k if self.bound_k is None else self.bound_k
+        left = -1 if self.left >= bound else self.left
+        right = -1 if self.right >= bound else self.right
         return left, right
 
     def sliding(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from xattn import AttentionRequest, Reason
+from xattn import AttentionRequest, PagedRequest, Reason, VarlenRequest
 from xattn.plugin import dtype_name
 from xattn.plugin.constant import traced_as_constant
 from xattn_rocm.aiter.attention.passed import passed_for
@@ -12,11 +12,14 @@ from xattn_rocm.archs import fp8_reasons
 from xattn_rocm.installation import Installation
 from xattn_rocm.rules import holds
 
+# What has the options of a softmax.
+AnyRequest = AttentionRequest | VarlenRequest | PagedRequest
+
 
 def limits(request: AttentionRequest, installed: Installation) -> list[Reason]:
     """Every reason beyond the capability block. Pure."""
-    found = [*fp8_reasons(request), *_environment(request, installed), *_scale(request)]
-    for name, look in (("sinks", _sinks), ("softcap", _softcap), ("bias", _bias), ("alibi_slopes", _alibi)):
+    found = [*fp8_reasons(request), *environment_reasons(request, installed), *scale_reasons(request)]
+    for name, look in (("sinks", sinks_reasons), ("softcap", _softcap), ("bias", _bias), ("alibi_slopes", _alibi)):
         if getattr(request, name) is not None:
             found += look(request, installed)
     if not found:
@@ -25,9 +28,10 @@ def limits(request: AttentionRequest, installed: Installation) -> list[Reason]:
     return found
 
 
-def _environment(request: AttentionRequest, installed: Installation) -> list[Reason]:
+def environment_reasons(request: AnyRequest, installed: Installation) -> list[Reason]:
     found = []
     if _variable("ENABLE_CK") == "0" and holds("ck-off-is-triton", installed):
+        # varlen-fallback-drops-arguments
         found.append(
             Reason("environment", "ENABLE_CK=0", "not set", "With it aiter has Triton kernels alone: unset it.")
         )
@@ -53,7 +57,7 @@ def _variable(name: str) -> str:
     return os.environ.get(name, "")
 
 
-def _scale(request: AttentionRequest) -> list[Reason]:
+def scale_reasons(request: AnyRequest) -> list[Reason]:
     if request.softmax_scale > 0:
         return []
     # ck-hides-before-it-scales
@@ -61,7 +65,7 @@ def _scale(request: AttentionRequest) -> list[Reason]:
     return [Reason("scale", request.scale, "above 0", hint)]
 
 
-def _sinks(request: AttentionRequest, installed: Installation) -> list[Reason]:
+def sinks_reasons(request: AnyRequest, installed: Installation) -> list[Reason]:
     found = []
     if holds("ck-no-sinks", installed):
         found.append(Reason("sinks", request.sinks, "off", "This release has none: aiter 0.1.18 serves them."))

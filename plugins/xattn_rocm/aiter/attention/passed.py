@@ -56,16 +56,32 @@ def passed_for(request: AttentionRequest, installed: Installation) -> Passed | R
     if forward(plain, request.arch, installed, os.environ) == "opus" and holds("opus-type-error", installed):
         # OPUS returns no lse, so aiter gives a call that asks for one to ASM v3.
         plain = replace(plain, return_lse=True)
+    return written(plain, left, right, request.arch, installed, request.any_grad)
+
+
+def written(
+    plain: Passed, left: int | None, right: int | None, arch: str | None, installed: Installation, any_grad: bool
+) -> Passed | Reason:
+    """`plain` with a window, written so that what aiter picks for it is right, or why there is no such way."""
     wrong = ""
-    for window in _written(left, right, seqlen_q, seqlen_k):
+    for window in _written(left, right, plain.seqlen_q, plain.seqlen_k):
         candidate = replace(plain, window=window)
-        said = _wrong(candidate, request.arch, installed, os.environ)
-        if not said and request.any_grad:
-            said = _wrong_backward(candidate, request.arch)
+        said = _wrong(candidate, arch, installed, os.environ)
+        if not said and any_grad:
+            said = (
+                _wrong_packed_training(candidate, arch, installed) if plain.packed else _wrong_backward(candidate, arch)
+            )
         if not said:
             return candidate
         wrong = wrong or said
     return Reason("kernel", wrong, "CK", "Use another backend for this call: aiter offers no way to choose its kernel.")
+
+
+def _wrong_packed_training(passed: Passed, arch: str | None, installed: Installation) -> str:
+    """The backward kernel is CK's, which deterministic=True picks. It goes on from the lse of queries that see no key,
+    of which CK's own forward kernel alone is known (dead-lse-is-cks-alone)."""
+    route = forward(passed, arch, installed, os.environ)
+    return "" if route == "ck" else f"{NAMES[route]}, whose lse of queries without keys is not known to be -inf"
 
 
 def _written(left: int | None, right: int | None, seqlen_q: int, seqlen_k: int) -> Iterator[tuple[int, int]]:

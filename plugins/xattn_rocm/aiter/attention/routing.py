@@ -31,7 +31,8 @@ NAMES: dict[str, str] = {
 @dataclass(frozen=True)
 class Passed:
     """The arguments as aiter's function gets them, those that its choice of a kernel looks at. `window` has aiter's -1
-    for open. alibi, bias, sinks, softcap and dropout: whether they are there."""
+    for open. alibi, bias, sinks, softcap and dropout: whether they are there. packed: the tensors are sequences one
+    after the other, and seqlen_q and seqlen_k bounds of their lengths."""
 
     dtype: torch.dtype
     seqlen_q: int
@@ -49,11 +50,12 @@ class Passed:
     dropout: bool = False
     return_lse: bool = False
     deterministic: bool = False
+    packed: bool = False
 
     @property
     def varlen(self) -> bool:
         """The softcap is an argument of aiter's varlen function alone."""
-        return self.softcap
+        return self.softcap or self.packed
 
     @property
     def widths(self) -> tuple[int, int]:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from xattn_conformance.mutants.impostor import Impostor, Where
-from xattn_conformance.ops.attention.mutants.impostors.common import Arguments, Right, answering, closed, with_out
-from xattn_conformance.ops.attention.mutants.impostors.layouts import dense, reread
+from xattn_conformance.mutants.impostor_parts import Arguments, Right, answering, closed, dense, reread, with_out
 from xattn_conformance.ops.attention.mutants.impostors.state import keeping
 
 

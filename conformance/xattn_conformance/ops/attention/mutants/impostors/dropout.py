@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xattn_conformance.case import Case
 from xattn_conformance.mutants.impostor import Impostor, Where
-from xattn_conformance.ops.attention.mutants.impostors.common import Arguments, closed, with_out
+from xattn_conformance.mutants.impostor_parts import Arguments, closed, with_out
 from xattn_conformance.ops.call import Execute, execute
 
 

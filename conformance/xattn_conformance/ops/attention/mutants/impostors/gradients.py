@@ -9,7 +9,7 @@ from torch import Tensor
 
 import xattn
 from xattn_conformance.mutants.impostor import Impostor, Where
-from xattn_conformance.ops.attention.mutants.impostors.common import (
+from xattn_conformance.mutants.impostor_parts import (
     Arguments,
     Right,
     answering,

@@ -6,41 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from xattn_conformance.mutants.impostor import Impostor, Where
-from xattn_conformance.ops.attention.mutants.impostors.common import Arguments, closed, varied
-from xattn_conformance.ops.call import Execute, execute
-
-# From the arguments of a call to those that are read.
-Reading = Callable[[dict[str, Any]], None]
-
-
-def misreading(name: str, wrong: str, read: Reading, applies: Where) -> Impostor:
-    def made() -> Execute:
-        def run(op: str, arguments: Arguments, backend: str) -> Any:
-            changed = dict(arguments)
-            read(changed)
-            return execute(op, changed, backend)
-
-        return run
-
-    return Impostor(name, wrong, closed(made), applies)
-
-
-def reread(tensor: Tensor, strides: tuple[int, ...], offset: int) -> Tensor:
-    """What lies where a kernel looks that goes by other strides; past the end it begins anew."""
-    there = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
-    at = torch.full(tensor.shape, offset)
-    for dimension, (size, stride) in enumerate(zip(tensor.shape, strides, strict=True)):
-        shape = [1] * tensor.ndim
-        shape[dimension] = size
-        at = at + (torch.arange(size) * stride).view(shape)
-    return there[at % there.shape[0]]
-
-
-def dense(tensor: Tensor) -> tuple[int, ...]:
-    return torch.empty(tensor.shape, device="meta").stride()
+from xattn_conformance.mutants.impostor import Where
+from xattn_conformance.mutants.impostor_parts import Reading, dense, misreading, reread, varied
 
 
 def as_contiguous(name: str) -> Reading:

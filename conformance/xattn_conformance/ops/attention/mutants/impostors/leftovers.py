@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from xattn_conformance.mutants.impostor import Impostor
-from xattn_conformance.ops.attention.mutants.impostors.common import ANY_CALL, Arguments
+from xattn_conformance.mutants.impostor_parts import ANY_CALL, Arguments
 from xattn_conformance.ops.call import Execute, execute
 
 

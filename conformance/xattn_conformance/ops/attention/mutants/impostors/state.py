@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xattn_conformance.mutants.impostor import Impostor
-from xattn_conformance.ops.attention.mutants.impostors.common import (
+from xattn_conformance.mutants.impostor_parts import (
     Answer,
     Arguments,
     Right,

@@ -1,0 +1,1 @@
+"""`paged_attention` by aiter's CK kernel of pages."""

@@ -1,0 +1,1 @@
+"""`varlen_attention` by aiter's `flash_attn_varlen_func`."""
