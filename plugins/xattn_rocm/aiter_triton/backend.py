@@ -9,6 +9,7 @@ from xattn_rocm.aiter_triton.hstu_attention.kernel import TritonHstu
 from xattn_rocm.aiter_triton.mla_attention.decode import DecodeMla, GroupedDecodeMla
 from xattn_rocm.aiter_triton.mla_attention.pages import PrefillMla
 from xattn_rocm.aiter_triton.mla_attention.slots import SparseMla
+from xattn_rocm.aiter_triton.mqa_logits import TritonMqaLogits
 from xattn_rocm.aiter_triton.paged_attention.chunked import ChunkedPaged
 from xattn_rocm.aiter_triton.paged_attention.decode import DecodePaged
 from xattn_rocm.aiter_triton.paged_attention.extend import ExtendPaged
@@ -38,6 +39,7 @@ class AiterTritonBackend(Backend):
         ChunkedPaged(),
         ExtendPaged(),
         TritonHstu(),
+        TritonMqaLogits(),
         FusedWrite(),
     )
     packages = ("amd-aiter", "triton", "pytorch-triton-rocm")

@@ -14,6 +14,7 @@ from xattn_rocm.rules import (
     RULES,
     ck,
     holds,
+    indexer,
     installing,
     latent,
     not_callable_yet,
@@ -33,6 +34,7 @@ _PARTS = {
     "Triton kernels (`aiter-triton`)": triton,
     "Packed sequences, pages and HSTU (`aiter-triton`)": serving,
     "Latent attention (`aiter-triton`)": latent,
+    "An indexer's logits (`aiter-triton`)": indexer,
     "Rotary embedding": rotary,
     "Of calls that xattn does not have yet": not_callable_yet,
 }
