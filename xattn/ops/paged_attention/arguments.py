@@ -137,6 +137,7 @@ def _described(
         batch_invariant=options["deterministic"] == "batch",
         return_lse=bool(options["return_lse"]),
         requires_grad=checks.wants_derivative(q, k_cache, v_cache),
+        host_lengths=batch.on_host,
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     )
 
