@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xattn.cache import FormattedCache
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -31,7 +33,7 @@ class Sample:
     def of(self, function: Callable[..., Any], **more: Any) -> Any:
         """What a function of these arguments returns; of one that returns nothing, copies of what it wrote."""
         answer = function(*self.tensors, **{**self.named, **more})
-        return [self.tensors[i].clone() for i in self.written] if answer is None else answer
+        return [memory_of(self.tensors[i]).clone() for i in self.written] if answer is None else answer
 
     def requiring_grad(self) -> Sample:
         """The same call on leaves that want a gradient."""
@@ -52,6 +54,12 @@ class Sample:
     def leaves(self) -> list[Tensor]:
         """The tensors for which a gradient may be wanted."""
         return flat([self.tensors[i] for i in self.differentiable])
+
+
+def memory_of(given: Any) -> Tensor:
+    """What an argument lies in: of a cache in a format its memory."""
+    memory: Tensor = given.memory if isinstance(given, FormattedCache) else given
+    return memory
 
 
 def mapped(given: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -85,4 +85,9 @@ DROPOUT_P = argument("dropout_p")
 DETERMINISTIC = flag("deterministic")
 BATCH_INVARIANT = flag("batch_invariant", "deterministic=True asks for the same bits from run to run alone.")
 RETURN_LSE = flag("return_lse")
+FORMAT = Feature(
+    "format",
+    lambda request: request.format,
+    "cache.numbers() is a plain copy, and xattn.cache.FormattedCache.made(cache, format, of) the way back.",
+)
 EMPTY = Feature("empty", lambda r: "a size of 0" if r.empty else None)

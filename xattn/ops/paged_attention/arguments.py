@@ -17,6 +17,7 @@ from xattn.ops.paged_attention.values import Band, check_values
 from xattn.ops.shared import checks, pages
 from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.plugin.devices import device_and_arch
+from xattn.plugin.formats import Format, FormattedCache, declared
 from xattn.plugin.quantised import INT4
 from xattn.plugin.request import dtype_name
 from xattn.plugin.storage import PagedBatch
@@ -27,8 +28,8 @@ _FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz})
 
 def prepare(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     block_table: Tensor | PagedBatch,
     seqlens_k: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
@@ -67,6 +68,8 @@ def prepare(
     given = checks.given_tensors(
         sinks=sinks, alibi_slopes=alibi_slopes, tree_mask=tree_mask, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale
     )
+    caches = k_cache, v_cache
+    k_cache, v_cache, _, format = declared(k_cache, v_cache)
     pages.check_local(q=q, k_cache=k_cache, v_cache=v_cache, align=align, **given)
     dtype = autocast_dtype(q)
     described = cast(q, dtype)
@@ -78,12 +81,12 @@ def prepare(
     check_values(
         q, k_cache, v_cache, batch, band=band, align=align, alibi_slopes=alibi_slopes, tree_mask=tree_mask, check=check
     )
-    request = _described(described, k_cache, v_cache, batch, align, options, given)
+    request = _described(described, k_cache, v_cache, format, batch, align, options, given)
     if request.align in ("offset", "offsets"):
         given["align"] = align
     else:
         options["align"] = request.align
-    return Prepared(request, (q, k_cache, v_cache, batch), given, options, dtype, cast=1)
+    return Prepared(request, (q, *caches, batch), given, options, dtype, cast=1)
 
 
 def band_of(causal: object, window: Any, tree_mask: object) -> Band:
@@ -100,6 +103,7 @@ def _described(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
+    format: Format | None,
     batch: PagedBatch,
     align: Any,
     options: dict[str, Any],
@@ -140,6 +144,7 @@ def _described(
         batch_invariant=options["deterministic"] == "batch",
         return_lse=bool(options["return_lse"]),
         requires_grad=checks.wants_derivative(q, k_cache, v_cache),
+        format=format,
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     )
 

@@ -14,6 +14,7 @@ from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks, pages
 from xattn.ops.write_kv.request import WriteRequest
 from xattn.plugin.devices import device_and_arch
+from xattn.plugin.formats import FormattedCache, declared
 from xattn.plugin.quantised import is_written
 from xattn.plugin.symbolic import bucket, holds
 from xattn.plugin.tensors import is_plain
@@ -22,8 +23,8 @@ from xattn.plugin.tensors import is_plain
 def prepare(
     k: Tensor,
     v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     slots: Tensor,
     *,
     k_scale: Tensor | None = None,
@@ -31,6 +32,8 @@ def prepare(
     check: bool = False,
 ) -> Prepared:
     """Check a call against the contract and describe it. Raises InvalidArgumentError."""
+    caches = k_cache, v_cache
+    k_cache, v_cache, _, format = declared(k_cache, v_cache)
     given = checks.given_tensors(k_scale=k_scale, v_scale=v_scale)
     pages.check_local(k=k, v=v, k_cache=k_cache, v_cache=v_cache, slots=slots, **given)
     dtype = autocast_dtype(k)
@@ -60,9 +63,10 @@ def prepare(
         headdim=k.shape[2],
         headdim_v=v.shape[2],
         requires_grad=checks.wants_derivative(k, v, k_cache, v_cache, *given.values()),
+        format=format,
         **{name: checks.spec(tensor) for name, tensor in given.items()},
     )
-    return Prepared(request, (k, v, k_cache, v_cache, slots), given, {"check": check}, dtype, cast=2)
+    return Prepared(request, (k, v, *caches, slots), given, {"check": check}, dtype, cast=2)
 
 
 def _check_tokens(k: Any, v: Any) -> None:

@@ -13,6 +13,7 @@ from xattn.dispatch.choice import chosen
 from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.write_kv.arguments import check_values, prepare
+from xattn.plugin.formats import FormattedCache, declared
 from xattn.plugin.symbolic import bucket
 
 _table = plans.PlanTable()
@@ -25,8 +26,8 @@ _TOKENS = ((0,), (0,), (), (), (0,))
 def write_kv(
     k: Tensor,
     v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     slots: Tensor,
     *unnamed: object,
     k_scale: Tensor | None = None,
@@ -41,6 +42,7 @@ def write_kv(
         dimension, as the caches. Not part of the caches' memory.
     k_cache, v_cache: (num_blocks, block_size, nheads_k, headdim) and (num_blocks, block_size, nheads_k, headdim_v), on
         the device of k. Both may be views of one buffer. dtype of k, or a quantised one beside its scale.
+        A pair of `xattn.cache.FormattedCache` is one in an order that vendors' kernels want.
     slots: (tokens,) int64: block * block_size + place in the block; -1 writes nothing. Each slot once.
     k_scale, v_scale: of quantised caches (float8_e4m3fn, float8_e4m3fnuz, int8, uint8 for int4 with headdim / 2 bytes a
         head), float32. Stored is x / scale, cut off at the largest number and rounded half to even. () one for all,
@@ -61,9 +63,10 @@ def write_kv(
     if is_dynamo_compiling():
         plans.traced(prepare(k, v, k_cache, v_cache, slots, check=check, **tensors), choice)
         return
-    check_values(k, v, k_cache, v_cache, slots, check=check, **tensors)
-    every = (k, v, k_cache, v_cache, slots, *tensors.values())
-    slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, *tensors, check, choice)
+    of_k, of_v, memories, format = declared(k_cache, v_cache)
+    check_values(k, v, of_k, of_v, slots, check=check, **tensors)
+    every = (k, v, *memories, slots, *tensors.values())
+    slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, *tensors, format, check, choice)
     planned = _table.find(slot, every, _TOKENS)
     if planned is None:
         prepared = prepare(k, v, k_cache, v_cache, slots, check=check, **tensors)
