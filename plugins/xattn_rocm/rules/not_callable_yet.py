@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xattn_rocm.rules.rule import Rule, issue, line, pull
+from xattn_rocm.rules.rule import Rule, issue, line
 
 _MHA = "aiter/ops/mha.py"
 _TRITON = "aiter/ops/triton/attention"
@@ -37,38 +37,6 @@ RULES = (
         ">=0.1.10",
         line(f"{_TRITON}/mha.py", 949),
         "flash_attn_with_kvcache is causal by default, and raises NotImplementedError for softcap.",
-        _PAGED,
-    ),
-    _rule(
-        "pa-asm-has-no-scale",
-        "aiter",
-        "",
-        line("aiter/ops/attention.py", 129),
-        "pa_fwd_asm has no scale: 1/sqrt(128) whatever the model says.",
-        _PAGED,
-    ),
-    _rule(
-        "pa-common-drops-scale",
-        "aiter",
-        ">=0.1.10.post1",
-        line("aiter/ops/attention.py", 193),
-        "paged_attention_common drops scale where it chooses ASM.",
-        _PAGED,
-    ),
-    _rule(
-        "pa-asm-any-headdim",
-        "aiter",
-        "<0.1.12",
-        pull(2273),
-        "The ASM of paged attention is chosen for other headdims than its 128: wrong results.",
-        _PAGED,
-    ),
-    _rule(
-        "pa-asm-block-65536",
-        "aiter",
-        "<0.1.17",
-        issue(3062),
-        "The ASM of paged attention keeps 16 bits of a block's number: silently the wrong page from 65536 on.",
         _PAGED,
     ),
     _rule(
