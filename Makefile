@@ -44,16 +44,17 @@ quick: $(READY)  ## the tests of what changed since this branch left main, as ma
 conformance: $(READY)  ## hold every backend present to the golden outputs: build/conformance/<backend>.json, .xml and .html
 	$(BIN)/python -m xattn_conformance run --backend all --level $(LEVEL) --out build/conformance $(CONFORMANCE)
 
+NVIDIAS := fa3-standin fa4-standin cudnn-standin
 AITERS := $(addprefix aiter-standin-,gfx90a gfx942 gfx950 gfx1201 gfx1250)
 
-standins: $(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin fa3-standin  ## vendors' backends over stand-ins for their kernels: build/conformance/<profile>/
+standins: $(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin $(NVIDIAS)  ## vendors' backends over stand-ins for their kernels: build/conformance/<profile>/
 
 $(AITERS): BACKEND = aiter
 neuron-standin: BACKEND = nki
 neuron-legacy-standin neuron-nxdi-standin: BACKEND = nki-legacy
-fa3-standin: BACKEND = fa3
+$(NVIDIAS): BACKEND = $(@:-standin=)
 
-$(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin fa3-standin: $(READY)
+$(AITERS) neuron-standin neuron-legacy-standin neuron-nxdi-standin $(NVIDIAS): $(READY)
 	$(BIN)/python -m xattn_conformance run --backend $(BACKEND) --device cpu --profile $@ --level $(LEVEL) \
 	--out build/conformance/$@ $(CONFORMANCE)
 

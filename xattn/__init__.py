@@ -23,7 +23,9 @@ from xattn.info import backends, info
 from xattn.ops.apply_rotary import RotaryKernel, RotaryRequest, apply_rotary
 from xattn.ops.attention import AttentionKernel, AttentionRequest, attention
 from xattn.ops.attention_backward import AttentionBackwardKernel, AttentionBackwardRequest, attention_backward
+from xattn.ops.hstu_attention import HstuKernel, HstuRequest, hstu_attention
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
+from xattn.ops.mla_attention import MlaKernel, MlaRequest, mla_attention
 from xattn.ops.paged_attention import PagedKernel, PagedRequest, paged_attention
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
@@ -49,10 +51,14 @@ __all__ = [
     "BrokenBackendWarning",
     "Capabilities",
     "Explanation",
+    "HstuKernel",
+    "HstuRequest",
     "InvalidArgumentError",
     "Kernel",
     "MergeKernel",
     "MergeRequest",
+    "MlaKernel",
+    "MlaRequest",
     "PagedBatch",
     "PagedKernel",
     "PagedRequest",
@@ -78,8 +84,10 @@ __all__ = [
     "backends",
     "explain",
     "hookimpl",
+    "hstu_attention",
     "info",
     "merge_attention",
+    "mla_attention",
     "paged_attention",
     "plan",
     "use_backend",

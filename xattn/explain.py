@@ -151,7 +151,8 @@ def explain_request(
     failures: list[str] = []
     known = measured(request)
     times = {} if known is None else {name: time.p50_us for name, time in known.times.items()}
-    for entry in _each_once(in_order(request)):
+    kernels = [registry().entry(name) for name in names or () if "." in name]
+    for entry in (*kernels, *_each_once(in_order(request))):
         kernel, reasons = backend_reasons(entry, request)
         kernel_name = "" if kernel is None else _kernel_name(entry, kernel, request, failures)
         asked = names is None or entry.name in names

@@ -102,12 +102,14 @@ def gradients(
     lse: Array,
     dout: Array,
     *,
+    dlse: Array | None = None,
     kept: Array | None = None,
     low: float = -np.inf,
     stored: Callable[[Array], Array] = lambda x: x,
 ) -> Gradients:
     """As a flash kernel's backward goes on from `out` and `lse` (laid out as in `Forward`), right or wrong.
 
+    dlse: (batch, nheads, seqlen_q).
     low: the score of a hidden key. stored: rounds scores, probabilities and their gradients, before each is used.
     """
     batch, nheads, seqlen_q, seqlen_k = problem.scores_shape
@@ -118,7 +120,7 @@ def gradients(
         b, h, kv = head.b, head.h, head.kv
         # Not the oracle's k and v, in which what no query sees is 0.
         q, k, v, g = problem.q[b, :, h], problem.k[b, :, kv], problem.v[b, :, kv], dout[b, :, h]
-        delta[b, h] = (g * out[b, :, h]).sum(axis=1)
+        delta[b, h] = (g * out[b, :, h]).sum(axis=1) - (0 if dlse is None else dlse[b, h])
         base = np.where(lse[b, h] == -np.inf, 0.0, lse[b, h])
         with np.errstate(invalid="ignore", over="ignore"):
             p = stored(np.exp(stored(np.where(head.visible, head.logits, low)) - base[:, None]))

@@ -6,7 +6,9 @@ from xattn import Backend
 from xattn_reference.apply_rotary import ReferenceRotary
 from xattn_reference.attention import ReferenceAttention
 from xattn_reference.attention_backward import ReferenceBackward
+from xattn_reference.hstu_attention import ReferenceHstu
 from xattn_reference.merge_attention import ReferenceMerge
+from xattn_reference.mla_attention import ReferenceMla
 from xattn_reference.paged_attention import ReferencePaged
 from xattn_reference.varlen_attention import ReferenceVarlen
 from xattn_reference.varlen_attention_backward import ReferenceVarlenBackward
@@ -25,4 +27,6 @@ class ReferenceBackend(Backend):
         ReferenceBackward(),
         ReferenceVarlenBackward(),
         ReferenceWrite(),
+        ReferenceMla(),
+        ReferenceHstu(),
     )

@@ -123,7 +123,12 @@ def _gathered(cache: Tensor, scale: Tensor | None, block_table: Tensor, j: Tenso
     that no query sees: its entry may be any number."""
     block_size = cache.shape[1]
     page = torch.where(seen, block_table.long()[:, j // block_size], 0)
-    place = (j % block_size).expand_as(page)
+    return taken(cache, scale, page, (j % block_size).expand_as(page))
+
+
+def taken(cache: Tensor, scale: Tensor | None, page: Tensor, place: Tensor) -> Tensor:
+    """What lies at these places of these pages: as `page`, (..., nheads_k, headdim) behind it, float32 of quantised
+    ones."""
     if scale is None:
         return cache[page, place]
     return dequantised(as_bytes(cache)[page, place].view(cache.dtype), scale_at(scale, page, place))

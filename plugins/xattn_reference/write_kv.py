@@ -28,9 +28,9 @@ class ReferenceWrite(WriteKernel):
 
 def write_kv(
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     k_cache: Pool,
-    v_cache: Pool,
+    v_cache: Pool | None,
     slots: Tensor,
     *,
     k_scale: Tensor | None = None,
@@ -58,6 +58,8 @@ def write_kv(
             pool[block, place] = new
 
     for new, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+        if new is None or cache is None:
+            continue
         if scale is None:
             put(new, cache)
             continue

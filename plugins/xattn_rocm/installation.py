@@ -70,6 +70,11 @@ def usable() -> Installation:
     return found
 
 
+def triton_name(installed: Installation, name: str) -> str:
+    """A module of aiter's Triton kernels of attention, or a function in one, by its whole name."""
+    return f"aiter.ops.triton.{'attention.' if installed.layout == 'attention' else ''}{name}"
+
+
 def clear() -> None:
     """Forget what was found."""
     _cached.cache_clear()

@@ -6,6 +6,7 @@ from xattn import Backend
 from xattn_sdpa.apply_rotary import SdpaRotary
 from xattn_sdpa.attention.kernel import SdpaAttention
 from xattn_sdpa.attention_backward import SdpaBackward
+from xattn_sdpa.mla_attention.kernel import SdpaMla
 from xattn_sdpa.paged_attention.kernel import SdpaPaged
 from xattn_sdpa.varlen_attention.kernel import SdpaVarlen
 from xattn_sdpa.varlen_attention_backward import SdpaVarlenBackward
@@ -20,6 +21,7 @@ class SdpaBackend(Backend):
         SdpaRotary(),
         SdpaVarlen(),
         SdpaPaged(),
+        SdpaMla(),
         SdpaWrite(),
         SdpaBackward(),
         SdpaVarlenBackward(),

@@ -14,7 +14,7 @@ from xattn.plugin import Plan
 from xattn.plugin.quantised import as_bytes, is_written, quantised, scale_at, scale_for
 from xattn.plugin.symbolic import holds
 
-_FEATURES: frozenset[Any] = frozenset({"headdim_v", "k_scale", "v_scale", "empty"})
+_FEATURES: frozenset[Any] = frozenset(WriteRequest.vocabulary.feature_names) - {"format"}
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -43,9 +43,9 @@ class SdpaWrite(WriteKernel):
 
 def _write_on_cpu(
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     k_cache: Tensor,
-    v_cache: Tensor,
+    v_cache: Tensor | None,
     slots: Tensor,
     *,
     k_scale: Tensor | None = None,
@@ -55,30 +55,41 @@ def _write_on_cpu(
         return
     if int(slots.min()) < 0:
         kept = (slots >= 0).nonzero().squeeze(1)
-        slots, k, v = (x.index_select(0, kept) for x in (slots, k, v))
-    if k_scale is not None and v_scale is not None and _alike(k, v, k_scale, v_scale):
-        # Few tokens cost what calls cost: keys and values take them together.
-        both = torch.cat((k, v))
-        own = scale_for(both, k_cache.dtype, k_scale)
-        k_own, v_own = own.chunk(2)
-        k_rows, v_rows = as_bytes(quantised(both, own.unsqueeze(-1), k_cache.dtype)).chunk(2)
-        stored = [(k_own, k_scale), (k_rows, as_bytes(k_cache)), (v_own, v_scale), (v_rows, as_bytes(v_cache))]
-    else:
+        slots, k = slots.index_select(0, kept), k.index_select(0, kept)
+        v = v if v is None else v.index_select(0, kept)
+    stored = _stored_together(k, v, k_cache, v_cache, k_scale, v_scale)
+    if stored is None:
         stored = [*_stored(k, k_cache, slots, k_scale), *_stored(v, v_cache, slots, v_scale)]
-    for new, cache in stored:
-        _put(new, cache, slots)
+    for new, pool in stored:
+        _put(new, pool, slots)
 
 
-def _alike(k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor) -> bool:
-    """Whether what is stored of keys is made as of values: by scales that are written."""
-    return is_written(k_scale) and k_scale.shape == v_scale.shape and k.shape == v.shape
+def _stored_together(
+    k: Tensor,
+    v: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> list[tuple[Tensor, Tensor]] | None:
+    """As `_stored` of keys and of values, made at once: calls are most of what few tokens cost. None where they are not
+    made alike, by scales that are written."""
+    if v is None or v_cache is None or k_scale is None or v_scale is None:
+        return None
+    if not is_written(k_scale) or k_scale.shape != v_scale.shape or k.shape != v.shape:
+        return None
+    both = torch.cat((k, v))
+    own = scale_for(both, k_cache.dtype, k_scale)
+    k_own, v_own = own.chunk(2)
+    k_rows, v_rows = as_bytes(quantised(both, own.unsqueeze(-1), k_cache.dtype)).chunk(2)
+    return [(k_own, k_scale), (k_rows, as_bytes(k_cache)), (v_own, v_scale), (v_rows, as_bytes(v_cache))]
 
 
 def _write(
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     k_cache: Tensor,
-    v_cache: Tensor,
+    v_cache: Tensor | None,
     slots: Tensor,
     *,
     k_scale: Tensor | None = None,
@@ -100,8 +111,13 @@ def _write(
             _put(torch.where(skipped.view((-1,) + (1,) * (new.dim() - 1)), again, new), pool, slots)
 
 
-def _stored(new: Tensor, cache: Tensor, slots: Tensor, scale: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """New rows as a pool holds them, and the pool: the cache, as bytes where it is quantised, and scales of tokens."""
+def _stored(
+    new: Tensor | None, cache: Tensor | None, slots: Tensor, scale: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
+    """New rows as a pool holds them, and the pool: the cache, as bytes where it is quantised, and scales of tokens.
+    None: the values of a latent cache, which has none."""
+    if new is None or cache is None:
+        return []
     if scale is None:
         return [(new, cache)]
     if is_written(scale):

@@ -51,6 +51,7 @@ ASKED = {
     "attention": {"repeat", "batch", "chunks_of_1", "chunks_of_17"},
     "varlen_attention": {"repeat", "batch", "order", "chunks_of_1", "chunks_of_17"},
     "paged_attention": {"repeat", "batch", "order", "chunks_of_1", "chunks_of_17"},
+    "mla_attention": {"repeat", "batch", "order", "chunks_of_1", "chunks_of_17"},
     "attention_backward": {"repeat", "batch"},
     "varlen_attention_backward": {"repeat", "batch", "order"},
 }

@@ -16,10 +16,10 @@ from xattn_conformance.mutants.table import mutants_on, right_on
 from xattn_conformance.mutants.witnesses import witnesses_in
 from xattn_conformance.ops.call import execute
 from xattn_conformance.ops.manners import MANNERS
-from xattn_conformance.ops.paged_attention import problem
+from xattn_conformance.ops.paged import PADDING
 from xattn_conformance.ops.paged_attention.cases import CASES as TABLE
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
-from xattn_conformance.ops.paged_attention.variations import VARIATIONS
+from xattn_conformance.ops.paged_variations import VARIATIONS
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.running.judge import judge
 from xattn_conformance.running.target import Target
@@ -66,7 +66,7 @@ def test_a_shared_page_is_in_several_rows_and_far_pages_need_17_bits() -> None:
 def test_slots_of_no_sequence_are_nan_or_zero() -> None:
     for finite in (False, True):
         made = OP.problem(some(q="ragged", unseen_finite=True) if finite else some(q="ragged"))
-        unseen = made.k_cache[~problem.seen_slots(made)]
+        unseen = made.k_cache[~made.seen_slots()]
         assert np.isfinite(unseen).all() == finite
 
 
@@ -75,7 +75,7 @@ def test_padding_is_nobodys() -> None:
     made, found = OP.problem(case), OP.expected(case, OP.problem(case), CANONICAL)
     after = slice(int(made.starts_q[-1]), None)
     assert np.isnan(made.q[after]).all()
-    assert len(made.q[after]) == problem.PADDING
+    assert len(made.q[after]) == PADDING
     assert (found["out"].value[:, :, after] == 0).all()
     assert (found["lse"].value[:, :, after] == -np.inf).all()
 

@@ -15,7 +15,14 @@ PACKAGE = "xattn_conformance"
 # The table of ops, and the bridge by which ops that are attention in another layout reach attention's room.
 REGISTRY, BRIDGE = "ops/registry.py", "ops/attention_like.py"
 # What is built on the bridge for all rooms with several sequences.
-SEQUENCES = ("ops/sequences.py", "ops/sequence_cases.py")
+SEQUENCES = (
+    "ops/sequences.py",
+    "ops/sequence_cases.py",
+    "ops/paged.py",
+    "ops/paged_mutants.py",
+    "ops/paged_variations.py",
+    "ops/pool.py",
+)
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import xattn_nvidia.fa3.installation
-from nvidia.fa3_standin import built_without, declined, packed, qkv, right, standing_in
+from nvidia.calls import declined, packed, qkv, right
+from nvidia.fa3_standin import built_without, standing_in
 from torch import Tensor
 from xattn_nvidia.fa3 import vendor
 
@@ -46,8 +47,8 @@ def test_calls_are_right(options: dict[str, Any]) -> None:
 
 def test_a_side_that_ends_before_the_diagonal_is_declined() -> None:
     """fa3-counts-from-the-bottom-right"""
-    assert declined(xattn.attention, *qkv(9, 33), window=(None, 2), align="top_left") == set()
-    assert declined(xattn.attention, *qkv(33, 9), window=(3, None), align="top_left") == {"align"}
+    assert declined("fa3", xattn.attention, *qkv(9, 33), window=(None, 2), align="top_left") == set()
+    assert declined("fa3", xattn.attention, *qkv(33, 9), window=(3, None), align="top_left") == {"align"}
 
 
 def test_misaligned_rows_are_copied() -> None:
@@ -61,9 +62,9 @@ def test_misaligned_rows_are_copied() -> None:
 def test_no_key_at_all() -> None:
     """fa3-lse-of-no-keys: a window that shows none leaves none to hand over."""
     out, lse = xattn.attention(*qkv(3, 9), window=(0, 0), align=20, return_lse=True, backend="reference")
-    assert declined(xattn.attention, *qkv(3, 9), window=(0, 0), align=20)
+    assert declined("fa3", xattn.attention, *qkv(3, 9), window=(0, 0), align=20)
     q, k, v = qkv(3, 9)
-    found = torch.ops.xattn_nvidia.fa3_forward(q, k[:, :0], v[:, :0], 1.0, None, None, None, 0, False)
+    found = torch.ops.xattn_nvidia.fa3_forward(q, k[:, :0], v[:, :0], None, 1.0, None, None, None, 0, False)
     assert torch.equal(found[0], out)
     assert torch.equal(found[1], lse)
 
@@ -126,16 +127,16 @@ def test_what_a_build_lacks_is_declined(flag: str, options: dict[str, Any], code
     """fa3-built-without"""
     xattn_nvidia.fa3.installation.overridden = built_without(flag)
     q, k, v = qkv(5, 9)
-    assert declined(xattn.attention, q.requires_grad_(flag == "BACKWARD"), k, v, **options) == codes
-    assert ("headdim" in declined(xattn.attention, *qkv(5, 9, headdim=256))) == (flag == "HDIM256")
-    assert "dtype" not in declined(xattn.attention, *(x.half() for x in qkv(5, 9)))
+    assert declined("fa3", xattn.attention, q.requires_grad_(flag == "BACKWARD"), k, v, **options) == codes
+    assert ("headdim" in declined("fa3", xattn.attention, *qkv(5, 9, headdim=256))) == (flag == "HDIM256")
+    assert "dtype" not in declined("fa3", xattn.attention, *(x.half() for x in qkv(5, 9)))
 
 
 def test_a_build_without_float16_and_one_without_packed_sequences() -> None:
     """fa3-built-without"""
     xattn_nvidia.fa3.installation.overridden = built_without("FP16", "VARLEN", "SPLIT")
-    assert declined(xattn.attention, *(x.half() for x in qkv(5, 9))) == {"dtype"}
-    assert declined(xattn.varlen_attention, *packed(3, 4)) == {"op"}
+    assert declined("fa3", xattn.attention, *(x.half() for x in qkv(5, 9))) == {"dtype"}
+    assert declined("fa3", xattn.varlen_attention, *packed(3, 4)) == {"op"}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_a_build_without_float16_and_one_without_packed_sequences() -> None:
 def test_pairs_of_head_sizes(headdim: int, headdim_v: int, codes: set[str]) -> None:
     """fa3-headdim-pairs"""
     tensors = qkv(3, 5, headdim=headdim, headdim_v=headdim_v)
-    assert declined(xattn.attention, *tensors) == codes
+    assert declined("fa3", xattn.attention, *tensors) == codes
     if not codes:
         right(*both(*tensors))
 
@@ -154,14 +155,14 @@ def test_what_is_no_feature_of_the_kernel() -> None:
     """fa3-lengths-load-what-is-behind"""
     q, k, v = qkv(3, 5)
     lengths = torch.tensor([3, 5], dtype=torch.int32)
-    assert declined(xattn.attention, q, k, v, seqlens_k=lengths, sinks=torch.zeros(4)) == {"seqlens_k", "sinks"}
+    assert declined("fa3", xattn.attention, q, k, v, seqlens_k=lengths, sinks=torch.zeros(4)) == {"seqlens_k", "sinks"}
 
 
 @pytest.mark.parametrize(("headdim", "codes"), [(192, set()), (256, {"deterministic"})])
 def test_deterministic_gradients(headdim: int, codes: set[str]) -> None:
     """fa3-deterministic-to-192"""
     q, k, v = qkv(3, 5, headdim=headdim)
-    assert declined(xattn.attention, q.requires_grad_(), k, v, deterministic=True) == codes
+    assert declined("fa3", xattn.attention, q.requires_grad_(), k, v, deterministic=True) == codes
 
 
 def test_splits_are_left_to_the_kernel_where_no_bits_are_promised(monkeypatch: pytest.MonkeyPatch) -> None:

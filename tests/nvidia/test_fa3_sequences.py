@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from nvidia.fa3_standin import declined, packed, right, standing_in
+from nvidia.calls import declined, packed, pages, right
+from nvidia.fa3_standin import standing_in
 from torch import Tensor
 
 import xattn
@@ -58,26 +59,36 @@ def test_sizes_of_0() -> None:
             assert torch.equal(found, torch.zeros_like(given[0]))
 
 
-def test_gradients_of_packed_sequences_are_declined() -> None:
-    q, k, v, starts = packed(3, 2)
-    assert declined(xattn.varlen_attention, q.requires_grad_(), k, v, starts) == {"grad_qkv"}
+def test_gradients_of_packed_sequences() -> None:
+    """fa3-loads-the-next-sequence: of rows that hold NaN, as queries that see no key may, nothing reaches another."""
+    starts, keys = (torch.tensor(ends, dtype=torch.int32) for ends in ([0, 9, 9, 12, 17], [0, 4, 6, 12, 20]))
+    found = []
+    for name in ("fa3", "reference"):
+        q, k, v = (x.clone() for x in packed(20, rows=22)[:3])
+        for x, rows in ((q, slice(17, 22)), (q, slice(0, 5)), (k, slice(20, 22)), (v, slice(20, 22))):
+            x[rows] = math.nan
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        dout = torch.full((22, 4, 64), math.nan if name == "fa3" else 0.0).bfloat16()
+        dout[:17] = torch.randn(17, 4, 64, generator=torch.Generator().manual_seed(1))
+        xattn.varlen_attention(q, k, v, starts, keys, causal=True, backend=name).backward(dout)
+        found.append([x.grad for x in leaves])
+    right(*found)
 
 
-def pages(block_size: int, lengths: list[int], queries: list[int] | None = None) -> tuple[Tensor, ...]:
-    """A pool of pages, of which every slot that holds no key is NaN, and the batch. queries: one each where None."""
-    draw = torch.Generator().manual_seed(0)
-    columns = -(-max(lengths) // block_size)
-    table = torch.randperm(len(lengths) * columns, generator=draw).view(len(lengths), columns).int()
-    k, v = (torch.full((table.numel(), block_size, 2, 64), math.nan).bfloat16() for _ in range(2))
-    for b, length in enumerate(lengths):
-        for j in range(length):
-            for cache in (k, v):
-                cache[table[b, j // block_size], j % block_size] = torch.randn(2, 64, generator=draw).bfloat16()
-        table[b, -(-length // block_size) :] = -1
-    total = len(lengths) if queries is None else sum(queries)
-    batch = (table, torch.tensor(lengths, dtype=torch.int32))
-    starts = () if queries is None else (torch.tensor([0, *queries]).cumsum(0).int(),)
-    return (torch.randn(total, 4, 64, generator=draw).bfloat16(), k, v, *batch, *starts)
+@pytest.mark.parametrize("where", ["q", "k", "v", "dout"])
+def test_a_nan_reaches_the_gradients_of_its_own_sequence_alone(where: str) -> None:
+    """fa3-loads-the-next-sequence"""
+    q, k, v, starts = packed(5, 9, 3)
+    dout = torch.ones_like(q)
+    dict(zip(("q", "k", "v", "dout"), (q, k, v, dout), strict=True))[where][7, 0] = math.nan
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    xattn.varlen_attention(q, k, v, starts, backend="fa3").backward(dout)
+    for x in leaves:
+        assert x.grad is not None
+        assert x.grad[:5].isfinite().all()
+        assert x.grad[14:].isfinite().all()
+    assert k.grad is not None
+    assert k.grad[5:14, 0].isnan().all()
 
 
 def paged(tensors: tuple[Tensor, ...], **options: Any) -> list[Any]:
@@ -100,8 +111,8 @@ def test_rows_behind_the_last_sequence() -> None:
 def test_pages_that_are_loaded_whole() -> None:
     """fa3-loads-pages-whole: not where they may hold NaN."""
     tensors = pages(64, [100, 7], [70, 3])
-    assert declined(xattn.paged_attention, *tensors) == {"stale_pages"}
-    assert declined(xattn.paged_attention, *pages(32, [100, 7], [70, 3])) == set()
+    assert declined("fa3", xattn.paged_attention, *tensors) == {"stale_pages"}
+    assert declined("fa3", xattn.paged_attention, *pages(32, [100, 7], [70, 3])) == set()
     q, k, v, *batch = tensors
     right(*paged((q, k.nan_to_num(), v.nan_to_num(), *batch), unseen_finite=True))
 
@@ -110,7 +121,7 @@ def test_pages_before_a_window_are_not_looked_up() -> None:
     """fa3-loads-keys-before-a-window"""
     tensors = pages(16, [200, 9])
     q, k, v, table, lengths = tensors
-    assert declined(xattn.paged_attention, *tensors, window=(20, 0)) == {"stale_pages"}
+    assert declined("fa3", xattn.paged_attention, *tensors, window=(20, 0)) == {"stale_pages"}
     table[0, :11] = -1
     right(*paged((q, k.nan_to_num(), v.nan_to_num(), table, lengths), window=(20, 0), unseen_finite=True))
 
@@ -127,7 +138,14 @@ def test_a_table_is_made_once_a_step() -> None:
 
 
 @pytest.mark.extended
-def test_a_graph_of_torch_compile_takes_another_backend() -> None:
-    call = torch.compile(lambda *tensors: xattn.varlen_attention(*tensors), fullgraph=True, backend="eager")
-    tensors = packed(5, 9)
-    right(call(*tensors, tensors[3]), xattn.varlen_attention(*tensors, backend="reference"))
+def test_torch_compile_has_it_as_an_operator() -> None:
+    q, k, v, starts = packed(5, 9)
+
+    def call(*tensors: Tensor) -> Tensor:
+        return xattn.varlen_attention(*tensors, max_seqlen_q=9, max_seqlen_k=9, backend="fa3")
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    right(compiled(q, k, v, starts), xattn.varlen_attention(q, k, v, starts, backend="reference"))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    compiled(*leaves, starts).sum().backward()
+    right(leaves[1].grad, torch.func.grad(lambda k: call(q, k, v, starts).sum())(k))

@@ -93,3 +93,28 @@ def test_the_reference_backend_has_the_op_and_ranks_last(op: Op) -> None:
     assert dict(block.priority) == {"default": 0}
     able = [each.name for each in samples(op)["plain"].of(entries(op)["explain"]).candidates if not each.reasons]
     assert able[-1] == "reference"
+
+
+@every_op
+def test_a_kernel_with_a_name_can_be_asked_for_by_itself(op: Op, load: Load) -> None:
+    slow = kernel_of(op, priority=10, name="careful", kernel_name=lambda self, request: "slow")
+    fast = named(op, "fast", 20)
+    load([plugin("acme", backend_of("many", slow, fast, kernel_of(another(op))))])
+    assert runs(op, backend="many.careful") == "slow"
+    assert runs(op, backend=["many.careful", "many"]) == "slow"
+    assert runs(op) == "fast"
+    with xattn.use_backend("many.careful"):
+        assert runs(op) == "slow"
+    with pytest.raises(xattn.UnknownBackendError, match=r"many\.careful"):
+        samples(op)["plain"].of(op.function, backend="many.nobody")
+
+
+@every_op
+def test_a_kernel_may_rank_itself_by_the_call(op: Op, load: Load) -> None:
+    fast = kernel_of(
+        op,
+        kernel_name=lambda self, request: "fast",
+        rank=lambda self, request: 5 if request.dtype == torch.float64 else 20,
+    )
+    load([plugin("acme", backend_of("many", fast, named(op, "slow", 10)))])
+    assert (runs(op), runs(op, "float64")) == ("fast", "slow")

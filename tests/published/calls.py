@@ -99,7 +99,8 @@ class Made:
             batches = [[torch.stack(each) for each in (self.q, self.k, self.v, self.dout)]]
         found = []
         for b, (q, k, v, dout) in enumerate(batches):
-            slopes = None if self.slopes is None else _numbers(self.slopes if whole else self.slopes[b])
+            each = self.slopes is not None and self.slopes.dim() == 2 and not whole
+            slopes = None if self.slopes is None else _numbers(self.slopes[b] if each else self.slopes)
             problem = Problem(
                 dtype=self.row.dtype,
                 q=_numbers(q),
@@ -164,13 +165,14 @@ class Made:
                     places = part[n * size : (n + 1) * size]
                     cache[page, : len(places)] = places
         queries, keys = ([pair[i] for pair in self.row.lengths] for i in (0, 1))
+        starts = {} if set(queries) == {1} else {"cu_seqlens_q": _starts(queries)}
         return {
             "q": torch.cat(self.q),
             "k_cache": caches[0],
             "v_cache": caches[1],
             "block_table": table,
             "seqlens_k": torch.tensor(keys, dtype=torch.int32),
-            "cu_seqlens_q": _starts(queries),
+            **starts,
         }
 
 
@@ -183,6 +185,8 @@ def make(row: Row) -> Made:
         return torch.randn(shape, generator=generator).to(dtype)
 
     beside = row.options.get("beside")
+    # Kernels of paged attention have slopes of heads alone.
+    sloped = (nheads,) if row.op == "paged_attention" else (len(row.lengths), nheads)
     queries, keys = row.lengths[0]
     return Made(
         row,
@@ -191,7 +195,7 @@ def make(row: Row) -> Made:
         v=[normal(n, nheads_k, headdim_v) for _, n in row.lengths],
         dout=[normal(n, nheads, headdim_v) for n, _ in row.lengths],
         sinks=torch.randn(nheads, generator=generator) if beside == "sinks" else None,
-        slopes=0.3 * torch.rand(len(row.lengths), nheads, generator=generator) + 0.01 if beside == "alibi" else None,
+        slopes=0.3 * torch.rand(sloped, generator=generator) + 0.01 if beside == "alibi" else None,
         bias=normal(queries, keys) if beside == "bias" else None,
     )
 

@@ -78,7 +78,7 @@ def test_the_precision_is_of_the_environment_and_of_the_name(arch: str, monkeypa
     with pytest.raises(xattn.UnsupportedError, match="XATTN_AITER_HIGH_PRECISION=2"):
         check(step(FP8[arch], group=16), "")
     monkeypatch.setenv("XATTN_AITER_HIGH_PRECISION", "3")
-    with pytest.raises(xattn.UnsupportedError, match="want 0, 1 or 2"):
+    with pytest.raises(xattn.UnsupportedError, match="supported: 0, 1 or 2"):
         check(step(FP8[arch], group=3), "")  # another kind of call: a plan keeps the level that it was made with
 
 

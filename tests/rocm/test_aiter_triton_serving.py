@@ -16,6 +16,7 @@ from xattn.plugin.devices import emulated
 from xattn.testing import fresh
 
 SINKS, SLOPES = torch.zeros(4), torch.ones(4)
+UNIFIED = "aiter-triton.unified_attention"
 
 
 class Given:
@@ -123,9 +124,9 @@ def test_what_of_the_backward_of_packed_sequences_is_declined(
     assert declined("varlen_attention_backward", q, q, k, v, q, torch.zeros(4, 12), at, **options) == codes
 
 
-def declined(op: str, *args: Tensor, **options: Any) -> set[str]:
-    found = xattn.explain(getattr(xattn, op), *args, backend="aiter-triton", **options)
-    (candidate,) = [each for each in found.candidates if each.name == "aiter-triton"]
+def declined(op: str, *args: Tensor, backend: str = "aiter-triton", **options: Any) -> set[str]:
+    found = xattn.explain(getattr(xattn, op), *args, backend=backend, **options)
+    (candidate,) = [each for each in found.candidates if each.name == backend]
     return {reason.code for reason in candidate.reasons}
 
 
@@ -149,7 +150,7 @@ def declined(op: str, *args: Tensor, **options: Any) -> set[str]:
 def test_what_of_pages_is_declined(
     aiter: Given, sizes: dict[str, Any], options: dict[str, Any], codes: set[str]
 ) -> None:
-    assert declined("paged_attention", *paged(**sizes), **options) == codes
+    assert declined("paged_attention", *paged(**sizes), backend=UNIFIED, **options) == codes
 
 
 @pytest.mark.parametrize("installed", [WHEEL, NEWEST], ids=["flat", "attention"])
@@ -163,7 +164,7 @@ def test_no_tile_of_slots_that_may_be_nan_is_loaded_whole(
     monkeypatch.setattr(installation, "overridden", installed)
     args = paged(block_size, one)
     for unseen_finite in (False, True):
-        xattn.paged_attention(*args, unseen_finite=unseen_finite, backend="aiter-triton")
+        xattn.paged_attention(*args, unseen_finite=unseen_finite, backend=UNIFIED)
         page, decodes = aiter.last["k"].shape[1], aiter.last["max_seqlen_q"] == 1
         assert decodes == (aiter.last["window_size"][0] < 0)
         if decodes:
@@ -180,9 +181,7 @@ def test_the_table_begins_at_what_a_window_shows(aiter: Given, unseen_finite: bo
     """unified-follows-dropped-pages"""
     q, k, v, table, lengths, starts = paged()
     table[0, :2] = -1
-    xattn.paged_attention(
-        q, k, v, table, lengths, starts, window=(4, 0), unseen_finite=unseen_finite, backend="aiter-triton"
-    )
+    xattn.paged_attention(q, k, v, table, lengths, starts, window=(4, 0), unseen_finite=unseen_finite, backend=UNIFIED)
     given = aiter.last
     first = 48 - 6 - 4  # of the first sequence, which begins in the page 2
     if unseen_finite:
@@ -197,19 +196,19 @@ def test_the_table_begins_at_what_a_window_shows(aiter: Given, unseen_finite: bo
 def test_tables_are_made_once_a_step(aiter: Given) -> None:
     q, k, v, *batch = paged()
     step = xattn.PagedBatch(*batch)
-    xattn.paged_attention(q, k, v, step, backend="aiter-triton")
+    xattn.paged_attention(q, k, v, step, backend=UNIFIED)
     first = aiter.last["block_table"]
-    xattn.paged_attention(q, k, v, step, backend="aiter-triton")
+    xattn.paged_attention(q, k, v, step, backend=UNIFIED)
     assert aiter.last["block_table"] is first
 
 
 def test_rows_of_no_sequence_are_0(aiter: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aiter, "unified_attention", lambda **options: None)
-    assert (xattn.paged_attention(*paged(), backend="aiter-triton") == 0).all()
+    assert (xattn.paged_attention(*paged(), backend=UNIFIED) == 0).all()
 
 
 def test_the_name_of_the_kernel_says_whether_it_may_split_the_keys(aiter: Given) -> None:
     """So that a fingerprint is another."""
     for one, finite, splits in ((True, True, True), (True, False, False), (False, True, False)):
-        found = xattn.explain(xattn.paged_attention, *paged(64, one), unseen_finite=finite, backend="aiter-triton")
+        found = xattn.explain(xattn.paged_attention, *paged(64, one), unseen_finite=finite, backend=UNIFIED)
         assert str(found.kernel).endswith("which may split the keys") == splits, found

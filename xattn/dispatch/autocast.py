@@ -24,10 +24,10 @@ def autocast_dtype(tensor: object) -> torch.dtype | None:
 
 
 def cast(tensor: Any, dtype: torch.dtype | None) -> Any:
-    """The tensor as autocast has it: float64, and what is no floating-point tensor, stays."""
+    """The tensor as autocast has it: float64, FP8, and what is no floating-point tensor, stays."""
     if dtype is None or not isinstance(tensor, Tensor):
         return tensor
-    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64 or tensor.dtype.itemsize == 1:
         return tensor
     return tensor.to(dtype)
 

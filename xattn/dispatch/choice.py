@@ -136,7 +136,7 @@ def allowed(choice: Choice, op: str) -> list[str] | None:
     names = named(choice)
     if names is None or not isinstance(choice, Wish):
         return names
-    return [name for name in names if registry().entries[name].kernels(op)] or None
+    return [name for name in names if registry().entry(name).kernels(op)] or None
 
 
 def _unknown(name: str, choice: Choice) -> str:

@@ -18,6 +18,7 @@ def fingerprint(backend: str, kernel: str, device: str) -> str | None:
     environment = here(device)
     if environment is None:
         return None
+    backend = backend.partition(".")[0]  # by whichever name it was asked for
     facts = [backend, kernel, environment.card, environment.versions, environment.packages[backend]]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=dict).encode()).hexdigest()
     return f"{backend}:{digest[:16]}"

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -41,29 +41,28 @@ class Plugin:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Entry:
-    """A registered backend."""
+    """A registered backend. only: of its kernels those of this name."""
 
     backend: Backend
     plugin: str
     disabled_by: str | None = None
+    only: str = ""
 
     @property
     def name(self) -> str:
-        return self.backend.name
+        return f"{self.backend.name}.{self.only}" if self.only else self.backend.name
+
+    @property
+    def every_kernel(self) -> list[Kernel[Any]]:
+        return [kernel for kernel in self.backend.kernels if self.only in ("", kernel.name)]
 
     @property
     def ops(self) -> tuple[str, ...]:
         """The ops that the backend has."""
-        return tuple(dict.fromkeys(kernel.op for kernel in self.backend.kernels))
+        return tuple(dict.fromkeys(kernel.op for kernel in self.every_kernel))
 
     def kernels(self, op: str) -> list[Kernel[Any]]:
-        return [kernel for kernel in self.backend.kernels if kernel.op == op]
-
-
-def rank(kernel: Kernel[Any], request: Request) -> int:
-    """The declared priority; -1 where nothing is declared for the request's device."""
-    block = kernel.block(request)
-    return -1 if block is None else block.rank(request)
+        return [kernel for kernel in self.every_kernel if kernel.op == op]
 
 
 class Registry:
@@ -184,6 +183,8 @@ class Registry:
         op = getattr(kernel, "op", None)
         if op not in self.vocabularies:
             return f"{name} is of the op {op!r}; there are: {', '.join(self.vocabularies)}"
+        if kernel.name and not _is_name(kernel.name):
+            return f"{name} has a name that {_NO_NAME}"
         blocks = getattr(kernel, "capabilities", None)
         if not isinstance(blocks, tuple) or not all(isinstance(block, Capabilities) for block in blocks):
             return f"capabilities of {name} is no tuple of xattn.Capabilities"
@@ -203,14 +204,23 @@ class Registry:
 
     def unknown(self, name: object) -> str:
         """What to tell the user of a name that no backend and no plugin has."""
-        known = sorted({*self.entries, *(entry.plugin for entry in self.entries.values())})
+        entries = self.entries.values()
+        kernels = [f"{entry.name}.{each.name}" for entry in entries for each in entry.every_kernel if each.name]
+        known = sorted({*self.entries, *(entry.plugin for entry in entries), *kernels})
         text = f"no backend or plugin is called {name!r}; there are: {', '.join(known) or 'none'}"
         close = difflib.get_close_matches(str(name).lower(), known, n=1)
         return f'{text}. Did you mean "{close[0]}"?' if close else text
 
+    def entry(self, name: str) -> Entry:
+        """The backend that `names` gave, or that one kernel of it."""
+        backend, _, kernel = name.partition(".")
+        entry = self.entries[backend]
+        return replace(entry, only=kernel) if kernel else entry
+
     def names(self, name: str) -> list[str]:
-        """The backends that a name stands for: a backend's own, or all of a plugin's."""
-        if name in self.entries:
+        """The backends that a name stands for: a backend's own, all of a plugin's, or a kernel of a backend's."""
+        backend, _, kernel = name.partition(".")
+        if name in self.entries or (kernel and backend in self.entries and self.entry(name).ops):
             return [name]
         return [entry.name for entry in self.entries.values() if entry.plugin == name]
 
@@ -224,11 +234,11 @@ class Registry:
 
 
 def by_rank(kernels: list[tuple[Entry, Kernel[Any]]], request: Request) -> list[tuple[Entry, Kernel[Any]]]:
-    """By declared priority, the highest first; of equals the first registered."""
+    """By rank, the highest first; of equals the first registered."""
 
     def declared(of: tuple[Entry, Kernel[Any]]) -> int:
         try:
-            return rank(of[1], request)
+            return of[1].rank(request)
         except BaseException as error:
             if not is_plugins(error):
                 raise

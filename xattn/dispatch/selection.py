@@ -12,7 +12,7 @@ import torch
 
 from xattn.dispatch.choice import Choice, allowed
 from xattn.dispatch.failures import is_plugins, raised
-from xattn.dispatch.registry import Entry, by_rank, rank, registry
+from xattn.dispatch.registry import Entry, by_rank, registry
 from xattn.errors import BrokenBackendWarning, SlowBackendWarning, UnsupportedError
 from xattn.plugin.backend import Kernel
 from xattn.plugin.reasons import Reason
@@ -45,7 +45,7 @@ def _asked(entry: Entry, kernel: Kernel[Any], request: Request) -> list[Reason]:
     """The kernel's own reasons. One that fails to answer cannot serve the call, and its failure is the reason: one
     broken plugin neither takes the others down nor goes unseen."""
     try:
-        rank(kernel, request)  # `auto` has sorted by it, so its failure counts too
+        kernel.rank(request)  # `auto` has sorted by it, so its failure counts too
         reasons = kernel.reasons(request)
     except BaseException as error:
         if not is_plugins(error):
@@ -103,7 +103,7 @@ def select(request: Request, choice: Choice, planning: bool = True) -> tuple[Ent
     rejected: dict[str, list[Reason]] = {}
     if names is not None:
         for name in names:
-            entry = registry().entries[name]
+            entry = registry().entry(name)
             kernel, reasons = backend_reasons(entry, request)
             if kernel is not None:
                 return _chosen(entry, kernel, request, rejected, planning, False)

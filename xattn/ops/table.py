@@ -12,7 +12,9 @@ from xattn.ops import (
     apply_rotary,
     attention,
     attention_backward,
+    hstu_attention,
     merge_attention,
+    mla_attention,
     paged_attention,
     varlen_attention,
     varlen_attention_backward,
@@ -31,6 +33,8 @@ OPS: dict[str, Op] = {
         attention_backward,
         varlen_attention_backward,
         write_kv,
+        mla_attention,
+        hstu_attention,
     )
 }
 

@@ -68,6 +68,14 @@ class Kernel(ABC, Generic[R]):
 
     op: ClassVar[str]
     capabilities: ClassVar[tuple[Capabilities[Any], ...]]
+    # Of several kernels of one op in a backend "acme" the one that backend="acme.<name>" asks for.
+    name: ClassVar[str] = ""
+
+    def rank(self, request: R) -> int:
+        """The place among the kernels that can serve a request, the highest first: as declared, by the phase. Of a
+        kernel that another one of its backend does better for some requests, lower for these. Pure, as `reasons`."""
+        block = self.block(request)
+        return -1 if block is None else block.rank(request)
 
     def block(self, request: Request) -> Capabilities[Any] | None:
         """The capabilities declared for the request's device: of several blocks the first with its arch, or else the
@@ -109,7 +117,7 @@ class Kernel(ABC, Generic[R]):
 
 class Backend:
     """A name that users write in `backend=`, and the kernels behind it, each of one op. Of several kernels of one op
-    the capable one of the highest priority serves.
+    the capable one of the highest rank serves; one that has a name can be asked for by itself, as "acme.name".
 
     packages: the distributions whose versions its speed depends on, beside torch and the plugin itself: what was
         measured with other versions of them does not count.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from xattn.plugin.request import dtype_name
 from xattn.plugin.symbolic import known
 
 _TURN = 'The backend may serve align="{}", which is another answer.'
@@ -85,9 +86,13 @@ DROPOUT_P = argument("dropout_p")
 DETERMINISTIC = flag("deterministic")
 BATCH_INVARIANT = flag("batch_invariant", "deterministic=True asks for the same bits from run to run alone.")
 RETURN_LSE = flag("return_lse")
-FORMAT = Feature(
-    "format",
-    lambda request: request.format,
-    "cache.numbers() is a plain copy, and xattn.cache.FormattedCache.made(cache, format, of) the way back.",
+STALE_PAGES = Feature(
+    "stale_pages",
+    lambda r: None if r.unseen_finite else "may hold NaN",
+    "Where the pool was cleared once and never held a NaN, say unseen_finite=True.",
+)
+OUT_DTYPE = Feature("out_dtype", lambda r: None if r.out_dtype is None else dtype_name(r.out_dtype))
+FORMAT = argument(
+    "format", "cache.numbers() is a plain copy, and xattn.cache.FormattedCache.made(cache, format, of) the way back."
 )
 EMPTY = Feature("empty", lambda r: "a size of 0" if r.empty else None)

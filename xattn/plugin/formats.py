@@ -7,7 +7,7 @@ x bytes to a piece.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -123,8 +123,8 @@ def pieces(dtype: torch.dtype) -> int:
 
 
 def declared(
-    k_cache: Tensor | FormattedCache, v_cache: Tensor | FormattedCache
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Format | None]:
+    k_cache: Tensor | FormattedCache, v_cache: Tensor | FormattedCache | None
+) -> tuple[Tensor, Any, tuple[Any, Any], Format | None]:
     """Of the caches of a call: tensors of their sizes, their memories, and the format of both, None of plain tensors.
     Raises InvalidArgumentError for formats that contradict each other."""
     if not isinstance(k_cache, FormattedCache) and not isinstance(v_cache, FormattedCache):
@@ -132,13 +132,11 @@ def declared(
     for name, cache in (("k", k_cache), ("v", v_cache)):
         if not isinstance(cache, FormattedCache) or cache.of != name:
             got = f"one of {cache.of}" if isinstance(cache, FormattedCache) else type(cache).__name__
-            raise InvalidArgumentError(
-                f"{name}_cache", got, f'a FormattedCache of "{name}", as the other cache has a format'
-            )
+            want = f'a FormattedCache of "{name}", as the other cache has a format'
+            raise InvalidArgumentError(f"{name}_cache", got, want)
     assert isinstance(k_cache, FormattedCache)
     assert isinstance(v_cache, FormattedCache)
     if k_cache.format != v_cache.format:
-        raise InvalidArgumentError(
-            "v_cache", f'format "{v_cache.format}"', f'"{k_cache.format}", the format of k_cache'
-        )
+        want = f'"{k_cache.format}", the format of k_cache'
+        raise InvalidArgumentError("v_cache", f'format "{v_cache.format}"', want)
     return k_cache.sized, v_cache.sized, (k_cache.memory, v_cache.memory), k_cache.format

@@ -14,6 +14,8 @@ from xattn.plugin.symbolic import holds
 # The largest number that is stored. uint8 holds int4: two's complement, the even dimension in the low nibble.
 QMAX = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.int8: 127.0, torch.uint8: 7.0}
 INT4 = torch.uint8
+# What queries may be quantised as, beside a scale.
+FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz})
 
 
 def scale_shapes(cache: Tensor) -> dict[str, tuple[int, ...]]:

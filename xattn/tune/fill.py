@@ -61,9 +61,15 @@ def _starts(packed: str, bound: str) -> Callable[[Tensor, Arguments], Tensor]:
     return values
 
 
+def _pool(arguments: Arguments) -> tuple[int, int]:
+    """Blocks, and places in each."""
+    cache = arguments["kv_cache" if "kv_cache" in arguments else "k_cache"]
+    return cache.shape[0], cache.shape[1]
+
+
 def _lengths(like: Tensor, arguments: Arguments) -> Tensor:
     if "block_table" in arguments:
-        room = arguments["block_table"].shape[1] * arguments["k_cache"].shape[1]
+        room = arguments["block_table"].shape[1] * _pool(arguments)[1]
         most = min(room, arguments.get("max_seqlen_k") or room)
     else:
         most = arguments["k"].shape[1]
@@ -71,12 +77,20 @@ def _lengths(like: Tensor, arguments: Arguments) -> Tensor:
 
 
 def _pages(like: Tensor, arguments: Arguments) -> Tensor:
-    return torch.arange(like.numel()).remainder(max(arguments["k_cache"].shape[0], 1)).reshape(like.shape)
+    return torch.arange(like.numel()).remainder(max(_pool(arguments)[0], 1)).reshape(like.shape)
 
 
 def _slots(like: Tensor, arguments: Arguments) -> Tensor:
-    blocks, size = arguments["k_cache"].shape[:2]
+    blocks, size = _pool(arguments)
     return torch.arange(len(like)).remainder(max(blocks * size, 1))
+
+
+def _listed(like: Tensor, arguments: Arguments) -> Tensor:
+    """Slots from all over the pool, in order, and -1 where there are fewer."""
+    blocks, size = _pool(arguments)
+    slots, listed = blocks * size, like.shape[1]
+    place = torch.arange(listed)
+    return torch.where(place < slots, place * max(slots // max(listed, 1), 1), -1).expand(like.shape)
 
 
 def _slopes(like: Tensor, arguments: Arguments) -> Tensor:
@@ -88,9 +102,12 @@ def _slopes(like: Tensor, arguments: Arguments) -> Tensor:
 _VALUES: dict[str, Callable[[Tensor, Arguments], Tensor]] = {
     "cu_seqlens_q": _starts("q", "max_seqlen_q"),
     "cu_seqlens_k": _starts("k", "max_seqlen_k"),
+    "cu_seqlens": _starts("q", "max_seqlen"),
+    "num_targets": lambda like, arguments: torch.zeros(like.shape),
     "seqlens_k": _lengths,
     "block_table": _pages,
     "slots": _slots,
+    "topk_indices": _listed,
     "alibi_slopes": _slopes,
     "align": lambda like, arguments: torch.zeros(like.shape),
 }

@@ -75,9 +75,13 @@ _OF_SEQUENCES = tuple(
 
 class AttentionLikeOp(Op[P]):
     """An op whose results are "out", "lse" and, where it is differentiable, gradients of attention problems, a batch of
-    1 each."""
+    1 each.
+
+    lacks: words in the names of attention's mutants that are of options which the op does not have.
+    """
 
     differentiable: ClassVar[bool] = False
+    lacks: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def sequences(self, problem: P) -> list[Problem]:
@@ -202,7 +206,11 @@ def drawn_slopes(recipe: str, batch: int, nheads: int, draw: Draw) -> Array:
 
 @cache
 def _all_mutants(op: AttentionLikeOp[Any]) -> tuple[Mutant, ...]:
-    inherited = [mutant for mutant in _OF_SEQUENCES if op.differentiable or not mutant.backward]
+    inherited = [
+        mutant
+        for mutant in _OF_SEQUENCES
+        if (op.differentiable or not mutant.backward) and not any(word in mutant.name for word in op.lacks)
+    ]
     return (*op.own_mutants(), *(_inherited(op, mutant) for mutant in inherited))
 
 

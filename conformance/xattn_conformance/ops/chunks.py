@@ -21,7 +21,7 @@ def rows_of(starts: Sequence[int], size: int) -> Iterator[list[slice]]:
 
 def chunked(call: Call, starts: Sequence[int], size: int, part: Callable[[list[slice]], Call]) -> Variation:
     """part: the call over some rows of q. Raises ValueError for a call whose parts are not those of the whole."""
-    if not call.options["causal"] or call.options.get("align") != "bottom_right" or call.wanted:
+    if not call.options["causal"] or call.options.get("align", "bottom_right") != "bottom_right" or call.wanted:
         raise ValueError("chunks need a causal call, aligned bottom right, without gradients")
     every = list(rows_of(starts, size))
 

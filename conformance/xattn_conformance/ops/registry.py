@@ -8,7 +8,9 @@ from xattn_conformance.ops.apply_rotary.op import RotaryOp
 from xattn_conformance.ops.attention.op import AttentionOp
 from xattn_conformance.ops.attention_backward.op import AttentionBackwardOp
 from xattn_conformance.ops.base import Op
+from xattn_conformance.ops.hstu_attention.op import HstuOp
 from xattn_conformance.ops.merge_attention.op import MergeOp
+from xattn_conformance.ops.mla_attention.op import MlaAttentionOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
 from xattn_conformance.ops.varlen_attention_backward.op import VarlenAttentionBackwardOp
@@ -26,5 +28,7 @@ OPS: dict[str, Op[Any]] = {
         AttentionBackwardOp(),
         VarlenAttentionBackwardOp(),
         WriteOp(),
+        MlaAttentionOp(),
+        HstuOp(),
     )
 }

@@ -9,10 +9,10 @@ from torch import Tensor
 from xattn import AttentionBackwardKernel, AttentionBackwardRequest, Capabilities, Reason
 from xattn.plugin import Plan
 from xattn.plugin.geometry import Geometry
-from xattn_nvidia.fa3 import limits
-from xattn_nvidia.fa3.attention.bands import counted
-from xattn_nvidia.fa3.attention.torch_ops import Settings, share
+from xattn_nvidia.fa3 import limits, ops
 from xattn_nvidia.fa3.installation import ARCHS, installation, usable
+from xattn_nvidia.shared.bands import counted
+from xattn_nvidia.shared.settings import Settings
 
 
 class Fa3Backward(AttentionBackwardKernel):
@@ -53,7 +53,7 @@ class Fa3Backward(AttentionBackwardKernel):
         def run(
             dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
-            dq, *dkv = share(dout, q, k[:, first:end], v[:, first:end], out, lse, settings)
+            dq, *dkv = ops.dense.share(dout, q, k[:, first:end], v[:, first:end], out, lse, settings)
             if (first, end) != (0, seqlen_k):
                 dkv = [F.pad(grad, (0, 0, 0, 0, first, seqlen_k - end)) for grad in dkv]
             return dq, dkv[0], dkv[1]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from xattn import Backend
-from xattn_nvidia.fa3.attention.kernel import Fa3Attention
+from xattn_nvidia.fa3.attention import Fa3Attention
 from xattn_nvidia.fa3.attention_backward import Fa3Backward
 from xattn_nvidia.fa3.installation import describe
-from xattn_nvidia.fa3.paged_attention.kernel import Fa3Paged
-from xattn_nvidia.fa3.varlen_attention.kernel import Fa3Varlen
+from xattn_nvidia.fa3.paged_attention import Fa3Paged
+from xattn_nvidia.fa3.varlen_attention import Fa3Varlen
 
 
 class Fa3Backend(Backend):

@@ -11,15 +11,12 @@ import ast
 import functools
 import re
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from xattn import Reason
 from xattn.plugin.constant import traced_as_constant
-from xattn.plugin.devices import device_and_arch, emulated
+from xattn_nvidia.shared.detection import described, installed
 
 ARCHS = frozenset({"sm_90"})
 # The package of the compiled kernels, which is the namespace of their operators too, and the file of its flags.
@@ -90,27 +87,7 @@ def clear() -> None:
 
 def describe() -> str:
     """One line for `xattn info`: what is there, and what to do if it cannot be used. Never raises."""
-    found = installation()
-    if isinstance(found, Reason):
-        return f"cannot be used: {found.got}. {found.hint}"
-    try:
-        return f"{found}; {_device()}"
-    except Exception as error:  # a broken driver, say: it belongs in the line
-        return f"{found}; but torch cannot say what the device is: {' '.join(str(error).split())}"
-
-
-def _device() -> str:
-    archs = [arch for device, arch in emulated.values() if device == "cuda"]
-    if not archs:
-        if torch.version.cuda is None:
-            return "but torch has no CUDA"
-        if not torch.cuda.is_available():
-            return "but torch sees no CUDA device"
-        archs = [device_and_arch(torch.device("cuda", index))[1] for index in range(torch.cuda.device_count())]
-    served = [str(arch) for arch in dict.fromkeys(archs) if arch in ARCHS]
-    if not served:
-        return f"but it is for {', '.join(sorted(ARCHS))}, and here is {', '.join(dict.fromkeys(map(str, archs)))}"
-    return f"on {', '.join(served)}"
+    return described(installation(), ARCHS)
 
 
 @traced_as_constant
@@ -145,7 +122,7 @@ def _judged(package: str, config: str) -> Build | Reason | None:
     for file in (root.parent / config, root / config):
         disabled = _disabled(file)
         if disabled is not None:
-            return Build(package, _version(package), root, disabled)
+            return Build(package, installed(package, package.replace("_", "-")), root, disabled)
     hint = "Its setup.py writes it; builds from before April 2025 have none: build a newer one."
     return Reason("fa3", f"{root}, which does not say what it was built without", f"a file {config} beside it", hint)
 
@@ -161,13 +138,4 @@ def _disabled(file: Path) -> frozenset[str] | None:
                 return frozenset(match[1] for match, off in found if match is not None and off)
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeError):
         pass
-    return None
-
-
-def _version(package: str) -> str | None:
-    for name in (package, package.replace("_", "-")):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
     return None

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from xattn.plugin.notes import add_note
 from xattn_nvidia.fa3.installation import usable
+from xattn_nvidia.shared.packed import Ends
+from xattn_nvidia.shared.settings import Settings, aligned
 
 # More keys than a call can have, so that sums with it stay within 32 bits.
 ALL = 2**30
 # The most sequences that the kernel's scheduler was run with.
 MOST_SEQUENCES = 2**15
+# Up to so many packed queries a call may be split over its keys, each split with an out of its own in float32.
+SPLIT_TOKENS = 512
 
 
 def forward(
@@ -59,31 +63,20 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    *,
-    scale: float,
-    left: int | None,
-    right: int | None,
-    softcap: float,
-    deterministic: bool,
+    settings: Settings,
+    ends: Ends | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv, for any out and lse of which exp(score - lse) is the weight."""
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    causal, window = _band(left, right)
+    """dq, dk, dv, for any out and lse of which exp(score - lse) is the weight; 0 in rows of no sequence."""
+    make = torch.empty if ends is None else torch.zeros
+    dq, dk, dv = (make(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    causal, window = _band(settings.left, settings.right)
+    cu_q, cu_k, max_q, max_k = (None,) * 4 if ends is None else ends
     # It takes lse by its memory, whatever its strides say.
     _operator("bwd")(
-        *map(aligned, (dout, q, k, v, out)), lse.contiguous(), dq, dk, dv, None, None, None, None, None, None, scale,
-        causal, *window, softcap, deterministic, 0,
+        *map(aligned, (dout, q, k, v, out)), lse.contiguous(), dq, dk, dv, cu_q, cu_k, None, None, max_q, max_k,
+        settings.scale, causal, *window, settings.softcap or 0.0, settings.deterministic, 0,
     )  # fmt: skip
     return dq, dk, dv
-
-
-def aligned(x: Tensor) -> Tensor:
-    """x with rows that begin at multiples of 16 bytes: itself, or a copy. On others the kernel ends the process."""
-    size = 16 // x.element_size()
-    steps = zip(x.shape[:-1], x.stride()[:-1], strict=True)
-    if x.data_ptr() % 16 == 0 and all(n == 1 or (step > 0 and step % size == 0) for n, step in steps):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _band(left: int | None, right: int | None) -> tuple[bool, tuple[int, int]]:

@@ -52,7 +52,8 @@ RULES = (
         flash(_FORWARD, 663),
         "A tile of keys is loaded whole, past the end of a packed sequence: a NaN or an infinity in the values behind "
         "it, of another sequence or of nobody, reaches every row.",
-        "Puts 0 in place of such a value, and NaN into its key, which is hidden from all other sequences.",
+        "Puts 0 in place of such a value, and NaN into its key, which is hidden from all other sequences; in the "
+        "backward into lse, of which a sequence's own rows are read.",
     ),
     Rule(
         "fa3-lengths-load-what-is-behind",

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xattn_nvidia.rules import fa3
+from xattn_nvidia.rules import cudnn, fa3, fa4
 from xattn_nvidia.rules.rule import FLASH, Rule
 
-_PARTS = {"FlashAttention-3 (`fa3`)": fa3}
+_PARTS = {"FlashAttention-3 (`fa3`)": fa3, "FlashAttention-4 (`fa4`)": fa4, "cuDNN and its frontend (`cudnn`)": cudnn}
 
 _PAGE = """# What is known of the kernels on NVIDIA's cards
 
 Made by `python -m xattn_nvidia.rules.page`; not edited by hand.
 
 Each line is a defect of a vendor's kernels, or a gap that their documentation does not tell of, and what xattn does
-about it. A test names each that a call can meet. FlashAttention-3 was read at commit {commit} of 2026-08-15 and run on
-an NVIDIA H100.
+about it. A test names each that a call can meet. FlashAttention-3 and -4 were read at commit {commit} of 2026-08-15.
+All were run on an NVIDIA H100: FlashAttention-4 as flash-attn-4 4.0.0b36, cuDNN 9.19 by its frontend 1.32.
 
 {parts}
 """

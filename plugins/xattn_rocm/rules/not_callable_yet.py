@@ -48,14 +48,6 @@ RULES = (
         _PAGED,
     ),
     _rule(
-        "chunked-prefill-scale",
-        "aiter-triton",
-        "",
-        line(f"{_TRITON}/chunked_pa_prefill.py", 72),
-        "chunked_prefill_paged_decode's default scale is 1/sqrt(nheads).",
-        _PAGED,
-    ),
-    _rule(
         "lean-attention-broken",
         "aiter-triton",
         "",

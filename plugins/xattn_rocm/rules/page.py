@@ -32,7 +32,7 @@ _PARTS = {
     "Packed sequences and pages (`aiter`)": packed,
     "Decoding over pages in a format (`aiter`)": decode,
     "Triton kernels (`aiter-triton`)": triton,
-    "Packed sequences and pages (`aiter-triton`)": serving,
+    "Packed sequences, pages and HSTU (`aiter-triton`)": serving,
     "Rotary embedding": rotary,
     "Of calls that xattn does not have yet": not_callable_yet,
 }

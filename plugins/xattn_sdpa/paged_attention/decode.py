@@ -32,14 +32,15 @@ _POOL_PAGE, _POOL_BATCH, _POOL_USED = 64, 8, 0.75
 class Part:
     """Some sequences over some of their keys: one gather and one call.
 
-    rows: of q, (count,), None for all. block: which of the sequences' blocks of keys. pages: (count * n,). keys: of the
-    longest. ends: of each sequence, None where all are `keys`. bias: (count, 1, 1, keys), -inf past the end; None where
-    there is nothing to hide.
+    rows: of q, (count,), None for all. block: which of the sequences' blocks of keys. pages: (count * n,); in_order,
+    where they lie one after the other, and are taken where they are. keys: of the longest. ends: of each sequence, None
+    where all are `keys`. bias: (count, 1, 1, keys), -inf past the end; None where there is nothing to hide.
     """
 
     rows: Tensor | None
     block: int
     pages: Tensor
+    in_order: bool
     keys: int
     ends: tuple[int, ...] | None
     bias: Tensor | None
@@ -117,6 +118,7 @@ def _part(rows: list[int], block: int, table: list[list[int]], lengths: list[int
         rows=None if len(rows) == batch else torch.tensor(rows),
         block=block,
         pages=torch.tensor(pages),
+        in_order=not ragged and pages == list(range(pages[0], pages[0] + len(pages))),
         keys=longest,
         ends=tuple(lengths) if ragged else None,
         bias=bias,
@@ -165,10 +167,9 @@ def forward(q: Tensor, keys: Store, values: Store, how: Way, scale: float) -> tu
 
 def _by_parts(q: Tensor, keys: Store, values: Store, parts: tuple[Part, ...], scale: float) -> tuple[Tensor, Tensor]:
     if len(parts) == 1 and parts[0].rows is None:
-        part = parts[0]
-        return _one(q, keys.take(part.pages), values.take(part.pages), part, scale)
+        return _one(q, *_taken(keys, values, parts[0], (None, None)), parts[0], scale)
     size = max(len(part.pages) for part in parts)
-    buffers = [store.buffer(size) for store in (keys, values)]
+    buffers = keys.buffer(size), None if values is keys else values.buffer(size)
     batch, *heads, headdim = q.shape
     blocks = parts[-1].block + 1
     outs = q.new_zeros(batch, blocks, *heads, headdim)
@@ -176,16 +177,21 @@ def _by_parts(q: Tensor, keys: Store, values: Store, parts: tuple[Part, ...], sc
         (batch, blocks, *heads), -torch.inf, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32
     )
     for part in parts:
-        k_pages, v_pages = (
-            store.take(part.pages, buffer) for store, buffer in zip((keys, values), buffers, strict=True)
-        )
-        out, lse = _one(q, k_pages, v_pages, part, scale)
+        out, lse = _one(q, *_taken(keys, values, part, buffers), part, scale)
         if part.rows is None:
             outs[:, part.block], lses[:, part.block] = out, lse
         else:
             outs[:, part.block].index_copy_(0, part.rows, out)
             lses[:, part.block].index_copy_(0, part.rows, lse)
     return (outs[:, 0], lses[:, 0]) if blocks == 1 else _merged(outs, lses)
+
+
+def _taken(
+    keys: Store, values: Store, part: Part, buffers: tuple[Tensor | None, Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """The pages of a part. What is both keys and values is taken once."""
+    k_pages = keys.take(part.pages, buffers[0], part.in_order)
+    return k_pages, k_pages if values is keys else values.take(part.pages, buffers[1], part.in_order)
 
 
 def _one(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:

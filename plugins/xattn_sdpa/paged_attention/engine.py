@@ -28,8 +28,11 @@ class Options:
     v_scale: Tensor | None = None
 
     def stores(self, k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> tuple[Store, Store]:
-        """The pages of a call, whose keys a kernel gets in dtype."""
-        return Store(k_cache, self.k_scale, dtype), Store(v_cache, self.v_scale, dtype)
+        """The pages of a call, whose keys a kernel gets in dtype: one store where values are keys, as of a latent
+        cache."""
+        keys = Store(k_cache, self.k_scale, dtype)
+        one = v_cache is k_cache and self.v_scale is self.k_scale
+        return keys, keys if one else Store(v_cache, self.v_scale, dtype)
 
 
 def forward(
@@ -94,7 +97,8 @@ def _one_by_one(
         first, end = lists.seen(b, settings.left, settings.right, offset)
         if first == end:
             continue
-        k, v = (_gathered(store, lists, b, first, end) for store in (keys, values))
+        k = _gathered(keys, lists, b, first, end)
+        v = k if values is keys else _gathered(values, lists, b, first, end)
         slopes = options.alibi_slopes
         if slopes is not None and slopes.dim() == 2:
             slopes = slopes[b]

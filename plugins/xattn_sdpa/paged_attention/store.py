@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xattn.plugin.quantised import INT4, as_bytes
+from xattn.plugin.quantised import INT4, as_bytes, dequantised, scale_at
 from xattn_sdpa.paged_attention.tables import numbers
 
 
@@ -32,16 +32,26 @@ class Store:
         """Room for so many pages at once, where they need no other than that."""
         return self.cache.new_empty(pages, *self.cache.shape[1:]) if self.scale is None else None
 
-    def take(self, pages: Tensor, buffer: Tensor | None = None) -> Tensor:
+    def take(self, pages: Tensor, buffer: Tensor | None = None, in_order: bool = False) -> Tensor:
         """(len(pages), block_size, nheads_k, headdim), new or in the buffer: quantised pages are made numbers as they
-        are gathered, and no others are."""
+        are gathered, and no others are. in_order: the pages lie one after the other, and are a part of the cache."""
         if self.scale is None:
+            if in_order:
+                return self.cache.narrow(0, int(pages[0]), len(pages)).to(self.dtype)
             found = torch.index_select(self.cache, 0, pages, out=buffer if buffer is None else buffer[: len(pages)])
             return found.to(self.dtype)
         stored = as_bytes(self.cache).index_select(0, pages)
         whole = self.cache.dtype == torch.int8
         found = stored.view(torch.int8).float() if whole else numbers(stored, self.cache.dtype)
         return found.mul_(self._scale_of(pages)).to(self.dtype)
+
+    def at(self, slots: Tensor) -> Tensor:
+        """(*slots.shape, nheads_k, headdim), new: what lies in these slots, none below 0."""
+        block, place = slots // self.block_size, slots % self.block_size
+        if self.scale is None:
+            return self.cache[block, place].to(self.dtype)
+        stored = as_bytes(self.cache)[block, place].view(self.cache.dtype)
+        return dequantised(stored, scale_at(self.scale, block, place), self.dtype)
 
     def _scale_of(self, pages: Tensor) -> Tensor:
         assert self.scale is not None

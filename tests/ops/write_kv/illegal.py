@@ -29,6 +29,9 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "v of another dtype": ({"v": V.half()}, "v", ("float16", "float32, the dtype of k")),
     "v of fewer tokens": ({"v": V[:4]}, "v", ("tokens 4", "5, the tokens of k")),
     "v of fewer heads": ({"v": V[:, :1]}, "v", ("nheads_k 1", "2, the nheads_k of k")),
+    "v None, v_cache not": ({"v": None}, "v", ("got None", "as v_cache is", "A latent cache has neither")),
+    "v_cache None, v not": ({"v_cache": None}, "v_cache", ("got None", "as v is")),
+    "latents of two heads": ({"v": None, "v_cache": None}, "k", ("nheads_k 2", "want 1", "a latent one")),
     # Caches.
     "k_cache None": ({"k_cache": None}, "k_cache", ("got None",)),
     "k_cache flat": ({"k_cache": K_CACHE.flatten(0, 1)}, "k_cache", ("shape (24, 2, 8)", "(num_blocks, block_size,")),

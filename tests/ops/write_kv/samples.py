@@ -46,6 +46,7 @@ def samples(length: int = 5) -> dict[str, Sample]:
         "one buffer": Sample((k, v, both[:, 0], both[:, 1], where), written=(2, 3), caches=(2, 3)),
         "some skipped": made([-1, *slots[1:-1], -1], block_size=8),
         "all skipped": made([-1] * 3),
+        "latents": Sample((k[:, :1], None, torch.zeros(6, 4, 1, 8), None, where), written=(2,), caches=(2,)),
         "narrow values": made(headdim_v=5),
         "empty": made([]),
         "int8": Sample((k, v, *stored, where), scales, written=(2, 3), caches=(2, 3)),

@@ -1,52 +1,97 @@
-"""`unified_attention` of the installed aiter over the suite's pages, asked without lse, which it does not return."""
+"""The installed aiter's kernels of paged attention over the suite's pages, each by its name, asked without lse, which
+none returns."""
 
 from __future__ import annotations
 
-from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import pytest
 import torch
+from support import extended
 from xattn_conformance.case import Case
 from xattn_conformance.ops.call import execute
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.tolerance.arithmetic import CANONICAL
 from xattn_conformance.tolerance.compare import compare
+from xattn_elsewhere.aiter.interpreter import in_reverse
 
 import xattn
 
 OP = OPS["paged_attention"]
+HALVES = ("float16", "bfloat16")
+# Each kernel's dtypes, of which a case has one, in turn.
+KERNELS = {
+    "unified_attention": HALVES,
+    "pa_decode": ("float32", *HALVES),
+    "pa_prefill": ("float32", *HALVES),
+    "chunked_prefill": ("float32",),
+    "extend": ("float32", *HALVES),
+}
 
 
-def served() -> list[Case]:
-    """The small cases that then reach it, in the dtypes in turn; those that ask for none the suite itself has."""
+def served(kernel: str) -> list[Case]:
+    """The small cases that then reach it; those that ask for no lse anyway the suite itself has."""
     found = []
     for case in (case for case in OP.cases() if case.options.get("return_lse")):
         asked = msgspec.structs.replace(case, options={**case.options, "return_lse": False})
-        shape = case.shape
+        shape, dtypes = case.shape, KERNELS[kernel]
         small = shape["batch"] * shape["nheads"] * shape["seqlen_q"] * shape["seqlen_k"] <= 2**14
-        turn = ("float16", "bfloat16")[case.seed % 2]
+        turn = dtypes[case.seed % len(dtypes)]
         if case.level not in ("core", "extended") or case.dtype != turn or not small or case.title.startswith("knob."):
             continue
-        if not OP.explain(OP.call(asked, OP.problem(asked), "cpu"), "aiter-triton").reasons:
+        if not OP.explain(OP.call(asked, OP.problem(asked), "cpu"), f"aiter-triton.{kernel}").reasons:
             found.append(asked)
     return found
 
 
-SERVED = served()
+SERVED = {kernel: served(kernel) for kernel in KERNELS}
 
 
-def test_every_feature_of_the_kernel_is_among_the_cases() -> None:
-    features = Counter(feature for case in SERVED for feature in case.features)
-    for name in ("softcap", "sinks", "window", "alibi_slopes", "gqa", "stale_pages", "out_dtype"):
-        assert features[f"paged.{name}"] >= 1, features
+def chosen() -> list[Any]:
+    """Of every kernel a case for each set of features; what has one that was there is for `make extended`."""
+    found: list[Any] = []
+    for kernel, cases in SERVED.items():
+        seen: set[frozenset[str]] = set()
+        for case in cases:
+            features = frozenset(case.features) - {"paged.return_lse"}
+            found += extended((kernel, case)) if features in seen else [(kernel, case)]
+            seen.add(features)
+    return found
 
 
-@pytest.mark.parametrize("case", SERVED, ids=lambda case: case.id)
-def test_asked_without_lse(case: Case) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "features"),
+    {
+        "unified_attention": "softcap sinks window alibi_slopes gqa stale_pages out_dtype",
+        "pa_decode": "gqa stale_pages out_dtype",
+        "pa_prefill": "alibi_slopes gqa stale_pages out_dtype padding",
+        "chunked_prefill": "gqa",
+        "extend": "headdim_v gqa stale_pages out_dtype padding",
+    }.items(),
+)
+def test_every_feature_of_a_kernel_is_among_the_cases(kernel: str, features: str) -> None:
+    found = {feature for case in SERVED[kernel] for feature in case.features}
+    assert {f"paged.{feature}" for feature in features.split()} <= found
+
+
+@pytest.mark.parametrize("of", chosen(), ids=lambda of: f"{of[0]}-{of[1].id}")
+def test_asked_without_lse(of: tuple[str, Case]) -> None:
+    kernel, case = of
+    judged(case, f"aiter-triton.{kernel}")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_with_the_programs_in_reverse(kernel: str) -> None:
+    """What depends on their order is a race."""
+    with in_reverse():
+        judged(SERVED[kernel][-1], f"aiter-triton.{kernel}")
+
+
+def judged(case: Case, backend: str) -> None:
     problem = OP.problem(case)
-    got = OP.call(case, problem, "cpu").run("aiter-triton", execute)
+    got = OP.call(case, problem, "cpu").run(backend, execute)
     expected = OP.expected(case, problem, CANONICAL)
     comparison = compare(expected, {name: OP.layout(name, tensor) for name, tensor in got.items()})
     assert not comparison.failed, [check for check in comparison.checks if not check.ok]
@@ -58,19 +103,66 @@ def pool(block_size: int, headdim: int = 16, pages: int = 40) -> tuple[torch.Ten
     return k, v
 
 
-def close(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *batch: torch.Tensor, **options: Any) -> None:
-    got = xattn.paged_attention(q, k, v, *batch, backend="aiter-triton", **options)
+def close(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *batch: torch.Tensor, kernel: str = "unified_attention",
+    **options: Any,
+) -> None:  # fmt: skip
+    got = xattn.paged_attention(q, k, v, *batch, backend=f"aiter-triton.{kernel}", **options)
     want = xattn.paged_attention(q.double(), k.double(), v.double(), *batch, backend="reference", **options)
     torch.testing.assert_close(got.double(), want, rtol=5e-3, atol=5e-3)
 
 
-@pytest.mark.parametrize("block_size", [16, 64, 128])
-def test_decoding_with_the_keys_split(block_size: int) -> None:
-    """More than 512 keys, and a sequence without any."""
+@pytest.mark.parametrize(
+    ("kernel", "block_size"),
+    [("unified_attention", 16), ("unified_attention", 64), ("unified_attention", 128), ("pa_decode", 64)],
+)
+def test_decoding_with_the_keys_split(kernel: str, block_size: int) -> None:
+    """More than 512 or 1,024 keys, and a sequence without any (pa-decode-length-0)."""
     k, v = pool(block_size)
-    lengths = torch.tensor([530, 0, 3], dtype=torch.int32)
-    table = torch.arange(3 * 40, dtype=torch.int32).view(3, 40) % 40
-    close(torch.randn(3, 4, 16).half(), k, v, table, lengths, unseen_finite=True)
+    lengths = torch.tensor([530 if kernel == "unified_attention" else 1100, 0, 3], dtype=torch.int32)
+    table = torch.arange(3 * 80, dtype=torch.int32).view(3, 80) % 40
+    close(torch.randn(3, 4, 16).half(), k, v, table, lengths, kernel=kernel, unseen_finite=True)
+
+
+QUERIES, KEYS = [5, 0, 3, 7, 1, 40, 0], [30, 9, 0, 3, 17, 41, 0]
+
+
+@pytest.mark.parametrize("kernel", ["pa_prefill", "chunked_prefill", "extend"])
+@pytest.mark.parametrize("padding", [2, *extended(0)])
+def test_every_mix_of_queries_and_keys(kernel: str, padding: int) -> None:
+    """prefill-more-queries-than-keys, chunked-writes-for-idle-sequences: sequences without queries, without keys, with
+    more queries than keys, single queries, and rows of nobody."""
+    k, v = (x.float() for x in pool(16))
+    lengths = torch.tensor(KEYS, dtype=torch.int32)
+    starts = torch.tensor([0, *QUERIES]).cumsum(0, dtype=torch.int32)
+    table = torch.full((len(KEYS), 3), -1, dtype=torch.int32)
+    for sequence, keys in enumerate(KEYS):
+        for page in range(-(-keys // 16)):
+            table[sequence, page] = 5 * sequence + page
+    q = torch.randn(sum(QUERIES) + padding, 4, 16)
+    for order in (nullcontext(), in_reverse()):
+        with order:
+            close(q, k, v, table, lengths, starts, kernel=kernel, unseen_finite=True)
+
+
+def test_extending_heads_of_192_and_128_with_softcap() -> None:
+    k, v = pool(24, 192)
+    lengths, starts = (torch.tensor(x, dtype=torch.int32) for x in ([30, 5], [0, 7, 9]))
+    table = torch.tensor([[3, 1], [2, -1]], dtype=torch.int32)
+    close(torch.randn(9, 4, 192).half(), k, v[..., :128], table, lengths, starts, kernel="extend", softcap=3.0)
+
+
+@pytest.mark.parametrize("kernel", ["pa_decode", "pa_prefill", "chunked_prefill", "extend"])
+def test_a_page_past_2_to_the_31_elements(kernel: str) -> None:
+    """pages-of-32-bits: a pool whose pages lie far apart, of memory that is never touched."""
+    far = torch.empty(2**31 + 2**20, dtype=torch.float32)
+    k, v = (far.as_strided((2, 16, 1, 16), (2**31, 32, 32, 1), offset) for offset in (0, 16))
+    k[1], v[1] = torch.randn(2, 16, 1, 16)
+    table, lengths = torch.tensor([[1]], dtype=torch.int32), torch.tensor([9], dtype=torch.int32)
+    q = torch.randn(1, 2, 16)
+    got = xattn.paged_attention(q, k, v, table, lengths, backend=f"aiter-triton.{kernel}", unseen_finite=True)
+    want = xattn.paged_attention(q.double(), k[1:].double(), v[1:].double(), table - 1, lengths, backend="reference")
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("unseen_finite", [False, True])

@@ -37,8 +37,8 @@ def mha(row: Row) -> set[str]:
         "dropout_p": bool(row.options.get("dropout_p")),
         "softcap": row.options.get("softcap") is not None,
         "sinks": row.options.get("beside") == "sinks" and lacks("triton-mha-no-sinks"),
-        "window": mha_window(*(opened(row) if row.op == "attention" else band(row))),
-        "grad_qkv": row.grads and row.op == "varlen_attention",
+        "window": mha_window(*(opened(row) if row.op == "attention" else band(row)))
+        or (row.op == "varlen_attention" and row.grads and band(row)[0] is not None),
         "headdim_v": (headdim != headdim_v and (odd or not width(headdim - headdim_v)))
         or (row.grads and odd and lacks("triton-backward-odd-headdim")),
     }
@@ -60,6 +60,62 @@ def unified(row: Row) -> set[str]:
 
 def paged(row: Row) -> set[str]:
     """`unified_attention` over pages."""
+    return pages(row) | {code for code in both(row) if code != "alibi_slopes"}
+
+
+def decode(row: Row) -> set[str]:
+    size, numbers = row.options["block_size"], 2**13 if row.dtype == "float32" else 2**14
+    asked = {
+        "cu_seqlens_q": any(queries != 1 for queries, _ in row.lengths),
+        "nheads": row.heads[0] == row.heads[1],
+        "block_size": size & (size - 1) != 0 or size * padded(row.headdims[0]) > numbers,
+        "headdim_v": row.headdims[0] != row.headdims[1],
+        "softcap": row.options.get("softcap") is not None,
+    }
+    return {code for code, is_asked in asked.items() if is_asked} | apart(row)
+
+
+def prefill(row: Row) -> set[str]:
+    asked = {
+        "headdim_v": row.headdims[0] != row.headdims[1],
+        "softcap": row.options.get("softcap") is not None,
+    }
+    return {code for code, is_asked in asked.items() if is_asked} | apart(row)
+
+
+def chunked(row: Row) -> set[str]:
+    size = row.options["block_size"]
+    asked = {
+        "dtype": row.dtype != "float32",
+        "stale_pages": not row.options.get("unseen_finite"),
+        "out_dtype": row.options.get("out_dtype") is not None,
+        "block_size": size & (size - 1) != 0 or size > 256,
+    }
+    return {code for code, is_asked in asked.items() if is_asked} | prefill(row)
+
+
+def extend(row: Row) -> set[str]:
+    headdim, headdim_v = row.headdims
+    asked = {
+        "headdim": headdim > 256 or (row.dtype == "float32" and headdim != 192 and min(headdim, headdim_v) > 128),
+        "headdim_v": headdim_v > 256,
+        "alibi_slopes": row.options.get("beside") == "alibi",
+    }
+    return {code for code, is_asked in asked.items() if is_asked} | apart(row)
+
+
+def apart(row: Row) -> set[str]:
+    """Of the kernels that take no window and no sinks."""
+    asked = {
+        "window": row.options.get("window") is not None,
+        "sinks": row.options.get("beside") == "sinks",
+        "headdim": row.headdims[0] > 256,
+    }
+    return {code for code, is_asked in asked.items() if is_asked} | pages(row)
+
+
+def pages(row: Row) -> set[str]:
+    """Of all kernels over pages."""
     _, right = band(row)
     several = max(queries for queries, _ in row.lengths) > 1
     asked = {
@@ -67,7 +123,7 @@ def paged(row: Row) -> set[str]:
         "window": several and right not in (None, 0),
         "return_lse": row.options.get("return_lse", True),
     }
-    return {code for code, is_asked in asked.items() if is_asked} | both(row)
+    return {code for code, is_asked in asked.items() if is_asked}
 
 
 def both(row: Row) -> set[str]:
@@ -81,11 +137,19 @@ def both(row: Row) -> set[str]:
     return {code for code, is_asked in asked.items() if is_asked}
 
 
-KERNELS = {"attention": (mha, unified), "varlen_attention": (mha,), "paged_attention": (paged,)}
+KERNELS = {
+    "attention": (mha, unified),
+    "varlen_attention": (mha,),
+    "paged_attention": (paged, decode, prefill, chunked, extend),
+}
 
 
 def lacks(rule: str) -> bool:
     return holds(rule, usable())
+
+
+def padded(size: int) -> int:
+    return 1 << (size - 1).bit_length()
 
 
 def width(size: int) -> bool:

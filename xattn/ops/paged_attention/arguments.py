@@ -11,19 +11,16 @@ from torch.compiler import is_dynamo_compiling
 from xattn.dispatch.autocast import autocast_dtype, cast
 from xattn.dispatch.op import Prepared
 from xattn.errors import InvalidArgumentError
-from xattn.ops.paged_attention.batches import batch_of
 from xattn.ops.paged_attention.request import PagedRequest
-from xattn.ops.paged_attention.values import Band, check_values
+from xattn.ops.paged_attention.values import check_values
 from xattn.ops.shared import checks, pages
+from xattn.ops.shared.batches import Band, batch_of
 from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.plugin.devices import device_and_arch
 from xattn.plugin.formats import Format, FormattedCache, declared
 from xattn.plugin.quantised import INT4
-from xattn.plugin.request import dtype_name
 from xattn.plugin.storage import PagedBatch
 from xattn.plugin.symbolic import bucket, holds, is_int32
-
-_FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz})
 
 
 def prepare(
@@ -68,25 +65,24 @@ def prepare(
     given = checks.given_tensors(
         sinks=sinks, alibi_slopes=alibi_slopes, tree_mask=tree_mask, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale
     )
-    caches = k_cache, v_cache
-    k_cache, v_cache, _, format = declared(k_cache, v_cache)
-    pages.check_local(q=q, k_cache=k_cache, v_cache=v_cache, align=align, **given)
+    of_k, of_v, _, format = declared(k_cache, v_cache)
+    pages.check_local(q=q, k_cache=of_k, v_cache=of_v, align=align, **given)
     dtype = autocast_dtype(q)
     described = cast(q, dtype)
-    _check_main(described, k_cache, v_cache, given)
+    _check_main(described, of_k, of_v, given)
     batch = batch_of(q, block_table, seqlens_k, cu_seqlens_q, max_seqlen_q, max_seqlen_k, tree_mask)
     checks.check_device("block_table", batch.block_table, "q", q)
     _check_options(options, align, given, described, batch)
     band = band_of(causal, window, tree_mask)
     check_values(
-        q, k_cache, v_cache, batch, band=band, align=align, alibi_slopes=alibi_slopes, tree_mask=tree_mask, check=check
+        q, of_k, of_v, batch, band=band, align=align, alibi_slopes=alibi_slopes, tree_mask=tree_mask, check=check
     )
-    request = _described(described, k_cache, v_cache, format, batch, align, options, given)
+    request = _described(described, of_k, of_v, format, batch, align, options, given)
     if request.align in ("offset", "offsets"):
         given["align"] = align
     else:
         options["align"] = request.align
-    return Prepared(request, (q, *caches, batch), given, options, dtype, cast=1)
+    return Prepared(request, (q, k_cache, v_cache, batch), given, options, dtype, cast=1)
 
 
 def band_of(causal: object, window: Any, tree_mask: object) -> Band:
@@ -157,14 +153,7 @@ def kind_of_align(align: object) -> Any:
 
 
 def _check_main(q: Any, k_cache: Any, v_cache: Any, given: dict[str, Tensor]) -> None:
-    checks.check_tensor("q", q)
-    if q.dim() != 3:
-        want = "3 dimensions (total_q, nheads, headdim)"
-        hint = "Of one query a sequence, (batch, 1, nheads, headdim), pass q.squeeze(1)." if q.dim() == 4 else ""
-        raise InvalidArgumentError("q", f"shape {tuple(q.shape)}", want, hint)
-    checks.check_floating("q", q)
-    checks.check_heads("q", q)
-    checks.check_dense("q", q)
+    pages.check_queries(q)
     pages.check_caches(k_cache, v_cache, "q", q)
     for name, cache in (("k", k_cache), ("v", v_cache)):
         pages.check_storage(name, cache, given.get(f"{name}_scale"), "q", q)
@@ -173,9 +162,7 @@ def _check_main(q: Any, k_cache: Any, v_cache: Any, given: dict[str, Tensor]) ->
     if holds(q.shape[1] % k_cache.shape[2] != 0):
         want = f"a divisor of nheads, which is {q.shape[1]}"
         raise InvalidArgumentError("k_cache", f"nheads_k {k_cache.shape[2]}", want)
-    if (q.dtype in _FP8) != ("q_scale" in given):
-        got, want = ("None", "the scale of") if q.dtype in _FP8 else ("a scale", "None beside")
-        raise InvalidArgumentError("q_scale", got, f"{want} {dtype_name(q.dtype)} queries")
+    pages.check_q_scale(q, given.get("q_scale"))
     if "q_scale" in given:
         checks.check_option("q_scale", given["q_scale"], q, "float32", {})
 
@@ -194,13 +181,7 @@ def _check_options(
     checks.check_window(options["window"])
     checks.check_scale(options["scale"])
     checks.check_softcap(options["softcap"])
-    out_dtype = options["out_dtype"]
-    if out_dtype not in (None, q.dtype, torch.float32):
-        raise InvalidArgumentError("out_dtype", checks.short(out_dtype), "None, torch.float32 or the dtype of q")
-    if q.dtype in _FP8 and out_dtype in (None, q.dtype):
-        raise InvalidArgumentError(
-            "out_dtype", checks.short(out_dtype), f"torch.float32, of {dtype_name(q.dtype)} queries"
-        )
+    pages.check_out_dtype(q, options["out_dtype"])
     if "sinks" in tensors:
         checks.check_option("sinks", tensors["sinks"], q, "floating-point", {"(nheads,)": (nheads,)})
     if "alibi_slopes" in tensors:

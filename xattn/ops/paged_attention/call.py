@@ -13,8 +13,8 @@ from torch.compiler import is_dynamo_compiling
 from xattn.dispatch import plans
 from xattn.dispatch.choice import Choice, chosen, scoped
 from xattn.ops.paged_attention.arguments import band_of, kind_of_align, prepare
-from xattn.ops.paged_attention.batches import batch_of
 from xattn.ops.paged_attention.values import check_values
+from xattn.ops.shared.batches import batch_of
 from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Align, Deterministic, Window

@@ -13,7 +13,7 @@ from xattn.ops.shared.softmax import SoftmaxRequest
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
-from xattn.plugin.features import Feature, Vocabulary
+from xattn.plugin.features import Vocabulary
 from xattn.plugin.formats import Format
 from xattn.plugin.request import Phase, TensorSpec, dtype_name
 from xattn.plugin.symbolic import holds
@@ -42,13 +42,6 @@ PagedFeature = Literal[
     "return_lse",
     "empty",
 ]
-
-_STALE_PAGES = Feature(
-    "stale_pages",
-    lambda request: None if request.unseen_finite else "may hold NaN",
-    "Where the pool was cleared once and never held a NaN, say unseen_finite=True.",
-)
-_OUT_DTYPE = Feature("out_dtype", lambda r: None if r.out_dtype is None else dtype_name(r.out_dtype))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -80,11 +73,11 @@ class PagedRequest(SoftmaxRequest):
             features.SINKS,
             features.ALIBI_SLOPES,
             features.argument("tree_mask"),
-            _STALE_PAGES,
+            features.STALE_PAGES,
             features.argument("q_scale"),
             features.argument("k_scale"),
             features.argument("v_scale"),
-            _OUT_DTYPE,
+            features.OUT_DTYPE,
             features.FORMAT,
             features.DETERMINISTIC,
             features.BATCH_INVARIANT,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xattn.errors import InvalidArgumentError
 from xattn.ops.shared import checks
-from xattn.plugin.quantised import INT4, QMAX, columns, scale_shapes
+from xattn.plugin.quantised import FP8, INT4, QMAX, columns, scale_shapes
 from xattn.plugin.request import dtype_name
 from xattn.plugin.symbolic import holds
 from xattn.plugin.tensors import is_dtensor
@@ -24,18 +25,22 @@ def check_local(**tensors: Any) -> None:
             raise InvalidArgumentError(name, "a DTensor", "a plain torch.Tensor", hint)
 
 
+def check_cache(name: str, cache: Any, model: str, like: Tensor) -> None:
+    """Kind, sizes and layout, without the dtype. model: the name of `like`, whose device is the cache's."""
+    checks.check_tensor(name, cache)
+    if cache.dim() != 4:
+        raise InvalidArgumentError(name, f"shape {tuple(cache.shape)}", _SHAPE)
+    checks.check_heads(name, cache)
+    if holds(cache.shape[1] == 0):
+        raise InvalidArgumentError(name, f"shape {tuple(cache.shape)}", "a block_size of at least 1")
+    checks.check_dense(name, cache)
+    checks.check_device(name, cache, model, like)
+
+
 def check_caches(k_cache: Any, v_cache: Any, model: str, like: Tensor) -> None:
-    """Kinds, sizes and layout of a pair of caches, without their dtype. model: the name of `like`, whose device and
-    heads' size are the caches'."""
+    """`check_cache` of a pair, and what the two have in common."""
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        checks.check_tensor(name, cache)
-        if cache.dim() != 4:
-            raise InvalidArgumentError(name, f"shape {tuple(cache.shape)}", _SHAPE)
-        checks.check_heads(name, cache)
-        if holds(cache.shape[1] == 0):
-            raise InvalidArgumentError(name, f"shape {tuple(cache.shape)}", "a block_size of at least 1")
-        checks.check_dense(name, cache)
-        checks.check_device(name, cache, model, like)
+        check_cache(name, cache, model, like)
     for dim, what in enumerate(("num_blocks", "block_size", "nheads_k")):
         checks.check_size("v_cache", what, v_cache.shape[dim], k_cache.shape[dim], "k_cache")
 
@@ -72,6 +77,34 @@ def check_columns(name: str, cache: Tensor, headdim: int, model: str) -> None:
         checks.check_size(name, "last dimension", cache.shape[3], columns(headdim, cache.dtype), model, hint)
     else:
         checks.check_size(name, "headdim", cache.shape[3], headdim, model)
+
+
+def check_queries(q: Any) -> None:
+    """Kind, sizes and layout of packed queries."""
+    checks.check_tensor("q", q)
+    if q.dim() != 3:
+        want = "3 dimensions (total_q, nheads, headdim)"
+        hint = "Of one query a sequence, (batch, 1, nheads, headdim), pass q.squeeze(1)." if q.dim() == 4 else ""
+        raise InvalidArgumentError("q", f"shape {tuple(q.shape)}", want, hint)
+    checks.check_floating("q", q)
+    checks.check_heads("q", q)
+    checks.check_dense("q", q)
+
+
+def check_q_scale(q: Tensor, q_scale: Tensor | None) -> None:
+    """FP8 queries have a scale, and no others do."""
+    if (q.dtype in FP8) != (q_scale is not None):
+        got, want = ("None", "the scale of") if q.dtype in FP8 else ("a scale", "None beside")
+        raise InvalidArgumentError("q_scale", got, f"{want} {dtype_name(q.dtype)} queries")
+
+
+def check_out_dtype(q: Tensor, out_dtype: Any) -> None:
+    if q.dtype in FP8:
+        if out_dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            want = f"torch.float32, torch.bfloat16 or torch.float16, of {dtype_name(q.dtype)} queries"
+            raise InvalidArgumentError("out_dtype", checks.short(out_dtype), want)
+    elif out_dtype not in (None, q.dtype, torch.float32):
+        raise InvalidArgumentError("out_dtype", checks.short(out_dtype), "None, torch.float32 or the dtype of q")
 
 
 def overlap(one: Tensor, other: Tensor) -> bool:

@@ -12,7 +12,8 @@ from xattn.dispatch import plans
 from xattn.dispatch.choice import chosen
 from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.spelling import unexpected, without_unexpected
-from xattn.ops.write_kv.arguments import check_values, prepare
+from xattn.ops.shared.writes import check_values
+from xattn.ops.write_kv.arguments import prepare
 from xattn.plugin.formats import FormattedCache, declared
 from xattn.plugin.symbolic import bucket
 
@@ -20,14 +21,15 @@ _table = plans.PlanTable()
 
 # Of k, v, k_cache, v_cache and slots the dimensions that count tokens, which change from step to step.
 _TOKENS = ((0,), (0,), (), (), (0,))
+_LATENT_TOKENS = ((0,), (), (0,))
 
 
 @without_unexpected
 def write_kv(
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     k_cache: Tensor | FormattedCache,
-    v_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache | None,
     slots: Tensor,
     *unnamed: object,
     k_scale: Tensor | None = None,
@@ -43,6 +45,8 @@ def write_kv(
     k_cache, v_cache: (num_blocks, block_size, nheads_k, headdim) and (num_blocks, block_size, nheads_k, headdim_v), on
         the device of k. Both may be views of one buffer. dtype of k, or a quantised one beside its scale.
         A pair of `xattn.cache.FormattedCache` is one in an order that vendors' kernels want.
+    v, v_cache None: a latent cache, as `mla_attention` reads it: k is (tokens, 1, kv_lora_rank + rope_dim), its value a
+        part of it.
     slots: (tokens,) int64: block * block_size + place in the block; -1 writes nothing. Each slot once.
     k_scale, v_scale: of quantised caches (float8_e4m3fn, float8_e4m3fnuz, int8, uint8 for int4 with headdim / 2 bytes a
         head), float32. Stored is x / scale, cut off at the largest number and rounded half to even. () one for all,
@@ -65,11 +69,13 @@ def write_kv(
         return
     of_k, of_v, memories, format = declared(k_cache, v_cache)
     check_values(k, v, of_k, of_v, slots, check=check, **tensors)
-    every = (k, v, *memories, slots, *tensors.values())
-    slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, *tensors, format, check, choice)
-    planned = _table.find(slot, every, _TOKENS)
+    latent = v is None and v_cache is None
+    every = (k, k_cache, slots) if latent else (k, v, *memories, slots)
+    every, free = (*every, *tensors.values()), _LATENT_TOKENS if latent else _TOKENS
+    slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, latent, *tensors, format, check, choice)
+    planned = _table.find(slot, every, free)
     if planned is None:
         prepared = prepare(k, v, k_cache, v_cache, slots, check=check, **tensors)
-        _table.first(slot, every, prepared, choice, _TOKENS)
+        _table.first(slot, every, prepared, choice, free)
     else:
         planned(k, v, k_cache, v_cache, slots, **tensors)

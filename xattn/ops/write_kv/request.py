@@ -16,9 +16,12 @@ from xattn.plugin.formats import Format
 from xattn.plugin.request import Phase, Request, TensorSpec, dtype_name
 from xattn.plugin.symbolic import holds, known
 
-WriteFeature = Literal["headdim_v", "k_scale", "v_scale", "format", "empty"]
+WriteFeature = Literal["latent", "headdim_v", "k_scale", "v_scale", "format", "empty"]
 
-_HEADDIM_V = Feature("headdim_v", lambda r: None if known(r.headdim_v == r.headdim) else r.headdim_v)
+_LATENT = Feature("latent", lambda r: True if r.headdim_v is None else None)
+_HEADDIM_V = Feature(
+    "headdim_v", lambda r: None if r.headdim_v is None or known(r.headdim_v == r.headdim) else r.headdim_v
+)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -27,6 +30,7 @@ class WriteRequest(Request):
 
     dtype:       of k and v.
     cache_dtype: of the caches; another one than dtype where they are quantised, beside a scale.
+    headdim_v:   None of a latent cache, which has no values of its own.
     tokens:      rounded up to the next power of two: a plan serves any number.
     format:      of caches that are declared to have one: a plan gets both as `plugin.formats.FormattedCache`.
     requires_grad: a tensor of the call requires grad, which no kernel serves.
@@ -36,6 +40,7 @@ class WriteRequest(Request):
     vocabulary: ClassVar[Vocabulary] = Vocabulary(
         op="write_kv",
         features=(
+            _LATENT,
             _HEADDIM_V,
             features.argument("k_scale"),
             features.argument("v_scale"),
@@ -52,7 +57,7 @@ class WriteRequest(Request):
     block_size: int
     nheads_k: int
     headdim: int
-    headdim_v: int
+    headdim_v: int | None
     k_scale: TensorSpec | None = None
     v_scale: TensorSpec | None = None
     format: Format | None = None
@@ -62,7 +67,8 @@ class WriteRequest(Request):
         return ["kv"] if self.requires_grad else []
 
     def sizes(self) -> dict[str, int]:
-        return {"headdim": self.headdim, "headdim_v": self.headdim_v}
+        # The value of a latent is a part of it: no wider.
+        return {"headdim": self.headdim, "headdim_v": self.headdim if self.headdim_v is None else self.headdim_v}
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
@@ -83,9 +89,10 @@ class WriteRequest(Request):
         return any(holds(size == 0) for size in (self.tokens, self.num_blocks))
 
     def __str__(self) -> str:
-        width = f"{self.headdim}" if self.headdim == self.headdim_v else f"{self.headdim} and {self.headdim_v}"
+        width = f"{self.headdim}" if self.headdim_v in (None, self.headdim) else f"{self.headdim} and {self.headdim_v}"
+        kept = f"latents of {width}" if self.headdim_v is None else f"tokens of {self.nheads_k} heads of {width}"
         parts = [
-            f"up to {self.tokens} tokens of {self.nheads_k} heads of {width}",
+            f"up to {self.tokens} {kept}",
             f"{self.num_blocks} blocks of {self.block_size}",
             dtype_name(self.dtype),
             *([] if self.cache_dtype == self.dtype else [f"stored as {dtype_name(self.cache_dtype)}"]),
@@ -101,8 +108,8 @@ class WriteKernel(Kernel[WriteRequest]):
     """A kernel of `write_kv`.
 
     `plan` returns a callable `run(k, v, k_cache, v_cache, slots)` that writes row t of k and v to the block slots[t] //
-    block_size of the caches, at slots[t] % block_size there, passes over rows whose slot is -1, and returns None. Where
-    the request has them, k_scale and v_scale come as keywords.
+    block_size of the caches, at slots[t] % block_size there, passes over rows whose slot is -1, and returns None. Of a
+    latent cache v and v_cache are None. Where the request has them, k_scale and v_scale come as keywords.
     """
 
     op = "write_kv"

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_conformance.ops.attention_like import Problem
-from xattn_conformance.ops.paged_attention.problem import Paged
+from xattn_conformance.ops.paged import Paged
 
 
 def one_call(problem: Paged) -> Problem:

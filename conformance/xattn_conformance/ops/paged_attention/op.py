@@ -16,12 +16,12 @@ from xattn_conformance.mutants.mutant import Mutant
 from xattn_conformance.ops.attention_like import FILLS, AttentionLikeOp, Problem, filling, slow_answer
 from xattn_conformance.ops.base import Layout, Switch, Variation, Wanted
 from xattn_conformance.ops.call import Call
+from xattn_conformance.ops.paged import Paged, as_tensor, poisoned
 from xattn_conformance.ops.paged_attention import problem as problems
 from xattn_conformance.ops.paged_attention.cases import CASES
 from xattn_conformance.ops.paged_attention.masked import one_call
-from xattn_conformance.ops.paged_attention.mutants import MUTANTS
-from xattn_conformance.ops.paged_attention.problem import Paged
-from xattn_conformance.ops.paged_attention.variations import VARIATIONS
+from xattn_conformance.ops.paged_mutants import mutants
+from xattn_conformance.ops.paged_variations import VARIATIONS
 from xattn_conformance.ops.sequences import bits, digest, joined
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 
@@ -59,7 +59,7 @@ class PagedAttentionOp(AttentionLikeOp[Paged]):
         return digest(problem.tensors)
 
     def sequences(self, problem: Paged) -> list[Problem]:
-        return problems.sequences(problem)
+        return problem.sequences()
 
     def joined(self, problem: Paged, name: str, parts: Sequence[Array], nobodys: float) -> Array:
         return joined(problem.rows, problem.shape_of(name), parts, nobodys)
@@ -68,7 +68,7 @@ class PagedAttentionOp(AttentionLikeOp[Paged]):
         return problem.return_lse
 
     def own_mutants(self) -> Sequence[Mutant]:
-        return MUTANTS
+        return mutants("paged")
 
     def impostors(self) -> Sequence[Any]:
         # They judge cases, and judging knows the ops.
@@ -77,7 +77,7 @@ class PagedAttentionOp(AttentionLikeOp[Paged]):
         return IMPOSTORS
 
     def call(self, case: Case, problem: Paged, device: str) -> Call:
-        tensors = {name: _tensor(values, kind, device) for name, (values, kind) in problem.tensors.items()}
+        tensors = {name: as_tensor(values, kind, device) for name, (values, kind) in problem.tensors.items()}
         given: dict[str, Any] = {name: getattr(problem, name) for name in _OPTIONS if name not in tensors}
         if problem.out_dtype is not None:
             given["out_dtype"] = getattr(torch, problem.out_dtype)
@@ -108,7 +108,7 @@ class PagedAttentionOp(AttentionLikeOp[Paged]):
     def vary(self, name: str, case: Case, problem: Paged, call: Call, device: str) -> Variation:
         if name in FILLS:
             value = 1.0 if name == "poison" and problem.unseen_finite else filling(name, problem.dtype)
-            other = self.call(case, problems.poisoned(problem, value), device)
+            other = self.call(case, poisoned(problem, value), device)
             return Variation("with other values where no query may look", (other,), lambda found: dict(found[0]))
         return VARIATIONS[name](call)
 
@@ -148,12 +148,3 @@ def _masked_scores(case: Case) -> int:
     size, batch = case.shape, case.shape["batch"]
     slots = 2 * batch * (size["seqlen_k"] + int(case.options["block"])) + 3
     return batch * size["seqlen_q"] * size["nheads"] * slots
-
-
-def _tensor(values: NDArray[Any], dtype: str, device: str) -> torch.Tensor:
-    """Exact: the values are representable in the dtype, and float32 holds those of every narrower one."""
-    if values.dtype == np.uint8:  # codes
-        return torch.from_numpy(np.array(values)).to(device).view(getattr(torch, dtype))
-    if values.dtype == np.float64:
-        values = values.astype(np.float32)
-    return torch.from_numpy(np.array(values)).to(device=device, dtype=getattr(torch, dtype))

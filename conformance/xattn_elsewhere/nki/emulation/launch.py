@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,14 +46,21 @@ class Program:
         return data
 
 
-_running: list[Program] = []
+class _Running(threading.local):
+    """The programs that run now, each inside of the one before, of this thread."""
+
+    def __init__(self) -> None:
+        self.programs: list[Program] = []
+
+
+_running = _Running()
 
 
 def program() -> Program:
     """The program that runs now."""
-    if not _running:
+    if not _running.programs:
         raise RuntimeError("NKI's language works inside of a kernel alone")
-    return _running[-1]
+    return _running.programs[-1]
 
 
 Wrap = Callable[[Array, DType, Region], Tensor]
@@ -75,7 +83,7 @@ class Kernel:
         return functools.partial(self._launch, sizes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _running:  # From another kernel: a part of it.
+        if _running.programs:  # From another kernel: a part of it.
             return self.function(*args, **kwargs)
         return self._launch((), *args, **kwargs)
 
@@ -86,13 +94,13 @@ class Kernel:
         shared: list[tuple[Array, DType]] = []
         result = None
         for ids in _ids(grid):
-            _running.append(Program(grid, ids, shared))
+            _running.programs.append(Program(grid, ids, shared))
             try:
                 # Kernels compute with rows that nobody reads, and which may be anything.
                 with np.errstate(all="ignore"):
                     result = self.function(*inputs, **named)
             finally:
-                _running.pop()
+                _running.programs.pop()
         return _output(result)
 
     def _input(self, given: Any) -> Any:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xattn_elsewhere.nvidia.fa3.kernels import TILE, Kernel
+from xattn_elsewhere.nvidia.flash import TILE, Kernel, Part, behind, paged
 
 PACKAGE = "fa3_standin"
 
@@ -37,16 +36,6 @@ _library.define(
     "bool is_causal, int window_size_left, int window_size_right, float softcap, "
     "bool deterministic, int sm_margin) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One sequence. rows: of q. k, v: (keys, nheads_k, headdim). behind: values that are loaded after the last one."""
-
-    rows: slice
-    k: Tensor
-    v: Tensor
-    behind: Tensor
 
 
 def _fwd(
@@ -82,24 +71,38 @@ def _fwd(
 
 def _bwd(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
-    *others: Any,
+    cu_q: Tensor | None, cu_k: Tensor | None, used_q: None, used_k: None, max_q: int | None, max_k: int | None,
+    scale: float, causal: bool, left: int, right: int, softcap: float, deterministic: bool, _: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    *packed, scale, causal, left, right, softcap, deterministic, _ = others
-    assert packed == [None] * 6, "the stand-in knows no packed gradients"
+    assert used_q is used_k is None
     _refuse("BACKWARD", True, "backward")
-    kernel = _kernel(scale, causal, left, right, softcap, q.shape[1], k.shape[1])
+    sizes = (q.shape[1], k.shape[1]) if max_q is None or max_k is None else (max_q, max_k)
+    kernel = _kernel(scale, causal, left, right, softcap, *sizes)
     for x in (dout, out):
         _aligned(x)
     _check(q, k, v, kernel)
     if deterministic and max(q.shape[-1], v.shape[-1]) > 192:
         raise RuntimeError("Deterministic backward not supported for hdim 256.")
-    batch, seqlen_q, nheads, _ = q.shape
-    # By its memory, whatever its strides say.
-    lse = lse.as_strided((batch, nheads, seqlen_q), (nheads * seqlen_q, seqlen_q, 1))
-    for b in range(batch):
-        grads = kernel.backward(*(x[b : b + 1] for x in (dout, q, k, v, out, lse)))
-        for into, grad in zip((dq, dk, dv), grads, strict=True):
-            into[b : b + 1] = grad
+    if cu_q is not None and cu_k is not None:
+        assert lse.is_contiguous()
+        for b in range(len(cu_q) - 1):
+            rows, keys = (slice(*ends[b : b + 2].tolist()) for ends in (cu_q, cu_k))
+            if rows.start == rows.stop or keys.start == keys.stop:
+                continue
+            given = [x[part] for x, part in zip((dout, q, k, v, out), (rows, rows, keys, keys, rows), strict=True)]
+            grads = kernel.backward(*(x[None] for x in (*given, lse[:, rows])))
+            # Tiles are loaded whole: what is behind the last query and key is multiplied by 0.
+            lost = [behind(x, part) for x, part in ((k, keys), (q, rows), (dout, rows))]
+            for into, part, grad, nothing in zip((dq, dk, dv), (rows, keys, keys), grads, lost, strict=True):
+                into[part] = grad[0] + nothing
+    else:
+        batch, seqlen_q, nheads, _ = q.shape
+        # By its memory, whatever its strides say.
+        lse = lse.as_strided((batch, nheads, seqlen_q), (nheads * seqlen_q, seqlen_q, 1))
+        for b in range(batch):
+            grads = kernel.backward(*(x[b : b + 1] for x in (dout, q, k, v, out, lse)))
+            for into, grad in zip((dq, dk, dv), grads, strict=True):
+                into[b : b + 1] = grad
     empty = [torch.empty(0) for _ in range(5)]
     return empty[0], empty[1], empty[2], empty[3], empty[4]
 
@@ -113,13 +116,13 @@ def _kernel(scale: float, causal: bool, left: int, right: int, softcap: float, s
         right = 0
     _refuse("LOCAL", left >= 0 or right > 0, "local attention")
     _refuse("SOFTCAP", softcap != 0.0, "tanh softcapping")
-    return Kernel(scale, left, right, softcap)
+    return Kernel(scale, None if left < 0 else left, None if right < 0 else right, softcap)
 
 
 def _parts(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, used: Tensor | None,
     table: Tensor | None, kernel: Kernel,
-) -> Iterator[_Part]:  # fmt: skip
+) -> Iterator[Part]:  # fmt: skip
     count = q.shape[0] if cu_q is None else len(cu_q) - 1
     for b in range(count):
         rows = slice(b * q.shape[1], (b + 1) * q.shape[1]) if cu_q is None else slice(*cu_q[b : b + 2].tolist())
@@ -127,37 +130,17 @@ def _parts(
             continue
         if table is not None:
             assert used is not None
-            yield _paged(rows, k, v, table[b].tolist(), int(used[b]), q.shape[-2] // k.shape[-2], kernel)
+            tma = k.shape[1] % 64 == 0 and (rows.stop - rows.start) * (q.shape[-2] // k.shape[-2]) > 64
+            _refuse("PAGEDKV", not tma, "paged KV")
+            yield paged(rows, k, v, table[b].tolist(), int(used[b]), kernel, whole=tma)
         elif cu_k is not None:
             start, stop = cu_k[b : b + 2].tolist()
             # A tile is loaded whole, whoever's values its end are.
             end = start + -(-(stop - start) // TILE) * TILE
-            yield _Part(rows, k[start:stop], v[start:stop], v[stop:end])
+            yield Part(rows, k[start:stop], v[start:stop], v[stop:end])
         else:
             length = k.shape[1] if used is None else int(used[b])
-            yield _Part(rows, k[b, :length], v[b, :length], v[b, length:])
-
-
-def _paged(rows: slice, k: Tensor, v: Tensor, table: list[int], length: int, group: int, kernel: Kernel) -> _Part:
-    page_size = k.shape[1]
-    tma = page_size % 64 == 0 and (rows.stop - rows.start) * group > 64
-    _refuse("PAGEDKV", not tma, "paged KV")
-    first = 0
-    if kernel.left >= 0:
-        first = max(0, length - (rows.stop - rows.start) - kernel.left) // TILE * TILE
-    keys = [(table[j // page_size], j % page_size) for j in range(first, length)]
-    if any(not 0 <= page < len(k) for page, _ in keys):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    behind = v[:0, 0]
-    if tma and length % page_size:
-        behind = v[table[length // page_size], length % page_size :]
-    # Keys before the first tile are not looked at.
-    found = [x.new_zeros(length, *x.shape[2:]) for x in (k, v)]
-    if keys:
-        pages, offsets = (torch.tensor(each) for each in zip(*keys, strict=True))
-        for into, x in zip(found, (k, v), strict=True):
-            into[first:] = x[pages, offsets]
-    return _Part(rows, found[0], found[1], behind)
+            yield Part(rows, k[b, :length], v[b, :length], v[b, length:])
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> None:

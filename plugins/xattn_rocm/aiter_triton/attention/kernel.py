@@ -13,7 +13,7 @@ from xattn.plugin import Plan
 from xattn.plugin.offset import as_bottom_right, offset_reasons, plan_at_offset
 from xattn_rocm.aiter_triton.attention.torch_ops import opaque
 from xattn_rocm.archs import fp8_reasons
-from xattn_rocm.installation import Installation, installation, usable
+from xattn_rocm.installation import Installation, installation, triton_name, usable
 
 CHECKED = "aiter's kernels run by Triton's interpreter on a CPU and on an NVIDIA H200; never on an AMD GPU"
 
@@ -52,7 +52,7 @@ class TritonAttention(AttentionKernel):
         return run if compiling or torch.cuda.device_count() < 2 else on_its_device(run)
 
     def kernel_name(self, request: AttentionRequest) -> str:
-        return f"aiter.ops.triton.{'attention.' if usable().layout == 'attention' else ''}{self.function}"
+        return triton_name(usable(), self.function)
 
 
 def on_its_device(run: Plan) -> Plan:

@@ -1,187 +1,91 @@
-"""`unified_attention` over paged caches: what it serves, and its plan."""
+"""What aiter's Triton kernels of paged attention have in common."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from xattn import Capabilities, PagedBatch, PagedKernel, PagedRequest, Reason
+from xattn import PagedBatch, PagedKernel, PagedRequest, Reason
 from xattn.plugin import Plan
-from xattn_rocm import graphs, vendor
+from xattn_rocm import graphs
 from xattn_rocm.aiter_triton.attention.kernel import on_its_device
-from xattn_rocm.aiter_triton.attention.unified import MODULES
-from xattn_rocm.aiter_triton.paged_attention import pages
-from xattn_rocm.aiter_triton.paged_attention.pages import TILE_MAX, Tables
+from xattn_rocm.aiter_triton.paged_attention.torch_ops import opaque
 from xattn_rocm.archs import ARCHS
-from xattn_rocm.installation import Installation, installation, usable
-from xattn_rocm.rules import holds
+from xattn_rocm.installation import Installation, installation, triton_name, usable
 
-# More keys than a sequence can have, so that sums with it stay within 32 bits.
-_ALL = 2**30
+CHECKED = "aiter's kernel run by Triton's interpreter on a CPU; never on an AMD GPU"
+T = TypeVar("T")
 
 
-class UnifiedPaged(PagedKernel):
-    capabilities = (
-        Capabilities(
-            device="rocm",
-            dtypes=frozenset({torch.float16, torch.bfloat16}),
-            features=frozenset(
-                {
-                    "causal",
-                    "window",
-                    "bottom_right",
-                    "gqa",
-                    "softcap",
-                    "sinks",
-                    "alibi_slopes",
-                    "stale_pages",
-                    "out_dtype",
-                    "deterministic",
-                }
-            ),
-            sizes={"headdim": (1, 256, 1)},
-            priority={"default": 70},
-            checked="aiter's kernel run by Triton's interpreter on a CPU; never on an AMD GPU",
-        ),
-    )
+class TritonPaged(PagedKernel):
+    """function: aiter's, below the package of its Triton kernels of attention."""
+
+    function: ClassVar[str]
+
+    @abstractmethod
+    def stops(self, request: PagedRequest, installed: Installation) -> list[Reason]:
+        """As `limits`, of an aiter that is there, on an arch that it knows."""
+
+    @abstractmethod
+    def launch(self, request: PagedRequest, installed: Installation) -> Plan:
+        """As `plan`, on the current device."""
 
     def limits(self, request: PagedRequest) -> list[Reason]:
         installed = installation()
         if isinstance(installed, Reason):
             return [installed]
         found = []
-        if torch.compiler.is_compiling():
-            hint = "aiter's Python is not traced; call it outside the graph."
-            found.append(Reason("torch.compile", True, "an eager call", hint))
         if request.arch not in ARCHS:
             found.append(Reason("arch", request.arch, ", ".join(ARCHS), "aiter does not know it."))
-        if request.arch == "gfx1250":
-            hint = "There aiter has a Gluon kernel, which cannot be run anywhere else."
-            found.append(Reason("arch", request.arch, "another", hint))
-        right = request.band[1]
-        if right != 0 and request.max_seqlen_q > 1:
-            got, want = (request.window, "nothing to the right") if right else (False, "True, or one query a sequence")
-            hint = "aiter's unified_attention is always causal."
-            found.append(Reason("window" if right else "causal", got, want, hint))
-        if request.alibi_slopes is not None:
-            if len(request.alibi_slopes.shape) == 2:
-                found.append(Reason("alibi_slopes", request.alibi_slopes, "(nheads,)"))
-            if request.sinks is not None:
-                # It adds slope * j, not slope * (j - i): the same softmax, but for the sink.
-                found.append(Reason("sinks", request.sinks, "off beside alibi_slopes"))
-        return found
+        return [*found, *_band_reasons(request), *_slopes_reasons(request), *self.stops(request, installed)]
 
     def plan(self, request: PagedRequest) -> Plan:
-        run = _plan(request, usable())
+        if torch.compiler.is_compiling():
+            return opaque(request, self.name)
+        run = self.launch(request, usable())
         return run if torch.cuda.device_count() < 2 else on_its_device(run)
 
     def kernel_name(self, request: PagedRequest) -> str:
-        installed = usable()
-        # Elsewhere it is called so that it does not.
-        splits = ", which may split the keys" if _splits(request, installed) else ""
-        return f"{MODULES[installed.layout]}.unified_attention{splits}"
+        return triton_name(usable(), self.function)
 
 
-def _plan(request: PagedRequest, installed: Installation) -> Plan:
-    left, block_size = request.band[0], request.block_size
-    left = None if left is None else min(left, _ALL)
-    by_keys, decodes = _by_keys(request), _splits(request, installed)
-    # max_seqlen_q and the window are upper bounds, by which the kernel picks its way. Of 2 queries its tiles are of its
-    # own size; under a window it does not split the keys, where a query that sees none of a part comes out wrong.
-    window = (-1 if decodes else _ALL if left is None else left, 0)
-    scale, softcap = request.softmax_scale, request.softcap or 0.0
-    dtype = request.out_dtype or request.dtype
-    kernel = vendor.module(MODULES[installed.layout]).unified_attention
-    nheads = request.nheads
-    kept: dict[torch.device, Tensor] = {}
-
-    def run(
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        batch: PagedBatch,
-        *,
-        sinks: Tensor | None = None,
-        alibi_slopes: Tensor | None = None,
-    ) -> Tensor:
-        k, v = k_cache, v_cache
-        if by_keys:
-            if pages.steps(k)[:2] != pages.steps(v)[:2]:
-                # One table cannot lead through both.
-                k, v = k.contiguous(), v.contiguous()
-            page, row, _ = pages.steps(k)
-            last = k.shape[0] * page + block_size * row
-            key = ("aiter keys", block_size, left, page, row)
-            tables = _once(batch, key, lambda: pages.of_keys(batch, block_size, left, (page, row), last))
-            k, v = (x.as_strided((1, 1, *x.shape[2:]), (pages.steps(x)[2], 1, *x.stride()[2:])) for x in (k, v))
-        else:
-            tables = _once(batch, ("aiter pages", block_size, left), lambda: pages.of_pages(batch, block_size, left))
-        # Rows of no sequence are not written.
-        make = torch.empty if batch.cu_seqlens_q is None else torch.zeros
-        out = make((q.shape[0], nheads, q.shape[2]), dtype=dtype, device=q.device)
-        if sinks is not None:
-            sinks = sinks.contiguous()
-        elif not decodes:
-            sinks = _low(kept, nheads, q.device)
-        kernel(
-            q=q,
-            k=k,
-            v=v,
-            out=out,
-            cu_seqlens_q=tables.starts,
-            max_seqlen_q=1 if decodes else max(2, batch.max_seqlen_q),
-            seqused_k=tables.lengths,
-            max_seqlen_k=batch.max_seqlen_k,
-            softmax_scale=scale,
-            causal=True,
-            window_size=window,
-            block_table=tables.table,
-            softcap=softcap,
-            q_descale=None,
-            k_descale=None,
-            v_descale=None,
-            alibi_slopes=None if alibi_slopes is None else alibi_slopes.contiguous(),
-            sinks=sinks,
-        )
-        if decodes:
-            out.masked_fill_((tables.lengths == 0)[:, None, None], 0)
-        return out
-
-    return run
+def _band_reasons(request: PagedRequest) -> list[Reason]:
+    right = request.band[1]
+    if right == 0 or request.max_seqlen_q == 1:
+        return []
+    got, want = (request.window, "nothing to the right") if right else (False, "True, or one query a sequence")
+    return [Reason("window" if right else "causal", got, want, "aiter's kernels of paged attention are causal.")]
 
 
-def _by_keys(request: PagedRequest) -> bool:
-    """A tile as large as a page is loaded whole and without a mask, and no page before a window is cut at a key."""
-    return not request.unseen_finite and (request.block_size <= TILE_MAX or request.band[0] is not None)
+def _slopes_reasons(request: PagedRequest) -> list[Reason]:
+    slopes = request.alibi_slopes
+    return [] if slopes is None or len(slopes.shape) == 1 else [Reason("alibi_slopes", slopes, "(nheads,)")]
 
 
-def _splits(request: PagedRequest, installed: Installation) -> bool:
-    """Whether the kernel takes its own way for single queries, on which it may split the keys."""
-    alone = request.one_query and request.band[0] is None and not _by_keys(request)
-    return alone and _decodes(request, installed)
+def power(size: int) -> int:
+    """The power of 2 that Triton pads a size to."""
+    return 1 << (size - 1).bit_length()
 
 
-def _decodes(request: PagedRequest, installed: Installation) -> bool:
-    """Whether the kernel's own way for single queries is right: its tiles are pages, of 64 keys at most."""
-    if holds("unified-split-of-odd-heads", installed) and request.headdim & (request.headdim - 1):
-        return False
-    if request.block_size > TILE_MAX:
-        return not holds("unified-tile-is-page", installed)
-    return request.block_size in (16, 32, 64)
+def page_reasons(request: PagedRequest, largest: int) -> list[Reason]:
+    """Of a kernel whose tile is a page."""
+    size = request.block_size
+    if size <= largest and size == power(size):
+        return []
+    return [Reason("block_size", size, f"a power of 2, at most {largest}", "The kernel's tile is a page.")]
 
 
-def _once(batch: PagedBatch, key: tuple[object, ...], make: Callable[[], Tables]) -> Tables:
+def once(batch: PagedBatch, key: tuple[object, ...], make: Callable[[], T]) -> T:
     """Once a step; in a graph, which is replayed with other values, in each call."""
     return batch.derived(key, make) if graphs.keeps() else make()
 
 
-def _low(kept: dict[torch.device, Tensor], nheads: int, device: torch.device) -> Tensor:
-    """Sinks that weigh nothing (unified-hidden-tile-is-0). With them a query that sees no key comes out as 0."""
-    if device in kept and graphs.keeps():
-        return kept[device]
-    made = torch.full((nheads,), -1e30, device=device)
-    if graphs.keeps():
-        kept[device] = made
-    return made
+def wide(table: Tensor, *pools: Tensor) -> Tensor:
+    """The table in 64 bits where a page may lie past 2^31 elements: the kernels multiply entries by a stride in the
+    entries' dtype."""
+    far = any(pool.shape[0] * pool.stride(0) >= 2**31 for pool in pools)
+    return table.long() if far else table

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from xattn import Capabilities, Reason, VarlenBackwardKernel, VarlenBackwardRequest
 from xattn.plugin import Plan
-from xattn_rocm import vendor
 from xattn_rocm.aiter_triton.attention.gradients import BACKWARD
 from xattn_rocm.aiter_triton.attention.kernel import on_its_device
 from xattn_rocm.aiter_triton.attention.mha import arch_reasons, headdim_reasons, lds_reasons
+from xattn_rocm.aiter_triton.varlen_attention import torch_ops
 from xattn_rocm.installation import Installation, installation, usable
 
 
@@ -30,9 +30,6 @@ class MhaVarlenBackward(VarlenBackwardKernel):
         installed = installation()
         if isinstance(installed, Reason):
             return [installed]
-        if torch.compiler.is_compiling():
-            hint = "aiter's Python is not traced; call it outside the graph."
-            return [Reason("torch.compile", True, "an eager call", hint)]
         return (
             arch_reasons(request.arch, installed)
             + headdim_reasons(request, installed)
@@ -41,15 +38,15 @@ class MhaVarlenBackward(VarlenBackwardKernel):
 
     def plan(self, request: VarlenBackwardRequest) -> Plan:
         run = _plan(request, usable())
-        return run if torch.cuda.device_count() < 2 else on_its_device(run)
+        return run if torch.compiler.is_compiling() or torch.cuda.device_count() < 2 else on_its_device(run)
 
     def kernel_name(self, request: VarlenBackwardRequest) -> str:
         return f"{BACKWARD[usable().layout]}.flash_attn_onekernel_backward"
 
 
 def _plan(request: VarlenBackwardRequest, installed: Installation) -> Plan:
-    module = vendor.module(BACKWARD[installed.layout])
-    causal, scale, nheads = request.band[1] == 0, request.softmax_scale, request.nheads
+    options = (request.softmax_scale, request.band[1] == 0, None, installed.layout)
+    backward = torch_ops.backward()
 
     def run(
         dout: Tensor,
@@ -65,18 +62,7 @@ def _plan(request: VarlenBackwardRequest, installed: Installation) -> Plan:
         max_seqlen_k: int,
         alibi_slopes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # The kernel leaves rows of no sequence, and sequences without queries or keys, as they are.
-        dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-        if alibi_slopes is not None:
-            alibi_slopes = alibi_slopes.expand(len(cu_seqlens_q) - 1, nheads)
-        # Of a query that saw no key every probability is exp(score - inf) = 0.
-        rows = lse.masked_fill(lse == -torch.inf, torch.inf).t().contiguous()
-        # It reads dout with the strides of out, and lse with those of a buffer of its own.
-        module.flash_attn_onekernel_backward(
-            dout.contiguous(), q, k, v, out.contiguous(), rows, dq, dk, dv, None, scale, alibi_slopes, causal,
-            cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), max_seqlen_q=max_seqlen_q,
-            max_seqlen_k=max_seqlen_k, dropout_p=0.0, USE_INT64_STRIDES=True,
-        )  # fmt: skip
-        return dq, dk, dv
+        bounds = (max_seqlen_q, max_seqlen_k)
+        return backward(dout, out, lse, q, k, v, None, alibi_slopes, cu_seqlens_q, cu_seqlens_k, *bounds, *options)[:3]
 
     return run

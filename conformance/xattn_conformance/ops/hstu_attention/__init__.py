@@ -1,0 +1,1 @@
+"""`xattn.hstu_attention`: its cases, inputs, goldens, noise and kernels that are wrong."""

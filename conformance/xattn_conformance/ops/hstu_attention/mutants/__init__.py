@@ -1,0 +1,1 @@
+"""Wrong kernels of hstu_attention, and right ones."""

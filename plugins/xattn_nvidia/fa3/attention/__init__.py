@@ -1,1 +1,0 @@
-"""`attention` by FlashAttention-3."""

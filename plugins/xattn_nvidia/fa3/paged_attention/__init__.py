@@ -1,1 +1,0 @@
-"""`paged_attention` by FlashAttention-3."""

@@ -1,1 +1,0 @@
-"""`varlen_attention` by FlashAttention-3."""

@@ -1,0 +1,1 @@
+"""`hstu_attention` by aiter's Triton HSTU."""

@@ -1,0 +1,1 @@
+"""`mla_attention` by the `sdpa` backend."""
