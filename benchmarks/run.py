@@ -23,6 +23,7 @@ import decode
 import door
 import features
 import hopper
+import huggingface
 import overhead
 import paged
 import quantised
@@ -51,6 +52,7 @@ SUBJECTS = {
     "door": door,
     "compat": compat,
     "rotary": rotary,
+    "huggingface": huggingface,
     "hopper": hopper,
 }
 

@@ -109,7 +109,6 @@ def test_a_window_moves_one_key_a_token_on_average() -> None:
     assert {keys.shape[2] for keys in seen} == {4}
     own = 500 * 2 * 16
     assert own < written.elements.pop("copy_") <= 2 * own
-    assert written.elements.pop("clone") <= own
     assert not written.elements
 
 

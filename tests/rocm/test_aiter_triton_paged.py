@@ -112,7 +112,7 @@ def test_which_kernel_a_call_gets(sizes: dict[str, Any], options: dict[str, Any]
         # extend-mask-beside-causal
         ("extend", {}, {"causal": False, "tree_mask": torch.ones(7, 6, dtype=torch.bool)}, {"causal", "tree_mask"}),
     ],
-    ids=str,
+    ids=lambda each: str(sorted(each) if isinstance(each, set) else each),
 )
 def test_what_a_kernel_declines(name: str, sizes: dict[str, Any], options: dict[str, Any], codes: set[str]) -> None:
     backend = f"aiter-triton.{name}"
@@ -178,3 +178,24 @@ def test_what_context_attention_passes(monkeypatch: pytest.MonkeyPatch, name: st
     xattn.paged_attention(*call(), backend=f"aiter-triton.{name}", unseen_finite=True)
     assert given["sm_scale"] == 0.25
     assert given["max_input_len" if name == "pa_prefill" else "max_query_len"] == 6
+
+
+@pytest.mark.parametrize(
+    ("release", "dtype", "headdim", "block_size", "codes"),
+    [
+        (WHEEL, torch.float32, 16, 16, set()),
+        (NEWEST, torch.bfloat16, 16, 16, set()),
+        (NEWEST, torch.float16, 16, 16, {"dtype"}),  # fused-write-bfloat16-alone
+        (WHEEL, torch.float16, 80, 24, {"headdim", "headdim_v", "block_size"}),  # fused-write-powers-of-2
+    ],
+    ids=str,
+)
+def test_what_writing_declines(
+    monkeypatch: pytest.MonkeyPatch, release: Any, dtype: torch.dtype, headdim: int, block_size: int, codes: set[str]
+) -> None:
+    monkeypatch.setattr(installation, "overridden", release)
+    k, v = torch.zeros(2, 3, 2, headdim, dtype=dtype)
+    k_cache, v_cache = torch.zeros(2, 4, block_size, 2, headdim, dtype=dtype)
+    found = xattn.explain(xattn.write_kv, k, v, k_cache, v_cache, torch.arange(3), backend="aiter-triton")
+    (candidate,) = [each for each in found.candidates if each.name == "aiter-triton"]
+    assert {reason.code for reason in candidate.reasons} == codes

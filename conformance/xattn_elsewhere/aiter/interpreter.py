@@ -27,6 +27,9 @@ from xattn_elsewhere.executor import Elsewhere
 
 ARCH = "gfx942"
 
+# Fewer than a GPU has: each part that keys are split into is a program, and they run one after the other.
+COMPUTE_UNITS = 4
+
 
 class _Driver:
     """Says that the active GPU is AMD's. Nothing is compiled for it."""
@@ -74,9 +77,10 @@ def install() -> Installation:
     builder.set_grid_idx = _in_order(builder.set_grid_idx)
     triton.runtime.driver.set_active(_Driver())
     # What aiter asks torch of the GPU. No tensor is ever on it.
-    properties = SimpleNamespace(multi_processor_count=source.COMPUTE_UNITS, gcnArchName=ARCH)
+    properties = SimpleNamespace(multi_processor_count=COMPUTE_UNITS, gcnArchName=ARCH)
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_device_properties = lambda device=None: properties  # type: ignore[assignment, return-value]
+    os.environ.setdefault("CU_NUM", str(COMPUTE_UNITS))
     found = source.prepare(ARCH)
     emulated["cpu"] = ("rocm", ARCH)
     # Rows that a mask hides are -inf - -inf, which NumPy would warn of.

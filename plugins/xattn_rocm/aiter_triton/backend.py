@@ -13,6 +13,7 @@ from xattn_rocm.aiter_triton.paged_attention.prefill import PrefillPaged
 from xattn_rocm.aiter_triton.paged_attention.unified import UnifiedPaged
 from xattn_rocm.aiter_triton.varlen_attention.kernel import MhaVarlen
 from xattn_rocm.aiter_triton.varlen_attention_backward.kernel import MhaVarlenBackward
+from xattn_rocm.aiter_triton.write_kv import FusedWrite
 from xattn_rocm.installation import describe
 
 
@@ -30,6 +31,7 @@ class AiterTritonBackend(Backend):
         ChunkedPaged(),
         ExtendPaged(),
         TritonHstu(),
+        FusedWrite(),
     )
     packages = ("amd-aiter", "triton", "pytorch-triton-rocm")
 

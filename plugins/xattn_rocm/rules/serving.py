@@ -340,4 +340,28 @@ RULES = (
         "A head is a tile: sizes that are no power of 2 do not compile.",
         "A Reason.",
     ),
+    Rule(
+        "fused-write-rotates-keys",
+        "aiter-triton",
+        "",
+        line("aiter/ops/triton/_triton_kernels/fusions/fused_kv_cache.py", 594),
+        "The one Triton kernel that writes pages rotates the keys: by an angle of 0 an inf makes its neighbour NaN.",
+        "Writes keys as the values of a second call, which are not rotated.",
+    ),
+    Rule(
+        "fused-write-bfloat16-alone",
+        "aiter-triton",
+        ">=0.1.10",
+        line("aiter/ops/triton/fusions/fused_kv_cache.py", 385),
+        "Of unquantised pages it takes bfloat16 alone.",
+        "A Reason for other dtypes.",
+    ),
+    Rule(
+        "fused-write-powers-of-2",
+        "aiter-triton",
+        "",
+        line("aiter/ops/triton/fusions/fused_kv_cache.py", 459),
+        "It asserts that headdim and block_size are powers of 2.",
+        "A Reason for others.",
+    ),
 )

@@ -141,6 +141,7 @@ def _described(
         return_lse=bool(options["return_lse"]),
         requires_grad=checks.wants_derivative(q, k_cache, v_cache),
         format=format,
+        host_lengths=batch.on_host,
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     )
 

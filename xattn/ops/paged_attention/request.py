@@ -172,6 +172,10 @@ class PagedKernel(Kernel[PagedRequest]):
     works out from the batch it keeps there, by `batch.derived`, for the other layers of the step. It returns out
     (total_q, nheads, headdim_v), contiguous, or `xattn.AttentionOutput(out, lse)` with lse (nheads, total_q) where the
     request has return_lse.
+
+    A kernel that works it out on the host, from `batch.lists()`, sets `prepares_on_host` and gives its plan a method
+    `prepare(batch)`, which a CUDA graph does not replay. That writes into tensors of `batch.kept`, which stay where
+    they are from step to step.
     """
 
     op = "paged_attention"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
@@ -38,6 +40,7 @@ def prepare(
     check_values(k, v, of_k, of_v, slots, check=check, **given)
     device, arch = device_and_arch(k.device)
     tokens = k.shape[0]
+    specs: dict[str, Any] = {name: checks.spec(tensor) for name, tensor in given.items()}
     request = WriteRequest(
         device=device,
         arch=arch,
@@ -51,6 +54,6 @@ def prepare(
         headdim_v=None if v is None else v.shape[2],
         requires_grad=checks.wants_derivative(*flat((k, v, of_k, of_v)), *given.values()),
         format=format,
-        **{name: checks.spec(tensor) for name, tensor in given.items()},
+        **specs,
     )
     return Prepared(request, (k, v, k_cache, v_cache, slots), given, {"check": check}, dtype, cast=2)
