@@ -40,6 +40,40 @@ RULES = (
         _PAGED,
     ),
     _rule(
+        "pa-ps-drops-scale",
+        "aiter",
+        "",
+        line("csrc/py_itfs_cu/asm_pa.cu", 383),
+        "pa_ps_fwd_asm, and pa_persistent_fwd by it, take a softmax_scale and compute with 1/sqrt(headdim).",
+        _PAGED,
+    ),
+    _rule(
+        "pa-ps-wants-a-schedule",
+        "aiter",
+        "",
+        line("aiter/ops/attention.py", 546),
+        "pa_persistent_fwd wants work_indptr, work_info and maps for its reduction, of which no documentation says "
+        "what is in them.",
+        _PAGED,
+    ),
+    _rule(
+        "pa-ragged-wants-csr",
+        "aiter",
+        "",
+        line("aiter/ops/attention.py", 728),
+        "paged_attention_ragged is paged_attention_rocm by CSR of pages, with a softcap.",
+        "Not called: a block_table is what there is, and softcap is served by mha_batch_prefill_func.",
+    ),
+    _rule(
+        "pa-v1-window-of-0",
+        "aiter",
+        "",
+        line("aiter/ops/attention.py", 674),
+        "Of paged_attention_v1 a sliding_window of 0 is none, and one of n shows n - 1 keys to the left.",
+        "Not called: windows and softcap over pages are served by mha_batch_prefill_func, and the rest by "
+        "paged_attention_rocm.",
+    ),
+    _rule(
         "paged-attn-module-broken",
         "aiter",
         "",
