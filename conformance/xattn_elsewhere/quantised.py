@@ -97,20 +97,24 @@ def _table(op: str, known: dict[str, int]) -> str:
 
 def _cell(op: str, column: Any, dtype: torch.dtype, shape: tuple[int, ...], known: dict[str, int]) -> str:
     """The first kernel, and the first format of the cache, that serves; else what stops the one that is nearest."""
-    name, *place = column
+    name, device, arch = column
     stopped: list[list[Reason]] = []
-    for request in _requests(op, *place, dtype, shape):
+    for request in _requests(op, device, arch, dtype, shape):
         for kernel in registry().entries[name].kernels(op):
             reasons = kernel.reasons(request)
             if not reasons:
                 return "yes" if request.format is None else f"yes, {request.format}"
             stopped.append([each for each in reasons if each.code != "format"] or reasons)
-    nearest = min(stopped, key=len)
+    nearest = min(stopped, key=lambda reasons: (_undeclared(reasons), len(reasons)))
     return str(known.setdefault(_said(name, nearest[0]), len(known) + 1))
 
 
+def _undeclared(reasons: list[Reason]) -> bool:
+    return any(each.code == "k_scale" and each.want == "off" for each in reasons)
+
+
 def _said(name: str, reason: Reason) -> str:
-    if reason.want == "off":
+    if _undeclared([reason]):
         return f"`{name}`: no kernel of it declares `{reason.code}`"
     return f"`{name}`: {reason}".replace("|", "\\|")
 
