@@ -41,6 +41,11 @@ def call(
     return (q, k, v, *batch) if one else (q, k, v, *batch, torch.tensor([0, 6, 7], dtype=torch.int32))
 
 
+def named(value: Any) -> str:
+    """Of a parameter: a set in one order, in whatever process."""
+    return str(sorted(value) if isinstance(value, set) else value)
+
+
 def explained(backend: str, sizes: dict[str, Any], options: dict[str, Any]) -> Any:
     return xattn.explain(xattn.paged_attention, *call(**sizes), backend=backend, **options)
 
@@ -117,7 +122,7 @@ def test_which_kernel_a_call_gets(sizes: dict[str, Any], options: dict[str, Any]
         ("extend", {}, {"max_seqlen_q": 33, "tree_mask": torch.ones(7, 33, dtype=torch.bool)}, {"tree_mask"}),
         ("pa_prefill", {}, {"tree_mask": torch.ones(7, 6, dtype=torch.bool)}, {"tree_mask"}),
     ],
-    ids=lambda each: str(sorted(each) if isinstance(each, set) else each),
+    ids=named,
 )
 def test_what_a_kernel_declines(name: str, sizes: dict[str, Any], options: dict[str, Any], codes: set[str]) -> None:
     backend = f"aiter-triton.{name}"
@@ -201,7 +206,7 @@ def test_what_context_attention_passes(monkeypatch: pytest.MonkeyPatch, name: st
         (NEWEST, torch.float16, 16, 16, {"dtype"}),  # fused-write-bfloat16-alone
         (WHEEL, torch.float16, 80, 24, {"headdim", "headdim_v", "block_size"}),  # fused-write-powers-of-2
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_writing_declines(
     monkeypatch: pytest.MonkeyPatch, release: Any, dtype: torch.dtype, headdim: int, block_size: int, codes: set[str]

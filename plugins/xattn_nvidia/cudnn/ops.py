@@ -47,7 +47,8 @@ class _Functions:
         """Of one query a sequence, which is the last: it sees no key behind itself."""
         table, lengths, empty = pages.looked_up(batch, k_cache.shape[1], settings.left)
         band = Band(True, settings.left, 0)
-        out, lse = graphs.paged(*map(aligned, (q, k_cache, v_cache)), table, lengths, settings.scale, band)
+        q, k_cache, v_cache = map(aligned, (q, k_cache, v_cache))
+        out, lse = graphs.paged(q, k_cache, v_cache, table, lengths, settings.scale, band)
         # Of no keys cuDNN makes NaN, and of a length of 1 in its place the value of some page.
         out = out.masked_fill_(empty[:, None, None], 0)
         lse = lse.masked_fill_(empty, -torch.inf)

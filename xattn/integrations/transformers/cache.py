@@ -14,6 +14,10 @@ from xattn.errors import InvalidArgumentError
 
 
 def make(model: PreTrainedModel, max_seqlen: int) -> Cache:
+    takes_one = getattr(model, "_supports_default_dynamic_cache", None)  # of models that generate
+    if takes_one is not None and not takes_one():
+        got = f"{type(model).__name__}, which has a cache of its own"
+        raise InvalidArgumentError("model", got, "a model that takes transformers' DynamicCache")
     cache = DynamicCache(config=model.config)
     cache.layers = [_own(layer, max_seqlen) for layer in cache.layers]
     if model.config.is_encoder_decoder:
