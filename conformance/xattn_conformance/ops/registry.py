@@ -12,6 +12,7 @@ from xattn_conformance.ops.hstu_attention.op import HstuOp
 from xattn_conformance.ops.merge_attention.op import MergeOp
 from xattn_conformance.ops.mla_attention.op import MlaAttentionOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
+from xattn_conformance.ops.rotary_write_kv.op import RotaryWriteOp
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
 from xattn_conformance.ops.varlen_attention_backward.op import VarlenAttentionBackwardOp
 from xattn_conformance.ops.write_kv.op import WriteOp
@@ -29,6 +30,7 @@ OPS: dict[str, Op[Any]] = {
         VarlenAttentionBackwardOp(),
         WriteOp(),
         MlaAttentionOp(),
+        RotaryWriteOp(),
         HstuOp(),
     )
 }
