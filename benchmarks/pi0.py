@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import GemmaConfig, GemmaModel
 
 from xattn.integrations.transformers import optimize, register
-from xattn.measure import alternate, processor
+from xattn.measure import alternate
 
 PREFIX, SUFFIX, STEPS = 816, 51, 10
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 8}
@@ -76,7 +76,7 @@ def main() -> None:
             off = float((run() - want).abs().max() / want.abs().max())
             print(f"{name}: off by {off:.1e} of the largest value from eager")
         timing = alternate(runs, device=device, seconds=arguments.seconds)
-    print(f"\n{layers} layers, {STEPS} steps, batch 1, {arguments.dtype}, {processor(device)}; {timing.method}")
+    print(f"\n{layers} layers, {STEPS} steps, batch 1, {arguments.dtype}; {timing.method}")
     for name in runs:
         low, high = (each / 1e3 / STEPS for each in timing.spread(name))
         against = f"{timing.ratio('optimized', name) - 1:+.1%} optimized" if name != "optimized" else ""

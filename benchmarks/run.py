@@ -23,6 +23,7 @@ import decode
 import door
 import features
 import hopper
+import huggingface
 import latent
 import overhead
 import paged
@@ -53,6 +54,7 @@ SUBJECTS = {
     "door": door,
     "compat": compat,
     "rotary": rotary,
+    "huggingface": huggingface,
     "hopper": hopper,
 }
 

@@ -9,6 +9,7 @@ from xattn_reference.attention_backward import ReferenceBackward
 from xattn_reference.hstu_attention import ReferenceHstu
 from xattn_reference.merge_attention import ReferenceMerge
 from xattn_reference.mla_attention import ReferenceMla
+from xattn_reference.mqa_logits import ReferenceMqaLogits, ReferencePagedMqaLogits
 from xattn_reference.paged_attention import ReferencePaged
 from xattn_reference.rotary_write_kv import ReferenceRotaryWrite
 from xattn_reference.varlen_attention import ReferenceVarlen
@@ -31,4 +32,6 @@ class ReferenceBackend(Backend):
         ReferenceMla(),
         ReferenceRotaryWrite(),
         ReferenceHstu(),
+        ReferenceMqaLogits(),
+        ReferencePagedMqaLogits(),
     )

@@ -6,6 +6,7 @@ from xattn import Backend
 from xattn_sdpa.apply_rotary import SdpaRotary
 from xattn_sdpa.attention.kernel import SdpaAttention
 from xattn_sdpa.attention_backward import SdpaBackward
+from xattn_sdpa.logits.kernel import SdpaMqaLogits, SdpaPagedMqaLogits
 from xattn_sdpa.mla_attention.kernel import SdpaMla
 from xattn_sdpa.paged_attention.kernel import SdpaPaged
 from xattn_sdpa.rotary_write_kv import SdpaRotaryWrite
@@ -27,4 +28,6 @@ class SdpaBackend(Backend):
         SdpaRotaryWrite(),
         SdpaBackward(),
         SdpaVarlenBackward(),
+        SdpaMqaLogits(),
+        SdpaPagedMqaLogits(),
     )

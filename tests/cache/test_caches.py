@@ -224,6 +224,45 @@ def test_a_static_cache_forgets_its_last_keys() -> None:
             cache.drop(count)
 
 
+def test_a_static_cache_moves_its_last_keys_to_the_beginning() -> None:
+    for count in (0, 2, 3, 4):  # the last two overlap what they are moved to
+        cache, k = StaticKVCache(2, 8, 2, 8), torch.randn(2, 4, 2, 8)
+        cache.append(k, -k)
+        cache.keep_last(count)
+        assert (cache.lengths, cache.seqlens_k.tolist()) == ([count] * 2, [count] * 2)
+        assert torch.equal(cache.k[:, :count], k[:, 4 - count :])
+        assert torch.equal(cache.v[:, :count], -k[:, 4 - count :])
+    cache.reset(0)
+    cache.append(k[:, :2], k[:, :2])
+    cache.keep_last(2)
+    assert (cache.lengths, cache.seqlens_k.tolist()) == ([2, 2], [2, 2])
+    assert torch.equal(cache.k[:, :2], k[:, :2])
+    with pytest.raises(xattn.InvalidArgumentError, match="count: got 3, want 0 to 2, the keys of row 0"):
+        cache.keep_last(3)
+    quantised = StaticKVCache(2, 8, 2, 8, dtype=torch.int8)
+    with pytest.raises(xattn.InvalidArgumentError, match=r"count: got a move of torch\.int8 keys, whose scales stay"):
+        quantised.keep_last(0)
+    with pytest.raises(xattn.InvalidArgumentError, match=r"rows: got a move of torch\.int8 keys, whose scales stay"):
+        quantised.select(torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize("rows", [[1, 0], [1, 1], [0, 0, 1], [1]])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_rows_of_a_static_cache_take_each_others_places(rows: list[int], ragged: bool) -> None:
+    cache, k = StaticKVCache(2, 8, 2, 8), torch.randn(2, 4, 2, 8)
+    cache.append(k, -k)
+    if ragged:
+        cache.reset(0)
+    before, lengths = cache.k.clone(), cache.lengths
+    cache.select(torch.tensor(rows))
+    assert cache.lengths == cache.seqlens_k.tolist() == [lengths[row] for row in rows]
+    for row, of in enumerate(rows):
+        assert torch.equal(cache.k[row, : lengths[of]], before[of, : lengths[of]])
+        assert torch.equal(cache.v[row, : lengths[of]], -before[of, : lengths[of]])
+    cache.append(k[:1].expand(len(rows), -1, -1, -1), k[:1].expand(len(rows), -1, -1, -1))
+    assert torch.equal(cache.k[-1, lengths[rows[-1]] : lengths[rows[-1]] + 4], k[0])
+
+
 NEW = torch.zeros(2, 1, 2, 8)
 
 

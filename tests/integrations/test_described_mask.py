@@ -209,3 +209,24 @@ def test_compiles_without_a_graph_break(name: str) -> None:
     given = {"input_ids": tiny_models.tokens(), "use_cache": False}
     expected = tiny_models.make(name, "eager")(**given)[0]
     torch.testing.assert_close(compiled(**given)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_it_crosses_a_graph_break() -> None:
+    """torch.compile asks what comes in for its strides: those of the description, not of the tensor it stands for."""
+
+    def run(x: Tensor, last: Tensor) -> Tensor:
+        visible = torch.arange(9) <= last
+        mask = DescribedMask.of((1, 1, 1, 9), "cpu", visible=visible[None, None, None])
+        torch._dynamo.graph_break()
+        return x + mask.sizes[1]
+
+    compiled: Callable[..., Tensor] = torch.compile(run, backend="eager")
+    for last in (4, 5):
+        assert torch.equal(compiled(torch.zeros(3), torch.tensor(last)), torch.full((3,), 9.0))
+
+
+def test_all_of_packed_sequences_is_described_and_a_part_is_real() -> None:
+    cu_seqlens = torch.tensor([0, 2, 5, 10], dtype=torch.int32)
+    mask = DescribedMask.of((2, 1, 5, 5), "cpu", 0, sequences=(cu_seqlens, 5))
+    assert mask[:, :, slice(0, None), :] is mask
+    assert torch.equal(mask[:, :, 1:, :], mask.tensor()[:, :, 1:])

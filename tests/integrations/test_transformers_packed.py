@@ -13,7 +13,7 @@ from support import extended
 from torch import Tensor
 
 import xattn
-from xattn.integrations.transformers import continuous_batching
+from xattn.integrations.transformers import attention, continuous_batching
 from xattn.integrations.transformers import packed as adapter
 
 LENGTHS = (5, 1, 6)
@@ -45,10 +45,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 @pytest.mark.parametrize("name", ["gpt_oss", *extended("llama", "mistral", "gemma2", "deepseek_v3")])
 @torch.no_grad()
 def test_packed_sequences_are_what_they_are_alone(name: str, way: str, calls: list[list[int]]) -> None:
-    """Beside each sequence alone: eager attention itself lets the packed ones of gpt-oss see each other."""
+    """Beside each sequence alone: eager attention itself lets the packed ones of gpt-oss see each other, whose mask is
+    made without position_ids."""
     text = tokens()[:1]
-    if way == "position_ids" and name == "gpt_oss":
-        pytest.skip("transformers does not hand its position_ids to its mask")
     if way == "cu_seq_lens" and name == "deepseek_v3" and VERSION < (5,):
         pytest.skip("its layers hand on no arguments there")
     got = make(name, "xattn")(text, use_cache=False, **WAYS[way])[0]
@@ -57,6 +56,17 @@ def test_packed_sequences_are_what_they_are_alone(name: str, way: str, calls: li
     assert float((got - alone).abs().max()) <= TOLERANCE
     assert float((eager(text)[0] - alone).abs().max()) > VISIBLE
     assert calls == [CU_SEQLENS.tolist()] * 2
+
+
+@torch.no_grad()
+def test_positions_say_nothing_where_there_is_a_mask_or_a_cache(calls: list[list[int]]) -> None:
+    """transformers' own rule, of the models that hand them to the mask."""
+    ours, eager = make("gpt_oss", "xattn"), make("gpt_oss", "eager")
+    given: list[dict[str, Any]] = [{}, {"use_cache": False, "attention_mask": torch.ones(1, 12, dtype=torch.long)}]
+    for arguments in given:
+        got, expected = (model(tokens()[:1], position_ids=POSITIONS, **arguments)[0] for model in (ours, eager))
+        assert float((got - expected).abs().max()) <= TOLERANCE
+    assert not calls
 
 
 @torch.no_grad()
@@ -102,6 +112,20 @@ def test_dropout_between_packed_sequences_is_dropout() -> None:
 def test_what_does_not_go_together(given: dict[str, Any], said: str) -> None:
     with pytest.raises(xattn.InvalidArgumentError, match=said):
         make("llama", "xattn")(tokens()[:1], use_cache=False, **given)
+
+
+@torch.no_grad()
+def test_a_layer_that_has_the_keys_of_another_chooses_its_own_lengths() -> None:
+    """In continuous batching they come by kind of layer, and a cache chooses where it is asked."""
+    query, key, value = torch.randn(3, 1, 4, 12, 8)
+    module = torch.nn.Module()
+    module.layer_type = "sliding_attention"  # type: ignore[assignment]
+    given: dict[str, Any] = {**KERNEL, "is_causal": True}
+    by_kind = {"full_attention": CU_SEQLENS[:2], "sliding_attention": CU_SEQLENS}
+    lengths = {"cu_seq_lens_k": by_kind, "max_length_k": {"full_attention": 5, "sliding_attention": 6}}
+    expected = attention.attention_forward(module, query, key, value, None, **given)[0]
+    got = attention.attention_forward(module, query, key, value, None, **{**given, **lengths})[0]
+    assert torch.equal(got, expected)
 
 
 # Continuous batching

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from integrations.beside_eager import TOLERANCE, VISIBLE, make
-from integrations.tiny_models import padding, tokens
+from integrations.tiny_models import VERSION, padding, tokens
 from torch import Tensor
 
 import xattn
 from xattn.integrations.transformers import attention as adapter
+
+CACHE = "cache" if VERSION >= (5, 24) else "past_key_values"
 
 
 def test_gradients_equal_eager() -> None:
@@ -63,3 +66,27 @@ def test_compiles_without_a_graph_break() -> None:
         expected = make("llama", "eager")(tokens(), attention_mask=padding("right"), use_cache=False)[0]
         got = compiled(tokens(), attention_mask=padding("right"), use_cache=False)[0]
     assert float(((got - expected).abs() * padding("right").unsqueeze(2)).max()) <= TOLERANCE
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3", "gpt_oss"])
+@torch.no_grad()
+def test_steps_over_a_static_cache_are_compiled_once(name: str) -> None:
+    """64 of them. A static layer that slides compiles anew at each step, whoever attends: transformers counts there in
+    Python."""
+    text = torch.randint(3, 99, (1, 76), generator=torch.Generator().manual_seed(5))
+    counts, logits = [], []
+    for implementation in ("eager", "xattn"):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = make(name, implementation)
+        cache = transformers.StaticCache(model.config, 76)
+        model(text[:, :12], **{CACHE: cache})
+        step: Callable[..., Any] = torch.compile(model, backend="eager")
+        logits.append(torch.cat([step(text[:, i : i + 1], **{CACHE: cache})[0] for i in range(12, 76)], 1))
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert float((logits[1] - logits[0]).abs().max()) <= TOLERANCE
+    if name == "gpt_oss":
+        assert counts[1] <= counts[0]
+    else:
+        assert counts[1] == 1

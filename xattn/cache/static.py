@@ -39,14 +39,11 @@ class StaticKVCache:
     ) -> None:
         check_sizes(dtype, batch=batch, max_seqlen=max_seqlen, nheads_k=nheads_k, headdim=headdim, headdim_v=headdim_v)
         check_scale_of(scale_of)
-        heads_first = torch.device(device).type == "cpu" and dtype not in QMAX  # quantised ones are read by pages
-
-        def empty(headdim: int) -> Tensor:
-            sizes = (batch, nheads_k, max_seqlen) if heads_first else (batch, max_seqlen, nheads_k)
-            memory = torch.zeros(*sizes, columns(headdim, dtype), dtype=dtype, device=device)
-            return memory.transpose(1, 2) if heads_first else memory
-
-        self.k, self.v = empty(headdim), empty(headdim if headdim_v is None else headdim_v)
+        sizes = batch, max_seqlen, nheads_k
+        self.k, self.v = (
+            _zeros((*sizes, columns(each, dtype)), dtype, torch.device(device))
+            for each in (headdim, headdim if headdim_v is None else headdim_v)
+        )
         self.scale_of = scale_of
         self.k_scale, self.v_scale = (
             torch.ones(scale_shape(scale_of, cache), device=device) if dtype in QMAX else None
@@ -80,18 +77,14 @@ class StaticKVCache:
         for row, length in enumerate(self.lengths):
             if length + count > room:
                 raise InvalidArgumentError("k", f"{count} keys after {length} of row {row}", f"at most {room} in all")
-        lengths = self.lengths
         if scales:
-            slots = [row * room + length + i for row, length in enumerate(lengths) for i in range(count)]
+            slots = [row * room + length + i for row, length in enumerate(self.lengths) for i in range(count)]
             where = torch.tensor(slots, dtype=torch.int64, device=k.device)
             xattn.write_kv(k.flatten(0, 1), v.flatten(0, 1), self.k, self.v, where, **scales)
-        elif min(lengths) == max(lengths):
-            self.k[:, lengths[0] : lengths[0] + count] = k
-            self.v[:, lengths[0] : lengths[0] + count] = v
         else:
-            for row, length in enumerate(lengths):
-                self.k[row, length : length + count] = k[row]
-                self.v[row, length : length + count] = v[row]
+            for rows, length in self._rows():
+                self.k[rows, length : length + count] = k[rows]
+                self.v[rows, length : length + count] = v[rows]
         self._move(count)
 
     def scales(self) -> Scales:
@@ -116,10 +109,41 @@ class StaticKVCache:
 
         Raises InvalidArgumentError for more than a row has, which it names.
         """
-        for row, length in enumerate(self.lengths):
-            if not 0 <= count <= length:
-                raise InvalidArgumentError("count", str(count), f"0 to {length}, the keys of row {row}")
+        self._check_count(count)
         self._move(-count)
+
+    def keep_last(self, count: int) -> None:
+        """Move the last `count` keys of each row to its beginning and forget those before: a window goes on there.
+
+        Raises InvalidArgumentError for more than a row has, which it names, and for a quantised cache.
+        """
+        self._check_plain("count")
+        self._check_count(count)
+        for rows, length in self._rows():
+            for cache in (self.k, self.v):
+                kept = cache[rows, length - count : length]
+                # What is read and what is written may not overlap.
+                cache[rows, :count] = kept if 2 * count <= length else kept.clone()
+        self.lengths = [count] * len(self.lengths)
+        self.seqlens_k.fill_(count)
+
+    def select(self, rows: Tensor) -> None:
+        """Let row i hold what row rows[i] holds, for beams. rows: (batch,) integers on the device; another number of
+        them becomes the batch, in new memory. Raises InvalidArgumentError for a quantised cache."""
+        self._check_plain("rows")
+        used = max(self.lengths)
+        for name in ("k", "v"):
+            cache: Tensor = getattr(self, name)
+            held = cache[:, :used].index_select(0, rows)
+            if held.shape[0] != cache.shape[0]:
+                cache = _zeros((held.shape[0], *cache.shape[1:]), cache.dtype, cache.device)
+                setattr(self, name, cache)
+            cache[:, :used] = held
+        if min(self.lengths) == used:
+            self.lengths = [used] * rows.shape[0]  # known without asking the device
+        else:
+            self.lengths = [self.lengths[row] for row in rows.tolist()]
+        self.seqlens_k = self.seqlens_k.index_select(0, rows)
 
     def reset(self, row: int) -> None:
         """Forget the keys of a row, which are cleared. Raises InvalidArgumentError for a row that is not there."""
@@ -133,6 +157,29 @@ class StaticKVCache:
         self.lengths[row] = 0
         self.seqlens_k[row] = 0
 
+    def _rows(self) -> list[tuple[int | slice, int]]:
+        """What to write at once, and after how many keys: all rows, where they have as many."""
+        if min(self.lengths) == max(self.lengths):
+            return [(slice(None), self.lengths[0])]
+        return list(enumerate(self.lengths))
+
+    def _check_plain(self, name: str) -> None:
+        if self.k.dtype in QMAX:
+            raise InvalidArgumentError(name, f"a move of {self.k.dtype} keys, whose scales stay", "a cache of floats")
+
+    def _check_count(self, count: int) -> None:
+        for row, length in enumerate(self.lengths):
+            if not 0 <= count <= length:
+                raise InvalidArgumentError("count", str(count), f"0 to {length}, the keys of row {row}")
+
     def _move(self, count: int) -> None:
         self.lengths = [length + count for length in self.lengths]
         self.seqlens_k += count
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """shape: (batch, max_seqlen, nheads_k, headdim). Their order in memory follows the device."""
+    if device.type == "cpu" and dtype not in QMAX:  # quantised ones are read by pages
+        batch, max_seqlen, nheads_k, headdim = shape
+        return torch.zeros(batch, nheads_k, max_seqlen, headdim, dtype=dtype, device=device).transpose(1, 2)
+    return torch.zeros(shape, dtype=dtype, device=device)

@@ -15,7 +15,9 @@ from xattn.ops import (
     hstu_attention,
     merge_attention,
     mla_attention,
+    mqa_logits,
     paged_attention,
+    paged_mqa_logits,
     rotary_write_kv,
     varlen_attention,
     varlen_attention_backward,
@@ -37,6 +39,8 @@ OPS: dict[str, Op] = {
         mla_attention,
         rotary_write_kv,
         hstu_attention,
+        mqa_logits,
+        paged_mqa_logits,
     )
 }
 

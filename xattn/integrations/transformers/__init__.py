@@ -113,6 +113,8 @@ def make_cache(model: PreTrainedModel, max_seqlen: int) -> Cache:
     attention implementation works. It keeps no graph: keys that want a gradient raise InvalidArgumentError.
 
     max_seqlen: tokens in all, prompt and new ones. More raise InvalidArgumentError.
+
+    Raises InvalidArgumentError for a model that has a cache of its own.
     """
     register()
     from xattn.integrations.transformers import cache

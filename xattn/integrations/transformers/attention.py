@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,9 +59,9 @@ def attention_forward(
     output_attentions: bool | None = None,
     bsnh: bool = False,
     cu_seq_lens_q: Tensor | None = None,
-    cu_seq_lens_k: Tensor | None = None,
+    cu_seq_lens_k: Tensor | Mapping[str, Tensor] | None = None,
     max_length_q: int | None = None,
-    max_length_k: int | None = None,
+    max_length_k: Any = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Serve one attention layer of a transformers model.
@@ -84,13 +85,16 @@ def attention_forward(
     """
     if output_attentions:
         raise InvalidArgumentError("output_attentions", "True", "False", 'Use attn_implementation="eager" to see them.')
-    if others:
-        _check_others(others)
+    _check_others(others)
     q, k, v = (_dense(tensor if bsnh else tensor.transpose(1, 2)) for tensor in (query, key, value))
     sinks = _one_of(s_aux, sinks)
     options = {"scale": scaling, "softcap": softcap, "deterministic": bool(deterministic)}
     dense = position_bias is not None or dropout > 0 or (sinks is not None and sinks.dim() > 1)
     if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
+        if isinstance(cu_seq_lens_k, Mapping):
+            # Of continuous batching, by kind of layer. Its cache chooses, but for a layer that has another's keys.
+            kind = getattr(module, "layer_type", "")
+            cu_seq_lens_k, max_length_k = cu_seq_lens_k.get(kind), max_length_k.get(kind)
         if dense:
             got = "packed sequences beside position_bias, dropout, or a sink for each query"
             raise InvalidArgumentError("cu_seq_lens_q", got, "None", "Pass packed sequences by position_ids.")
@@ -125,7 +129,8 @@ def attention_forward(
 
 def _check_others(others: dict[str, Any]) -> None:
     for name, value in others.items():
-        if value is None or name in HARMLESS:
+        # In this order: torch.compile guards a tensor once it is looked at, and steps of other sizes compile anew.
+        if name in HARMLESS or value is None:
             continue
         got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"
         hint = REFUSED.get(name, "xattn does not know whether it changes the answer, and drops nothing unseen.")

@@ -14,6 +14,10 @@ from xattn.errors import InvalidArgumentError
 
 
 def make(model: PreTrainedModel, max_seqlen: int) -> Cache:
+    takes_one = getattr(model, "_supports_default_dynamic_cache", None)  # of models that generate
+    if takes_one is not None and not takes_one():
+        got = f"{type(model).__name__}, which has a cache of its own"
+        raise InvalidArgumentError("model", got, "a model that takes transformers' DynamicCache")
     cache = DynamicCache(config=model.config)
     cache.layers = [_own(layer, max_seqlen) for layer in cache.layers]
     if model.config.is_encoder_decoder:
@@ -88,19 +92,19 @@ class KVLayer(CacheLayerMixin):
             self.seqlen -= count
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        if self.cache is not None:
-            for held in self._held():
-                held.copy_(held.index_select(0, beam_idx.to(held.device)))
+        self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.cache is not None:
-            keys, values = self._held()
-            self._hold(keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0))
+            rows = torch.arange(self._held()[0].shape[0], device=self.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """indices: of the rows, as integers or as a bool for each."""
         if self.cache is not None:
-            keys, values = self._held()
-            self._hold(keys[indices], values[indices])
+            rows = indices.to(self.device)
+            self.cache.select(rows.nonzero().flatten() if rows.dtype == torch.bool else rows)
+            self._view()
 
     def _check_crop(self, count: int) -> None:
         """`StaticKVCache.drop` checks what a layer needs that forgets nothing."""
@@ -173,16 +177,17 @@ class SlidingKVLayer(KVLayer):
         self.seqlen += count
         keys, values = self._held()
         held, room = keys.shape[2], self._size()
-        if held + count > room:
-            keys, values = (x[:, :, held - past :].clone() for x in (keys, values))
+        if past + count > room:
+            if past > 0:
+                keys, values = (x[:, :, held - past :] for x in (keys, values))
+                key_states, value_states = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+            first = past + count - self._past()
             self._drop(held)
-            if past + count > room:
-                if past > 0:
-                    key_states, value_states = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
-                first = past + count - self._past()
-                self._append(key_states[:, :, first:], value_states[:, :, first:])
-                return key_states, value_states
-            self._append(keys, values)
+            self._append(key_states[:, :, first:], value_states[:, :, first:])
+            return key_states, value_states
+        if held + count > room:
+            assert self.cache is not None
+            self.cache.keep_last(past)
         self._append(key_states, value_states)
         keys, values = self._held()
         first = keys.shape[2] - past - count

@@ -20,6 +20,7 @@ _OUTSIDE = {
     Tensor.requires_grad.__set__,  # type: ignore[attr-defined]
     Tensor.size,
     Tensor.dim,
+    Tensor.stride,
     Tensor.is_floating_point,
     torch.is_floating_point,
 }
@@ -135,17 +136,15 @@ def _cut(mask: DescribedMask, index: Any) -> DescribedMask | None:
     """mask[:, :, a:b, c:d]."""
     if not isinstance(index, tuple) or len(index) != 4 or not all(isinstance(item, slice) for item in index):
         return None
-    if (
-        mask.sequences is not None
-        or index[0] != slice(None)
-        or index[1] != slice(None)
-        or index[2].step
-        or index[3].step
-    ):
+    if index[0] != slice(None) or index[1] != slice(None) or index[2].step or index[3].step:
         return None
     batch, heads, seqlen_q, seqlen_k = mask.shape
     first_q, end_q, _ = index[2].indices(seqlen_q)
     first_k, end_k, _ = index[3].indices(seqlen_k)
+    if (first_q, end_q, first_k, end_k) == (0, seqlen_q, 0, seqlen_k):
+        return mask
+    if mask.sequences is not None:
+        return None
     offset = None if mask.offset is None else mask.offset + first_q - first_k
     visible = mask.visible
     if visible is not None:

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+from transformers import PreTrainedModel
 
 from xattn import varlen_attention
 from xattn.errors import InvalidArgumentError
 from xattn.integrations.transformers.described_mask import DescribedMask
+
+# Models that do not hand their position_ids to the function that makes their mask, so that packed sequences see each
+# other by transformers' own attention.
+UNTOLD = {"GptOssModel", "OPTDecoder"}
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,32 @@ def bands(mask: DescribedMask, cu_seqlens: Tensor | None) -> tuple[bool, tuple[i
                 "cu_seq_lens_q", str(cu_seqlens.tolist()), f"{told.tolist()}, as position_ids say", hint
             )
     elif mask.visible is not None or mask.offset not in (None, 0) or (mask.offset == 0 and len(set(mask.sizes)) > 1):
-        hint = "Padding, caches and masks of other kinds do not go with packed sequences: pass position_ids as well."
+        hint = (
+            "Padding, caches, chunks and masks of other kinds do not go with it: pass packed sequences by position_ids."
+        )
         raise InvalidArgumentError("cu_seq_lens_q", "sequences beside another mask", "a causal mask or none", hint)
     return mask.offset is not None, _window(mask)
+
+
+def tell(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """A hook before the forward of a model in UNTOLD: packed position_ids become cu_seq_lens, by transformers' rule
+    for the other models: where there is neither a mask nor a cache."""
+    positions = kwargs.get("position_ids")
+    cached = kwargs.get("use_cache")
+    if cached is None:
+        cached = model.config.use_cache
+    given = [kwargs.get(name) for name in ("attention_mask", "cache", "past_key_values", "cu_seq_lens_q")]
+    if not isinstance(positions, Tensor) or positions.dim() != 2 or cached or is_compiling():
+        return None
+    if any(each is not None for each in given):
+        return None
+    begins = torch.nn.functional.pad(positions.diff() != 1, (1, 0), value=True).flatten().nonzero().flatten()
+    if begins.shape[0] == positions.shape[0]:
+        return None
+    cu_seqlens = torch.nn.functional.pad(begins, (0, 1), value=positions.numel()).to(torch.int32)
+    longest = int(cu_seqlens.diff().max())
+    told = {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens, "max_length_q": longest, "max_length_k": longest}
+    return args, {**kwargs, **told}
 
 
 def _window(mask: DescribedMask) -> tuple[int, int] | None:

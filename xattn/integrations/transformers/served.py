@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from xattn.errors import InvalidArgumentError
-from xattn.integrations.transformers import falcon
+from xattn.integrations.transformers import falcon, packed
 
 # Names under which xattn was registered.
 NAMES: set[str] = set()
@@ -113,6 +113,12 @@ def _watch_models() -> None:
 def _watch_calls(model: PreTrainedModel) -> None:
     if _refuse_weights not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_refuse_weights, with_kwargs=True)
+        if type(model).__name__ in packed.UNTOLD:
+            model.register_forward_pre_hook(_tell_sequences, with_kwargs=True)
+
+
+def _tell_sequences(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    return packed.tell(model, args, kwargs) if model.config._attn_implementation in NAMES else None
 
 
 def _refuse_weights(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> None:

@@ -123,6 +123,7 @@ def _described(
         batch_invariant=options["deterministic"] == "batch",
         return_lse=bool(options["return_lse"]),
         requires_grad=checks.wants_derivative(q, kv_cache),
+        host_lengths=batch.on_host,
         sinks=specs.get("sinks"),
         q_scale=specs.get("q_scale"),
         kv_scale=specs.get("kv_scale"),

@@ -51,6 +51,7 @@ def prepare(
     check_values(*tensors, check=check, **given)
     device, arch = device_and_arch(q.device)
     tokens = q.shape[0]
+    specs: dict[str, Any] = {name: checks.spec(tensor) for name, tensor in given.items()}
     request = RotaryWriteRequest(
         device=device,
         arch=arch,
@@ -68,7 +69,7 @@ def prepare(
         rotary_dim=rotary_dim,
         interleaved=bool(interleaved),
         requires_grad=checks.wants_derivative(*flat(tensors), *given.values()),
-        **{name: checks.spec(tensor) for name, tensor in given.items()},
+        **specs,
     )
     options = {"interleaved": interleaved, "check": check}
     return Prepared(request, tensors, given, options, dtype, cast=3)

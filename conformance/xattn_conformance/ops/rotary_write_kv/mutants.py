@@ -21,8 +21,8 @@ Test = Callable[[RotaryWrite], bool]
 
 def run(problem: RotaryWrite, q: Array, k: Array, v: Array | None) -> Results:
     """What is returned and written of q, k and v as they are after the rotation, rounded to the dtype."""
-    made = [Expected(round_to(x, problem.dtype), np.zeros_like(x)) for x in (q, k)]
-    return {name: each.value for name, each in results(problem, *made, v).items()}
+    turned_q, turned_k = (Expected(round_to(x, problem.dtype), np.zeros_like(x)) for x in (q, k))
+    return {name: each.value for name, each in results(problem, turned_q, turned_k, v).items()}
 
 
 def right(problem: RotaryWrite) -> Results:
@@ -140,7 +140,7 @@ def _right(problem: RotaryWrite) -> Results:
             for t in range(len(x))
         ]  # fmt: skip
         made.append(np.concatenate([*rows, x[:0]]))
-    return run(problem, *made, problem.v)
+    return run(problem, made[0], made[1], problem.v)
 
 
 RIGHTS = (Right("rotary_write_kv: one token after the other", CANONICAL, _right, lambda problem: True),)
