@@ -12,6 +12,7 @@ import msgspec
 
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.levels import Level
+from xattn_conformance.ops.manners import Manner
 
 _SIZES = {"q": "seqlen_q", "k": "seqlen_k", "h": "nheads", "g": "nheads_k", "d": "headdim", "v": "headdim_v"}
 
@@ -28,7 +29,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rotary: tuple[int, ...]
     shapes: tuple[str, ...]
     queries: tuple[int, ...] = ()
-    variations: tuple[Literal["repeat", "strides", "order"], ...]
+    variations: tuple[Literal["repeat", "strides", "order"] | Manner, ...]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
