@@ -20,6 +20,7 @@ from xattn_rocm.rules import (
     Rule,
     ck,
     holds,
+    indexer,
     installing,
     not_callable_yet,
     packed,
@@ -77,7 +78,7 @@ def test_a_rules_link_leads_to_a_thread_or_to_a_line_at_a_commit(rule: Rule) -> 
 def test_no_name_is_taken_twice() -> None:
     listed = [
         rule
-        for part in (installing, ck, routes, packed, rotary, triton, serving, not_callable_yet)
+        for part in (installing, ck, routes, packed, rotary, triton, serving, indexer, not_callable_yet)
         for rule in part.RULES
     ]
     assert len(listed) == len(RULES)
