@@ -24,6 +24,7 @@ import door
 import features
 import hopper
 import huggingface
+import indexer
 import overhead
 import paged
 import quantised
@@ -53,6 +54,7 @@ SUBJECTS = {
     "compat": compat,
     "rotary": rotary,
     "huggingface": huggingface,
+    "indexer": indexer,
     "hopper": hopper,
 }
 
