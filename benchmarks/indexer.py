@@ -1,4 +1,4 @@
-"""What the entries of hstu_attention and of an indexer's logits cost, and the logits of `sdpa` against a plain formula."""
+"""What the entries of hstu_attention and an indexer's logits cost, and the logits of `sdpa` against a plain formula."""
 
 from __future__ import annotations
 
