@@ -116,6 +116,15 @@ def test_what_of_gradients_is_declined(aiter: Given, options: dict[str, Any], co
     assert declined(q.requires_grad_(), k, v, starts, **{"max_seqlen": 80, "norm": 128.0, **options}) == codes
 
 
+@pytest.mark.parametrize(("arch", "codes"), [("gfx942", {"headdim"}), ("gfx950", set())])
+def test_gradients_that_do_not_fit(aiter: Given, monkeypatch: pytest.MonkeyPatch, arch: str, codes: set[str]) -> None:
+    """hstu-float32-lds"""
+    monkeypatch.setitem(emulated, "cpu", ("rocm", arch))
+    q, k, v, starts = packed(256, 256, torch.float32)
+    assert declined(q, k, v, starts) == set()
+    assert declined(q.requires_grad_(), k, v, starts) == codes
+
+
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1201", None])
 def test_archs_without_a_configuration(aiter: Given, monkeypatch: pytest.MonkeyPatch, arch: str | None) -> None:
     monkeypatch.setitem(emulated, "cpu", ("rocm", arch))

@@ -68,6 +68,9 @@ def test_rows_lie_side_by_side_and_ranges_begin_where_they_may(
         ("gfx942", NEWEST, {"nheads": 48}, {"nheads"}),  # mqa-logits-power-of-2
         ("gfx942", NEWEST, {"nheads": 8}, {"nheads"}),
         ("gfx942", NEWEST, {"headdim": 96}, {"headdim"}),
+        ("gfx942", NEWEST, {"nheads": 128, "headdim": 128}, set()),
+        ("gfx942", NEWEST, {"nheads": 128, "headdim": 256}, {"nheads"}),  # mqa-logits-lds
+        ("gfx950", WHEEL, {"nheads": 128, "headdim": 256, "dtype": FN}, set()),
     ],
     ids=str,
 )

@@ -358,6 +358,14 @@ RULES = (
         "A Reason.",
     ),
     Rule(
+        "hstu-float32-lds",
+        "aiter-triton",
+        "",
+        line(_HSTU_KERNEL, 542),
+        "In float32, with a headdim of 256, the backward kernel asks for 96 KiB of LDS: gfx942 has 64.",
+        "A Reason.",
+    ),
+    Rule(
         "hstu-power-of-2",
         "aiter-triton",
         "",
