@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xattn.cache import FormattedCache
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -33,7 +35,8 @@ class Sample:
         answer = function(*self.tensors, **{**self.named, **more})
         if not self.written or not (answer is None or isinstance(answer, Tensor)):
             return answer
-        return [*([] if answer is None else [answer]), *(self.tensors[i].clone() for i in self.written)]
+        behind = [memory_of(self.tensors[i]).clone() for i in self.written]
+        return [*([] if answer is None else [answer]), *behind]
 
     def requiring_grad(self) -> Sample:
         """The same call on leaves that want a gradient."""
@@ -54,6 +57,12 @@ class Sample:
     def leaves(self) -> list[Tensor]:
         """The tensors for which a gradient may be wanted."""
         return flat([self.tensors[i] for i in self.differentiable])
+
+
+def memory_of(given: Any) -> Tensor:
+    """What an argument lies in: of a cache in a format its memory."""
+    memory: Tensor = given.memory if isinstance(given, FormattedCache) else given
+    return memory
 
 
 def mapped(given: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -97,4 +97,7 @@ STALE_PAGES = Feature(
     "Where the pool was cleared once and never held a NaN, say unseen_finite=True.",
 )
 OUT_DTYPE = Feature("out_dtype", lambda r: None if r.out_dtype is None else dtype_name(r.out_dtype))
+FORMAT = argument(
+    "format", "cache.numbers() is a plain copy, and xattn.cache.FormattedCache.made(cache, format, of) the way back."
+)
 EMPTY = Feature("empty", lambda r: "a size of 0" if r.empty else None)

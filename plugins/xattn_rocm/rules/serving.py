@@ -62,6 +62,23 @@ RULES = (
         "Passes (batch, nheads).",
     ),
     Rule(
+        "unified-one-descale",
+        "aiter-triton",
+        "",
+        line(_UNIFIED_KERNEL, 252),
+        "k_descale and v_descale are read as one number each, whatever shape they have, and if both are there alone.",
+        "Passes both; a Reason for scales that are not of the tensor.",
+    ),
+    Rule(
+        "unified-int8-without-scales",
+        "aiter-triton",
+        "",
+        line(_UNIFIED_KERNEL, 252),
+        "Of pages that are not FP8 the scales are multiplied in or not, by the release, and the numbers are never "
+        "looked at.",
+        "A Reason for int8 and int4 pages, and for FP8 of another arch.",
+    ),
+    Rule(
         "unified-unmasked-pages",
         "aiter-triton",
         "",
