@@ -121,6 +121,7 @@ def test_a_share_of_other_keys() -> None:
     right(*both(xattn.attention_backward, out, q, k[:, 4:], v[:, 4:], out, lse))
 
 
+@pytest.mark.extended
 def test_functions_of_torch_reach_the_kernel() -> None:
     """fa4-is-not-traced"""
     q, k, v = qkv(5, 9)
