@@ -33,7 +33,8 @@ MARKED ?= not extended
 # `make families CHECK=` writes docs/families.md instead of comparing with it.
 CHECK ?= --check
 
-.PHONY: demo test quick families conformance standins test-aiter test-oldest extended lint bench docs browser clean
+.PHONY: demo test quick families conformance standins test-aiter test-aiter-reversed test-oldest extended lint bench docs \
+	browser clean
 
 demo: $(READY)  ## embed sentences with real weights through xattn, and say what ran
 	$(BIN)/python examples/minilm.py
@@ -70,6 +71,10 @@ test-aiter: $(AITER_READY)  ## aiter's own Triton kernels, on the CPU and compil
 	--level $(LEVEL) --out build/conformance/aiter-interpreter $(CONFORMANCE)
 	$(AITER_BIN)/python -m xattn_elsewhere.aiter.codeobjects
 
+test-aiter-reversed: $(AITER_READY)  ## the same kernels over core, the last program of each launch first, which shows races
+	$(AITER_BIN)/python -m xattn_conformance run --backend aiter-triton --device cpu --profile aiter-interpreter-reversed \
+	--out build/conformance/aiter-interpreter-reversed $(CONFORMANCE)
+
 test-oldest: $(OLDEST_READY)  ## the tests of the integration with the oldest transformers that it is for
 	OMP_NUM_THREADS=1 PYTHONPATH=$(OLDEST_PACKAGES) $(BIN)/python -m pytest -n 2 --dist loadfile -m "$(MARKED)" \
 	tests/integrations/test_transformers*.py tests/integrations/test_described_mask.py tests/integrations/test_optim*.py \
@@ -80,6 +85,7 @@ extended:  ## the other tests, and the suite beyond level core: every backend in
 	$(MAKE) families
 	$(MAKE) conformance LEVEL=full
 	$(MAKE) standins test-aiter test-oldest LEVEL=extended MARKED=extended
+	$(MAKE) test-aiter-reversed
 
 lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ import door
 import features
 import hopper
 import huggingface
+import latent
 import overhead
 import paged
 import quantised
@@ -48,6 +49,7 @@ SUBJECTS = {
     "decode": decode,
     "paged": paged,
     "quantised": quantised,
+    "latent": latent,
     "varlen": varlen,
     "door": door,
     "compat": compat,

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xattn.cache import FormattedCache
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -29,9 +31,12 @@ class Sample:
     caches: tuple[int, ...] = ()
 
     def of(self, function: Callable[..., Any], **more: Any) -> Any:
-        """What a function of these arguments returns; of one that returns nothing, copies of what it wrote."""
+        """What a function of these arguments returns; of one that writes, copies of that behind it."""
         answer = function(*self.tensors, **{**self.named, **more})
-        return [self.tensors[i].clone() for i in self.written] if answer is None else answer
+        if not self.written or not (answer is None or isinstance(answer, Tensor)):
+            return answer
+        behind = [memory_of(self.tensors[i]).clone() for i in self.written]
+        return [*([] if answer is None else [answer]), *behind]
 
     def requiring_grad(self) -> Sample:
         """The same call on leaves that want a gradient."""
@@ -52,6 +57,12 @@ class Sample:
     def leaves(self) -> list[Tensor]:
         """The tensors for which a gradient may be wanted."""
         return flat([self.tensors[i] for i in self.differentiable])
+
+
+def memory_of(given: Any) -> Tensor:
+    """What an argument lies in: of a cache in a format its memory."""
+    memory: Tensor = given.memory if isinstance(given, FormattedCache) else given
+    return memory
 
 
 def mapped(given: Any, function: Callable[[Tensor], Any]) -> Any:

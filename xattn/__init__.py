@@ -26,7 +26,10 @@ from xattn.ops.attention_backward import AttentionBackwardKernel, AttentionBackw
 from xattn.ops.hstu_attention import HstuKernel, HstuRequest, hstu_attention
 from xattn.ops.merge_attention import MergeKernel, MergeRequest, merge_attention
 from xattn.ops.mla_attention import MlaKernel, MlaRequest, mla_attention
+from xattn.ops.mqa_logits import MqaLogitsKernel, MqaLogitsRequest, mqa_logits
 from xattn.ops.paged_attention import PagedKernel, PagedRequest, paged_attention
+from xattn.ops.paged_mqa_logits import PagedMqaLogitsKernel, PagedMqaLogitsRequest, paged_mqa_logits
+from xattn.ops.rotary_write_kv import RotaryWriteKernel, RotaryWriteRequest, rotary_write_kv
 from xattn.ops.shared.output import AttentionOutput
 from xattn.ops.varlen_attention import VarlenKernel, VarlenRequest, varlen_attention
 from xattn.ops.varlen_attention_backward import (
@@ -59,13 +62,19 @@ __all__ = [
     "MergeRequest",
     "MlaKernel",
     "MlaRequest",
+    "MqaLogitsKernel",
+    "MqaLogitsRequest",
     "PagedBatch",
     "PagedKernel",
+    "PagedMqaLogitsKernel",
+    "PagedMqaLogitsRequest",
     "PagedRequest",
     "Reason",
     "Request",
     "RotaryKernel",
     "RotaryRequest",
+    "RotaryWriteKernel",
+    "RotaryWriteRequest",
     "SlowBackendWarning",
     "TensorSpec",
     "UnknownBackendError",
@@ -88,8 +97,11 @@ __all__ = [
     "info",
     "merge_attention",
     "mla_attention",
+    "mqa_logits",
     "paged_attention",
+    "paged_mqa_logits",
     "plan",
+    "rotary_write_kv",
     "use_backend",
     "varlen_attention",
     "varlen_attention_backward",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xattn import AttentionOutput, PagedBatch, PagedKernel, PagedRequest
 from xattn.plugin import Plan
+from xattn.plugin.formats import FormattedCache
 from xattn.plugin.quantised import as_bytes, dequantised, scale_at
 from xattn.plugin.symbolic import holds, smaller
 from xattn_reference import in_order
@@ -34,8 +35,8 @@ class ReferencePaged(PagedKernel):
 def paged_attention(
     request: PagedRequest,
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     batch: PagedBatch,
     *,
     sinks: Tensor | None = None,
@@ -50,7 +51,7 @@ def paged_attention(
     token, live = _tokens(batch, q.shape[0])  # (batch, max_seqlen_q)
     queries = batch.seqlens_q.unsqueeze(1)
     keys = batch.seqlens_k.long().unsqueeze(1)
-    j = torch.arange(_keys(batch, k_cache), device=q.device)  # (keys,)
+    j = torch.arange(_keys(request, batch), device=q.device)  # (keys,)
     off = _offsets(request, queries, keys, align)  # (batch, 1)
     i = torch.arange(batch.max_seqlen_q, device=q.device)
     distance = (i + off).unsqueeze(2) - j  # (batch, max_seqlen_q, keys)
@@ -59,7 +60,8 @@ def paged_attention(
         visible = visible & _in_tree(tree_mask, token, j - off, queries)
     seen = visible.any(1)
     k, v = (
-        _gathered(cache, scale, batch.block_table, j, seen) for cache, scale in ((k_cache, k_scale), (v_cache, v_scale))
+        _gathered(cache, scale, batch.block_table, j, seen)
+        for cache, scale in ((_plain(k_cache), k_scale), (_plain(v_cache), v_scale))
     )
     added = []
     if alibi_slopes is not None:
@@ -92,10 +94,19 @@ def _rows(x: Tensor, rows: Tensor, beyond: float = 0.0) -> Tensor:
     return torch.cat((x, x.new_full((1, *x.shape[1:]), beyond)))[rows]
 
 
-def _keys(batch: PagedBatch, k_cache: Tensor) -> int:
+def _keys(request: PagedRequest, batch: PagedBatch) -> int:
     """How many keys a sequence may have, by its bound and its table."""
-    num_blocks, block_size = k_cache.shape[:2]
-    return 0 if holds(num_blocks == 0) else smaller(batch.max_seqlen_k, batch.block_table.shape[1] * block_size)
+    if holds(request.num_blocks == 0):
+        return 0
+    most: int = smaller(batch.max_seqlen_k, batch.block_table.shape[1] * request.block_size)
+    return most
+
+
+def _plain(cache: Tensor | FormattedCache) -> Tensor:
+    """(num_blocks, block_size, nheads_k, columns)"""
+    if not isinstance(cache, FormattedCache):
+        return cache
+    return cache.as_bytes().numbers().view(cache.dtype)
 
 
 def _offsets(request: PagedRequest, queries: Tensor, keys: Tensor, align: int | Tensor | None) -> Tensor:

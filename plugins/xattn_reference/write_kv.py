@@ -7,9 +7,13 @@ from torch import Tensor
 
 from xattn import WriteKernel, WriteRequest
 from xattn.plugin import Plan
+from xattn.plugin.formats import FormattedCache
 from xattn.plugin.quantised import as_bytes, is_written, quantised, scale_at, scale_for
 from xattn.plugin.symbolic import holds
 from xattn_reference.block import everything
+
+# Where rows are written: a cache, or scales, by blocks and places.
+Pool = Tensor | FormattedCache
 
 
 class ReferenceWrite(WriteKernel):
@@ -25,8 +29,8 @@ class ReferenceWrite(WriteKernel):
 def write_kv(
     k: Tensor,
     v: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor | None,
+    k_cache: Pool,
+    v_cache: Pool | None,
     slots: Tensor,
     *,
     k_scale: Tensor | None = None,
@@ -41,20 +45,29 @@ def write_kv(
     first = (~skipped).to(torch.int8).argmax(0, keepdim=True)  # an index of no dimension would be read
     target = torch.where(skipped, slots[first].clamp_min(0), slots)
     block, place = target // block_size, target % block_size
+    origin = torch.zeros_like(block[:1])
 
-    def put(new: Tensor, pool: Tensor) -> None:
+    def put(new: Tensor, pool: Pool) -> None:
         rows = (-1,) + (1,) * (new.dim() - 1)
-        again = torch.where(skipped.all(), pool[0, 0], new[first])
-        pool[block, place] = torch.where(skipped.view(rows), again, new)
+        there = pool.taken(origin, origin)[0] if isinstance(pool, FormattedCache) else pool[0, 0]
+        again = torch.where(skipped.all(), there, new[first])
+        new = torch.where(skipped.view(rows), again, new)
+        if isinstance(pool, FormattedCache):
+            pool.put(block, place, new)
+        else:
+            pool[block, place] = new
 
     for new, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
         if new is None or cache is None:
             continue
         if scale is None:
             put(new, cache)
-        elif is_written(scale):
+            continue
+        if is_written(scale):
             own = scale_for(new, cache.dtype, scale)
             put(own, scale)
-            put(as_bytes(quantised(new, own.unsqueeze(-1), cache.dtype)), as_bytes(cache))
+            own = own.unsqueeze(-1)
         else:
-            put(as_bytes(quantised(new, scale_at(scale, block, place), cache.dtype)), as_bytes(cache))
+            own = scale_at(scale, block, place)
+        stored = cache.as_bytes() if isinstance(cache, FormattedCache) else as_bytes(cache)
+        put(as_bytes(quantised(new, own, cache.dtype)), stored)

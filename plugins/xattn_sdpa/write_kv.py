@@ -14,7 +14,7 @@ from xattn.plugin import Plan
 from xattn.plugin.quantised import as_bytes, is_written, quantised, scale_at, scale_for
 from xattn.plugin.symbolic import holds
 
-_FEATURES: frozenset[Any] = frozenset(WriteRequest.vocabulary.feature_names)
+_FEATURES: frozenset[Any] = frozenset(WriteRequest.vocabulary.feature_names) - {"format"}
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 

@@ -136,6 +136,13 @@ def test_no_bits_are_promised() -> None:
     assert declined("cudnn", xattn.attention, *qkv(1, 5), deterministic=True) == {"deterministic"}
 
 
+def test_auto_does_not_wait_for_plans_of_each_length() -> None:
+    """cudnn-plans-each-shape"""
+    q, k, v = qkv(130, 150)
+    assert xattn.explain(q, k, v, window=(9, 0)).backend == "sdpa"
+    assert xattn.explain(q.requires_grad_(), k, v, window=(9, 0)).backend == "cudnn"
+
+
 def test_lengths_of_dense_rows_are_declined() -> None:
     """cudnn-loads-behind-lengths"""
     q, k, v = qkv(3, 5)

@@ -95,6 +95,23 @@ def paged(tensors: tuple[Tensor, ...], **options: Any) -> list[Any]:
     return [xattn.paged_attention(*tensors, return_lse=True, backend=name, **options) for name in ("fa3", "reference")]
 
 
+def test_pages_of_wider_values_are_declined() -> None:
+    """fa3-pages-of-wider-values"""
+    q, k, v, *batch = pages(16, [33, 5])
+    assert declined("fa3", xattn.paged_attention, q, k, torch.cat((v, v), 3), *batch) == {"headdim_v"}
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("queries", [None, [3, 4]], ids=str)
+def test_torch_compile_has_pages_as_an_operator(queries: list[int] | None) -> None:
+    tensors = pages(16, [33, 5], queries)
+
+    def call(*tensors: Tensor) -> Tensor:
+        return xattn.paged_attention(*tensors, max_seqlen_q=4, max_seqlen_k=64, backend="fa3")
+
+    right(torch.compile(call, fullgraph=True, backend="aot_eager")(*tensors), paged(tensors)[1][0])
+
+
 @pytest.mark.parametrize("block_size", [1, 16, 64])
 @pytest.mark.parametrize("queries", [None, [3, 0, 17]], ids=str)
 def test_pages_are_right(block_size: int, queries: list[int] | None) -> None:

@@ -111,10 +111,11 @@ def doubled(op: Op, request: xattn.Request) -> Callable[..., Any]:
     run = reference(op.name).plan(request)
 
     def run_twice(*tensors: Any, **given: Any) -> Any:
-        if op.writes:  # and returns nothing: what it writes is twice the truth
+        if op.writes:  # what it writes is twice the truth
             names = inspect.signature(op.function).parameters
-            kept = [name in op.writes or not x.is_floating_point() for name, x in zip(names, tensors, strict=False)]
-            return run(*(x if keep else 2 * x for keep, x in zip(kept, tensors, strict=True)), **given)
+            kept = {*op.writes, "slots", "cos", "sin"}
+            named = zip(names, tensors, strict=False)
+            return run(*(x if name in kept or x is None else 2 * x for name, x in named), **given)
         answer = run(*tensors, **given)
         if isinstance(answer, Tensor):
             return 2 * answer

@@ -10,6 +10,9 @@ import pytest
 import torch
 from rocm.aiter_triton_recorder import NEWEST, WHEEL
 from torch import Tensor
+from xattn_conformance.profiles.load import load
+from xattn_conformance.running.selection import served
+from xattn_conformance.running.target import TargetError, check_backend
 from xattn_rocm import installation, vendor
 
 import xattn
@@ -36,6 +39,11 @@ def call(
     batch = (table, torch.tensor([keys, 1], dtype=torch.int32))
     q = torch.zeros(2 if one else 7, nheads, headdim, dtype=dtype)
     return (q, k, v, *batch) if one else (q, k, v, *batch, torch.tensor([0, 6, 7], dtype=torch.int32))
+
+
+def named(value: Any) -> str:
+    """Of a parameter: a set in one order, in whatever process."""
+    return str(sorted(value) if isinstance(value, set) else value)
 
 
 def explained(backend: str, sizes: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -112,7 +120,7 @@ def test_which_kernel_a_call_gets(sizes: dict[str, Any], options: dict[str, Any]
         # extend-mask-beside-causal
         ("extend", {}, {"causal": False, "tree_mask": torch.ones(7, 6, dtype=torch.bool)}, {"causal", "tree_mask"}),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_a_kernel_declines(name: str, sizes: dict[str, Any], options: dict[str, Any], codes: set[str]) -> None:
     backend = f"aiter-triton.{name}"
@@ -130,6 +138,14 @@ def test_extending_needs_a_launch_configuration(monkeypatch: pytest.MonkeyPatch)
 def test_the_wheel_has_its_modules_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "overridden", WHEEL)
     assert explained("aiter-triton", {}, {}).kernel == "aiter.ops.triton.pa_prefill.context_attention_fwd"
+
+
+def test_the_suite_can_judge_one_of_them() -> None:
+    assert served("aiter-triton.pa_decode") == ("paged_attention",)
+    assert load("aiter-triton.pa_decode", admitted=False).profile == load("aiter-triton", admitted=False).profile
+    check_backend("aiter-triton.pa_decode")
+    with pytest.raises(TargetError, match=r"aiter-triton\.pa_decode"):
+        check_backend("aiter-triton.nothing")
 
 
 class Decode:
@@ -178,3 +194,24 @@ def test_what_context_attention_passes(monkeypatch: pytest.MonkeyPatch, name: st
     xattn.paged_attention(*call(), backend=f"aiter-triton.{name}", unseen_finite=True)
     assert given["sm_scale"] == 0.25
     assert given["max_input_len" if name == "pa_prefill" else "max_query_len"] == 6
+
+
+@pytest.mark.parametrize(
+    ("release", "dtype", "headdim", "block_size", "codes"),
+    [
+        (WHEEL, torch.float32, 16, 16, set()),
+        (NEWEST, torch.bfloat16, 16, 16, set()),
+        (NEWEST, torch.float16, 16, 16, {"dtype"}),  # fused-write-bfloat16-alone
+        (WHEEL, torch.float16, 80, 24, {"headdim", "headdim_v", "block_size"}),  # fused-write-powers-of-2
+    ],
+    ids=named,
+)
+def test_what_writing_declines(
+    monkeypatch: pytest.MonkeyPatch, release: Any, dtype: torch.dtype, headdim: int, block_size: int, codes: set[str]
+) -> None:
+    monkeypatch.setattr(installation, "overridden", release)
+    k, v = torch.zeros(2, 3, 2, headdim, dtype=dtype)
+    k_cache, v_cache = torch.zeros(2, 4, block_size, 2, headdim, dtype=dtype)
+    found = xattn.explain(xattn.write_kv, k, v, k_cache, v_cache, torch.arange(3), backend="aiter-triton")
+    (candidate,) = [each for each in found.candidates if each.name == "aiter-triton"]
+    assert {reason.code for reason in candidate.reasons} == codes

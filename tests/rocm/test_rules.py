@@ -19,8 +19,11 @@ from xattn_rocm.rules import (
     RULES,
     Rule,
     ck,
+    decode,
     holds,
+    indexer,
     installing,
+    latent,
     not_callable_yet,
     packed,
     rotary,
@@ -77,7 +80,7 @@ def test_a_rules_link_leads_to_a_thread_or_to_a_line_at_a_commit(rule: Rule) -> 
 def test_no_name_is_taken_twice() -> None:
     listed = [
         rule
-        for part in (installing, ck, routes, packed, rotary, triton, serving, not_callable_yet)
+        for part in (installing, ck, routes, packed, decode, rotary, triton, serving, latent, indexer, not_callable_yet)
         for rule in part.RULES
     ]
     assert len(listed) == len(RULES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from support import backend_of, qkv
 from tables.recorded import elsewhere, kernel, plugins, table_of, three, write
 
 import xattn
+from xattn.dispatch.tables.environment import _driver
 from xattn.dispatch.tables.format import Table, as_document
 from xattn.plugin import hookimpl
 from xattn.testing import fresh
@@ -220,3 +222,21 @@ def test_the_later_of_two_measurements_counts(table: Table, tmp_path: Path, at: 
         at(tmp_path)
         with fresh(three()):
             assert serves() == 20
+
+
+def test_the_version_of_the_driver_is_the_drivers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        @staticmethod
+        def cuDriverGetVersion(number: Any) -> int:  # noqa: N802 - CUDA's name
+            number._obj.value = 13000
+            return 0
+
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+    assert _driver() == "13000"
+
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert _driver() == "unknown"

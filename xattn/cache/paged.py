@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 import xattn
 from xattn.cache.sizes import OF_PAGES, ScaleOf, Scales, check_scale_of, check_sizes, scale_shape
 from xattn.errors import InvalidArgumentError
+from xattn.plugin.formats import Format, FormattedCache, Of
 from xattn.plugin.quantised import QMAX, columns
 
 
@@ -33,6 +35,9 @@ class PagedKVCache:
     writes; "block_head" (num_blocks, nheads_k), "head" (nheads_k,) and "tensor" (), all 1, for the caller to set before
     anything is written.
 
+    format: of the memory, for kernels that want it: k and v are then each a `FormattedCache`, and scales of tokens lie
+    head by head.
+
     Every method that fails raises InvalidArgumentError, which names the sequence, and leaves all as it was.
     """
 
@@ -47,6 +52,7 @@ class PagedKVCache:
         num_layers: int = 1,
         dtype: torch.dtype = torch.float32,
         scale_of: ScaleOf = "token_head",
+        format: Format | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         check_sizes(
@@ -55,17 +61,20 @@ class PagedKVCache:
         )  # fmt: skip
         check_scale_of(scale_of)
 
-        def pool(size: int) -> list[Tensor]:
+        def pool(size: int, of: Of) -> list[Any]:
             shape = (num_blocks, block_size, nheads_k, columns(size, dtype))
-            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            pages = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            return pages if format is None else [FormattedCache.made(each, format, of) for each in pages]
 
-        def scales(pages: list[Tensor]) -> list[Tensor] | None:
+        def scales(pages: list[Any]) -> list[Tensor] | None:
             if dtype not in QMAX:
                 return None
-            return [torch.ones(scale_shape(scale_of, cache), device=device) for cache in pages]
+            shape = scale_shape(scale_of, pages[0])
+            if format is None or len(shape) < 3:
+                return [torch.ones(shape, device=device) for _ in pages]
+            return [torch.ones(shape[0], shape[2], shape[1], device=device).transpose(1, 2) for _ in pages]
 
-        self._sizes = {"k": (nheads_k, headdim), "v": (nheads_k, headdim if headdim_v is None else headdim_v)}
-        self.k, self.v = (pool(size) for _, size in self._sizes.values())
+        self.k, self.v = pool(headdim, "k"), pool(headdim if headdim_v is None else headdim_v, "v")
         self.scale_of, self.k_scale, self.v_scale = scale_of, scales(self.k), scales(self.v)
         self.num_blocks, self.block_size = num_blocks, block_size
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -104,7 +113,7 @@ class PagedKVCache:
             )
         if copied:
             shared, own = found.pages[-1], self._take()
-            for pool in (*self.k, *self.v, *self._page_scales()):
+            for pool in (*self._memories, *self._page_scales()):
                 pool[own] = pool[shared]
             self._users[shared] -= 1
             found.pages[-1] = own
@@ -164,11 +173,16 @@ class PagedKVCache:
     def _take(self) -> int:
         page = self._free.pop()
         self._users[page] = 1
-        for cache in (*self.k, *self.v):
-            cache[page] = 0
+        for memory in self._memories:
+            memory[page] = 0
         for scale in self._page_scales():
             scale[page] = 1
         return page
+
+    @property
+    def _memories(self) -> list[Tensor]:
+        """Of keys and values, by pages."""
+        return [each.memory if isinstance(each, FormattedCache) else each for each in (*self.k, *self.v)]
 
     def _page_scales(self) -> list[Tensor]:
         """The scales that belong to pages."""

@@ -15,6 +15,7 @@ from xattn.plugin import Capabilities, Kernel, dtype_name
 Block = Mapping[str, Any]
 
 _SHORT = {name: short for short, name in DTYPES.items()}
+_SHORT |= {name: name.removeprefix("float8_") for name in ("float8_e4m3fn", "float8_e4m3fnuz")}
 
 
 def blocks_of(entry: Entry) -> list[Block]:

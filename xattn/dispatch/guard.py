@@ -83,7 +83,8 @@ def _extent(tensor: Tensor, free: Sequence[int]) -> tuple[object, object]:
 
 
 def _strides(tensor: Tensor, free: Sequence[int]) -> list[int | None]:
-    return [*[None] * (tensor.dim() - 1), tensor.stride(-1)] if free else list(tensor.stride())
+    # One without dimensions, in the place of one that has some, is of another kind whatever is asked of it.
+    return [*[None] * (tensor.dim() - 1), tensor.stride(-1)] if free and tensor.dim() else list(tensor.stride())
 
 
 def _of(free: Free, i: int) -> Sequence[int]:

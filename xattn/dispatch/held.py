@@ -48,6 +48,10 @@ class Held:
         planned = self.planned
         return fingerprint(planned.backend, planned.kernel.kernel_name(planned.request), planned.request.device)
 
+    def prepare(self, batch: Any) -> None:
+        if self.planned.prepare is not None:
+            self.planned.prepare(batch)
+
     def _first(self, *tensors: Any, **given: Any) -> Any:
         planned = self.planned
         try:
@@ -89,13 +93,21 @@ class HeldPlan(Protocol):
     def fingerprint(self) -> str | None:
         """As of `Explanation`, of what this plan runs."""
 
+    def prepare(self, batch: Any) -> None:
+        """Work out what the kernel derives from the lengths of a step, a `PagedBatch`, once for all layers.
+
+        Most do so in the first layer, by operations on the device, and nothing is left to do here. One that does it on
+        the host says so (`Kernel.prepares_on_host`): call this after each `update_`, and before each replay of a CUDA
+        graph that holds the call.
+        """
+
 
 def held_plan(op: Op, prepared: Prepared, choice: Choice) -> HeldPlan:
     """A plan for the caller to keep."""
     held = Held(op, prepared, choice)
     run_plan: Any = _spelt_out(held, op)
     # A function, and no object with a method `__call__`: that would cost 0.1 us a call.
-    run_plan.fingerprint = held.fingerprint
+    run_plan.fingerprint, run_plan.prepare = held.fingerprint, held.prepare
     found: HeldPlan = run_plan
     return found
 

@@ -30,13 +30,15 @@ _PLANS_MAX = 4096
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Planned:
-    """A request, the backend and kernel that serve it, and the plan, with the names of what it takes by keyword."""
+    """A request, the backend and kernel that serve it, and the plan, with the names of what it takes by keyword, and
+    what it does once a step beforehand, where it does."""
 
     request: Request
     backend: str
     kernel: Kernel[Any]
     run: Plan
     given: tuple[str, ...] = ()
+    prepare: Callable[[Any], None] | None = None
 
     def __call__(self, *tensors: Any, **given: Any) -> Any:
         try:
@@ -141,12 +143,13 @@ def make_plan(prepared: Prepared, choice: Choice) -> Planned:
         raise
     if not callable(run):
         raise BrokenBackendError(entry.name, f"{type(run).__name__} as its plan", "a callable", request)
+    prepare = getattr(run, "prepare", None)
     if is_sharded(prepared):
         run = _of_replicated(run)
     if prepared.autocast is not None:
         device = next(tensor.device.type for tensor in flat(prepared.tensors))
         run = under_autocast(run, prepared.autocast, device, prepared.cast)
-    return Planned(request, entry.name, kernel, run, tuple(prepared.given))
+    return Planned(request, entry.name, kernel, run, tuple(prepared.given), prepare)
 
 
 def _of_replicated(run: Plan) -> Plan:

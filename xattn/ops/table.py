@@ -15,7 +15,10 @@ from xattn.ops import (
     hstu_attention,
     merge_attention,
     mla_attention,
+    mqa_logits,
     paged_attention,
+    paged_mqa_logits,
+    rotary_write_kv,
     varlen_attention,
     varlen_attention_backward,
     write_kv,
@@ -34,7 +37,10 @@ OPS: dict[str, Op] = {
         varlen_attention_backward,
         write_kv,
         mla_attention,
+        rotary_write_kv,
         hstu_attention,
+        mqa_logits,
+        paged_mqa_logits,
     )
 }
 

@@ -70,6 +70,8 @@ class Kernel(ABC, Generic[R]):
     capabilities: ClassVar[tuple[Capabilities[Any], ...]]
     # Of several kernels of one op in a backend "acme" the one that backend="acme.<name>" asks for.
     name: ClassVar[str] = ""
+    # Whether the plan has a method `prepare(batch)` that reads the step's lengths on the host. See `HeldPlan.prepare`.
+    prepares_on_host: ClassVar[bool] = False
 
     def rank(self, request: R) -> int:
         """The place among the kernels that can serve a request, the highest first: as declared, by the phase. Of a
@@ -93,7 +95,11 @@ class Kernel(ABC, Generic[R]):
         if block is None:
             served = ", ".join(dict.fromkeys(block.device for block in self.capabilities))
             return [Reason("device", request.device, served)]
-        return [*block.reasons(request), *self.limits(request)]
+        found = [*block.reasons(request), *self.limits(request)]
+        if self.prepares_on_host and not request.host_lengths:
+            hint = "Give them to PagedBatch.update_ as lists, which it keeps."
+            found.append(Reason("lengths_on_host", "tensors on a device", "known to the host", hint))
+        return found
 
     def limits(self, request: R) -> list[Reason]:
         """Reasons beyond the capability block. Pure, as `reasons`."""

@@ -76,6 +76,11 @@ HEADDIM_V = Feature(
     lambda r: None if known(r.headdim_v == r.headdim) else r.headdim_v,
     "The backend wants headdim_v == headdim.",
 )
+# Of an op that writes to a cache: None where the values are a part of the keys.
+LATENT = Feature("latent", lambda r: True if r.headdim_v is None else None)
+HEADDIM_V_OF_A_CACHE = Feature(
+    "headdim_v", lambda r: None if r.headdim_v is None or known(r.headdim_v == r.headdim) else r.headdim_v
+)
 SOFTCAP = argument("softcap")
 SINKS = argument("sinks")
 ALIBI_SLOPES = argument("alibi_slopes")
@@ -92,4 +97,7 @@ STALE_PAGES = Feature(
     "Where the pool was cleared once and never held a NaN, say unseen_finite=True.",
 )
 OUT_DTYPE = Feature("out_dtype", lambda r: None if r.out_dtype is None else dtype_name(r.out_dtype))
+FORMAT = argument(
+    "format", "cache.numbers() is a plain copy, and xattn.cache.FormattedCache.made(cache, format, of) the way back."
+)
 EMPTY = Feature("empty", lambda r: "a size of 0" if r.empty else None)

@@ -48,6 +48,8 @@ class Request(ABC):
     device:     torch's device type, but "rocm" where torch was built for HIP ("cuda" is NVIDIA alone).
     dtype:      of the tensors that are computed with, under autocast the one they are cast to.
     arch:       "sm_90", "gfx942", ...; None where the device has no such name.
+    host_lengths: the host knows the lengths and pages of a step, from the CPU or from lists that `PagedBatch.update_`
+                was given: for a kernel that prepares its work from them.
     Sizes may be symbolic under torch.compile: compare them, never use them as keys.
     """
 
@@ -59,6 +61,7 @@ class Request(ABC):
     device: str
     dtype: torch.dtype
     arch: str | None = None
+    host_lengths: bool = True
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)

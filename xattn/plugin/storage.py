@@ -73,6 +73,8 @@ class PagedBatch:
         self.passed: set[Hashable] = set()
         self._lists: Lists | None = None
         self._derived: dict[Hashable, Any] = {}
+        # What the plans' `prepare` keeps from step to step, at fixed addresses.
+        self.kept: dict[Hashable, Any] = {}
 
     @property
     def batch(self) -> int:
@@ -95,6 +97,11 @@ class PagedBatch:
     def seqlens_q(self) -> Tensor:
         """(batch,): how many queries each sequence has."""
         return self.starts_q.diff()
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the host knows the lengths: `lists` has them without a sync."""
+        return self._lists is not None or self.seqlens_k.device.type == "cpu"
 
     def lists(self, on_device: bool = False) -> Lists | None:
         """The batch as the host knows it: read from the CPU, or as `update_` got it. None for tensors on a device whose

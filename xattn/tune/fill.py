@@ -110,4 +110,6 @@ _VALUES: dict[str, Callable[[Tensor, Arguments], Tensor]] = {
     "topk_indices": _listed,
     "alibi_slopes": _slopes,
     "align": lambda like, arguments: torch.zeros(like.shape),
+    "starts": lambda like, arguments: torch.zeros(like.shape),
+    "ends": lambda like, arguments: torch.full(like.shape, arguments["k"].shape[0]),
 }

@@ -64,7 +64,7 @@ def _arguments(prepared: Prepared, names: list[str]) -> Mapping[str, Any]:
     for place, (name, value) in enumerate(zip(names, prepared.tensors, strict=False)):
         if isinstance(value, PagedBatch):
             parts = ("block_table", "seqlens_k", "cu_seqlens_q", "max_seqlen_q", "max_seqlen_k")
-            found.update((part, getattr(value, part)) for part in parts)
+            found.update((part, getattr(value, part)) for part in parts if part in names)
         else:
             found[name] = _cast(value, prepared.autocast) if place < prepared.cast else value
     if found.get("cu_seqlens_k") is found.get("cu_seqlens_q"):  # the caller gave one

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import xattn
-from xattn import Backend, Reason, Request
+from xattn import Reason, Request
 from xattn_conformance.array import Array
 from xattn_conformance.case import Case
 from xattn_conformance.golden.manifest import Manifest
@@ -182,10 +182,6 @@ class Op(ABC, Generic[P]):
         """What of the op's vocabulary a case uses: features as a capability block has them, and "grad_qkv"."""
         features = {feature.rpartition(".")[2] for feature in case.features}
         return frozenset(features | {f"grad_{name}" for name in case.grads})
-
-    def served_by(self, backend: Backend) -> bool:
-        """Whether the backend has the op at all. The cases of one that it does not have are no part of its run."""
-        return any(kernel.op == self.name for kernel in backend.kernels)
 
     def mutants(self) -> Sequence[Mutant]:
         """Kernels of the op that are wrong, each in one known way."""

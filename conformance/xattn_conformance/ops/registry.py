@@ -11,7 +11,9 @@ from xattn_conformance.ops.base import Op
 from xattn_conformance.ops.hstu_attention.op import HstuOp
 from xattn_conformance.ops.merge_attention.op import MergeOp
 from xattn_conformance.ops.mla_attention.op import MlaAttentionOp
+from xattn_conformance.ops.mqa_logits.op import MqaLogitsOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
+from xattn_conformance.ops.paged_mqa_logits.op import PagedMqaLogitsOp
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
 from xattn_conformance.ops.varlen_attention_backward.op import VarlenAttentionBackwardOp
 from xattn_conformance.ops.write_kv.op import WriteOp
@@ -30,5 +32,7 @@ OPS: dict[str, Op[Any]] = {
         WriteOp(),
         MlaAttentionOp(),
         HstuOp(),
+        MqaLogitsOp(),
+        PagedMqaLogitsOp(),
     )
 }

@@ -128,7 +128,8 @@ class Cases:
         kept = {name: options[name] for name in self.options if name in options and options[name] != self.off.get(name)}
         if "window" in kept:
             kept["window"] = window(kept["window"])
-        if "q" not in kept or ("k" not in kept and sizes["seqlen_q"] != sizes["seqlen_k"]):
+        has_lengths = "q" in kept and ("k" in kept or sizes["seqlen_q"] == sizes["seqlen_k"])
+        if "q" in self.options and not has_lengths:
             raise ValueError(
                 f"cases.toml: {shape} with {options}: lengths of queries, and of keys where they are others"
             )

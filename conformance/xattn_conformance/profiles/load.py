@@ -69,21 +69,21 @@ def find(backend: str, file: Path | None = None) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileError(f"{file} cannot be read: {error}") from error
     module = sys.modules[type(_registered(backend)).__module__]
-    name = f"{backend}.profile.toml"
+    name = f"{whole(backend)}.profile.toml"
     if module.__package__:
         beside = importlib.resources.files(module.__package__) / name
     else:
         beside = Path(module.__file__ or "").with_name(name)
     if beside.is_file():
         return beside.read_text(encoding="utf-8"), f"{module.__package__ or module.__name__}: {name}"
-    text = f'schema = 1\nbackend = "{backend}"\nhardware = []\n'
+    text = f'schema = 1\nbackend = "{whole(backend)}"\nhardware = []\n'
     return text, f"none: {module.__name__} ships no {name}, so the canonical arithmetic holds, and no hardware is named"
 
 
 def problems(profile: Profile, backend: str, devices: frozenset[str], today: datetime.date) -> list[str]:
     """What is wrong with a profile beyond its text, a line each. devices: what the backend serves; "any" is all."""
     found = []
-    if profile.backend != backend:
+    if profile.backend != whole(backend):
         found.append(f'backend = "{profile.backend}", but it is the profile of "{backend}"')
     if "any" not in devices and (unserved := sorted(_named(profile) - devices)):
         served = ", ".join(sorted(devices))
@@ -102,11 +102,15 @@ def problems(profile: Profile, backend: str, devices: frozenset[str], today: dat
     return found
 
 
+def whole(backend: str) -> str:
+    """The backend of a name that may be one kernel's of it, as "acme.fast": such a kernel has its backend's profile."""
+    return backend.partition(".")[0]
+
+
 def _registered(backend: str) -> Backend:
-    entry = registry().entries.get(backend)
-    if entry is None:
+    if registry().names(backend) != [backend]:
         raise UnknownBackendError(registry().unknown(backend))
-    return entry.backend
+    return registry().entry(backend).backend
 
 
 def _devices(backend: Backend) -> frozenset[str]:

@@ -27,7 +27,7 @@ _PREFIXES = ("XATTN_", "OMP_", "MKL_", "CUDA_", "HIP_", "NEURON_", "TRITON_", "P
 
 def describe(target: Target) -> dict[str, Any]:
     """The part that the process of the backend knows."""
-    entry = registry().entries[target.backend]
+    entry = registry().entry(target.backend)
     plugin = next(each for each in registry().plugins if each.name == entry.plugin)
     try:
         backend = {str(key): _without_folders(str(value)) for key, value in entry.backend.info().items()}

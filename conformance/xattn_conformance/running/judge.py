@@ -130,7 +130,7 @@ def _undeclared(answer: Answer, target: Target) -> list[str]:
     if answer.request is None:
         return []
     found = []
-    for kernel in registry().entries[target.backend].kernels(answer.request.op):
+    for kernel in registry().entry(target.backend).kernels(answer.request.op):
         block = kernel.block(answer.request)
         missing = [f"device={answer.request.device}"] if block is None else block.reasons(answer.request)
         found.append([each if isinstance(each, str) else each.code for each in missing])

@@ -19,7 +19,7 @@ def declared(backend: str, kind: str | None = None) -> dict[str, tuple[str, ...]
     """By op, the features and gradients ("grad_qkv") of a registered backend's capability blocks. kind: of the device;
     None is every device."""
     found: dict[str, set[str]] = {}
-    for kernel in registry().entries[backend].backend.kernels:
+    for kernel in registry().entry(backend).every_kernel:
         for block in kernel.capabilities:
             if kernel.op in OPS and (kind is None or block.device in (kind, "any")):
                 words = {*block.features, *(f"grad_{name}" for name in block.grads)}

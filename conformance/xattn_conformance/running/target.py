@@ -75,13 +75,13 @@ def make(backend: str, device: str, profile: Profile, profile_file: str = "", so
 
 def check_backend(backend: str) -> None:
     """Raises TargetError unless xattn has a backend of this name that a call can reach."""
-    entry = registry().entries.get(backend)
-    if entry is None:
-        others = registry().names(backend)
+    others = registry().names(backend)
+    if others != [backend]:
         hint = f"{backend!r} is a plugin; name one of its backends: {', '.join(others)}" if others else ""
         raise TargetError("\n".join([hint or registry().unknown(backend), *registry().problems()]))
-    if entry.disabled_by is not None:
-        raise TargetError(f"the backend {backend!r} is disabled by {entry.disabled_by}; unset it to judge the backend")
+    disabled = registry().entry(backend).disabled_by
+    if disabled is not None:
+        raise TargetError(f"the backend {backend!r} is disabled by {disabled}; unset it to judge the backend")
 
 
 def default_device(backend: str) -> str:
@@ -92,7 +92,7 @@ def default_device(backend: str) -> str:
         accelerator = torch.accelerator.current_accelerator()
         here += [] if accelerator is None else [accelerator.type]
     kinds = {device_and_arch(torch.device(name))[0]: name for name in here}
-    declared = [block.device for kernel in registry().entries[backend].backend.kernels for block in kernel.capabilities]
+    declared = [block.device for kernel in registry().entry(backend).every_kernel for block in kernel.capabilities]
     for kind in declared:
         if kind in (*kinds, "any"):
             return kinds.get(kind, "cpu")

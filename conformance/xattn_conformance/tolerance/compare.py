@@ -179,8 +179,10 @@ def samples(expected: Expected, judged: NDArray[np.bool_]) -> Array:
         own = judged[index]
         rows = expected.value[index][own.any(axis=1)]
         # To nine digits: the golden's own last bits are no difference.
-        size = np.abs(rows).max(initial=0.0)
-        keys = np.round(rows / size * 1e9) + 0.0 if size > 0 else rows  # + 0.0: of two zeros one
+        finite = np.isfinite(rows)
+        size = np.abs(rows[finite]).max(initial=0.0)
+        rounded = np.round(np.where(finite, rows, 0.0) / (size or 1.0) * 1e9) + 0.0  # + 0.0: of two zeros one
+        keys = np.where(finite, rounded, rows)
         different = max(1, len({row.tobytes() for row in keys}))
         shared = 0.0 if expected.common is None or not own.any() else float(expected.common[index][own].mean())
         counts[index] = 1 / (shared + (1 - shared) / different)

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +83,40 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+def paged_calls() -> list[tuple[str, dict[str, Any]]]:
+    """The kernels over pages that go by their own names."""
+    half, single = torch.bfloat16, torch.float32
+    found: list[tuple[str, dict[str, Any]]] = []
+    for dtype in (half, single):
+        name = str(dtype).removeprefix("torch.")
+        for headdim in (64, 128, 256):
+            # The largest page that is served.
+            largest = (2**14 if dtype == half else 2**13) // headdim
+            for kernel, block_size in (("pa_decode", 16), ("pa_decode", largest), ("pa_prefill", 16), ("extend", 16)):
+                how = {"kernel": kernel, "dtype": dtype, "headdim": headdim, "block_size": block_size}
+                found.append((f"{name} D{headdim} {kernel}, pages of {block_size}", how))
+        wide = {"kernel": "extend", "dtype": dtype, "headdim": 192, "headdim_v": 128}
+        found.append((f"{name} 192/128 extend, softcap", {**wide, "softcap": 30.0}))
+        found.append((f"{name} D128 pa_prefill, ALiBi", {"kernel": "pa_prefill", "dtype": dtype, "alibi_slopes": True}))
+    chunked = {"kernel": "chunked_prefill", "dtype": single, "block_size": 256}
+    return [*found, ("float32 D128 chunked_prefill, pages of 256", chunked)]
+
+
+def perform_paged(
+    *, kernel: str, dtype: torch.dtype, headdim: int = 128, headdim_v: int | None = None, block_size: int = 16,
+    alibi_slopes: bool = False, **options: Any,
+) -> None:  # fmt: skip
+    """The call of two sequences of 2,048 keys, as `perform`."""
+    k, v = (torch.zeros(2, block_size, 8, size, dtype=dtype) for size in (headdim, headdim_v or headdim))
+    lengths = torch.full((2,), 2048, dtype=torch.int32)
+    batch = [torch.zeros(2, 2048 // block_size, dtype=torch.int32), lengths]
+    if kernel != "pa_decode":
+        batch.append(torch.tensor([0, 128, 129], dtype=torch.int32))
+    q = torch.zeros(2 if kernel == "pa_decode" else 129, 32, headdim, dtype=dtype)
+    slopes, name = torch.ones(32) if alibi_slopes else None, f"aiter-triton.{kernel}"
+    xattn.paged_attention(q, k, v, *batch, alibi_slopes=slopes, unseen_finite=True, backend=name, **options)
+
+
 def perform(
     *, dtype: torch.dtype, headdim: int, headdim_v: int | None = None, seqlen_q: int = 2048, grad: bool = False,
     sinks: bool = False, alibi_slopes: bool = False, seqlens_k: bool = False, **options: Any,
@@ -143,12 +177,14 @@ def compile_for(arch: str) -> list[Compiled]:
     torch.cuda.get_device_properties = lambda device=None: properties  # type: ignore[assignment, return-value]
     source.prepare(arch)
     emulated["cpu"] = ("rocm", arch)
-    for name, how in calls():
+    every: list[tuple[str, Callable[..., None], dict[str, Any]]] = [(name, perform, how) for name, how in calls()]
+    every += [(name, perform_paged, how) for name, how in paged_calls()]
+    for name, run, how in every:
         current = name
         try:
-            perform(**how)
+            run(**how)
         except xattn.UnsupportedError as refusal:
-            (reason, *_) = refusal.reasons["aiter-triton"]
+            ((reason, *_),) = refusal.reasons.values()
             found.append(Compiled(arch, current, "-", refused=str(reason)))
     return found
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,9 @@ from xattn_elsewhere.executor import Elsewhere
 
 ARCH = "gfx942"
 
+# Fewer than a GPU has: each part that keys are split into is a program, and they run one after the other.
+COMPUTE_UNITS = 4
+
 
 class _Driver:
     """Says that the active GPU is AMD's. Nothing is compiled for it."""
@@ -41,25 +45,23 @@ class _Driver:
         return torch.device("cpu")
 
 
-class Order:
-    """The order in which the programs of a launch run, one after the other."""
-
-    reverse = False
+# Whether the programs of this thread's launches run from the last to the first.
+_reverse: ContextVar[bool] = ContextVar("reverse", default=False)
 
 
 @contextmanager
 def in_reverse() -> Iterator[None]:
     """The last program first. A GPU runs them in any order: what comes out differently depends on a race."""
-    before, Order.reverse = Order.reverse, True
+    token = _reverse.set(True)
     try:
         yield
     finally:
-        Order.reverse = before
+        _reverse.reset(token)
 
 
 def _in_order(original: Callable[..., None]) -> Callable[..., None]:
     def set_grid_idx(builder: Any, *place: int) -> None:
-        if Order.reverse:
+        if _reverse.get():
             place = tuple(size - 1 - at for at, size in zip(place, builder.grid_dim, strict=True))
         original(builder, *place)
 
@@ -74,9 +76,10 @@ def install() -> Installation:
     builder.set_grid_idx = _in_order(builder.set_grid_idx)
     triton.runtime.driver.set_active(_Driver())
     # What aiter asks torch of the GPU. No tensor is ever on it.
-    properties = SimpleNamespace(multi_processor_count=source.COMPUTE_UNITS, gcnArchName=ARCH)
+    properties = SimpleNamespace(multi_processor_count=COMPUTE_UNITS, gcnArchName=ARCH)
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_device_properties = lambda device=None: properties  # type: ignore[assignment, return-value]
+    os.environ.setdefault("CU_NUM", str(COMPUTE_UNITS))
     found = source.prepare(ARCH)
     emulated["cpu"] = ("rocm", ARCH)
     # Rows that a mask hides are -inf - -inf, which NumPy would warn of.

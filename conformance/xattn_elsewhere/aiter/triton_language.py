@@ -24,6 +24,8 @@ def install() -> None:
     # Stubs that the compiler fills in by the device.
     libdevice.fast_expf = lambda x: tl.exp(x)
     libdevice.fast_dividef = lambda x, y: x / y
+    interpreter.ReduceOps.apply_impl = _with_xor(interpreter.ReduceOps.apply_impl)
+    interpreter._patch_lang = _once(interpreter._patch_lang)
     executor = interpreter.GridExecutor
     executor.__call__ = _one_at_a_time(executor.__call__)
 
@@ -71,6 +73,42 @@ def _arguments(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return original(argument)
 
     return convert
+
+
+def _with_xor(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The reduction that tl.flip is made of, at once: element by element it takes most of a kernel's time."""
+
+    def reduce(self: Any, values: tuple[Any, ...]) -> Any:
+        if self.combine_fn != tl.standard._xor_combine:
+            return original(self, values)
+        found = np.bitwise_xor.reduce(values[0].handle.data, axis=self.axis, keepdims=self.keep_dims)
+        return self.to_tensor(found, values[0].dtype)
+
+    return reduce
+
+
+def _once(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The language is changed for a launch, once, and changed back after it. Triton changes it again for each function
+    that the kernel calls, and leaves it so: every launch of a process would take longer than the one before."""
+    changed: list[Any] = []
+    undo: list[Callable[[], None]] = []
+
+    def restore() -> None:
+        while undo:
+            undo.pop()()
+        changed.clear()
+
+    def patch(function: Any) -> Any:
+        modules = [each for each in function.__globals__.values() if each is tl or each is tl.core]
+        if changed and all(module in changed for module in modules):
+            return interpreter._LangPatchScope()
+        scope = original(function)
+        changed.extend(modules)
+        undo.append(scope.restore)
+        scope.restore = restore  # which the launch alone asks for
+        return scope
+
+    return patch
 
 
 def _one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -43,8 +43,9 @@ _PLAIN: Capabilities[Any] = Capabilities(
     priority={"default": 44},
     checked=CHECKED,
 )
-# But for windows and sinks, which torch hands to its flash kernel or has not: twice as fast.
-_AHEAD: Capabilities[Any] = replace(_PLAIN, priority={"default": 57})
+# But for windows in training, where torch's flash kernel takes twice as long. Elsewhere each new length would wait for
+# cuDNN's plan, for 0.05 to 1 s: there a table that was measured takes it.
+_AHEAD: Capabilities[Any] = replace(_PLAIN, priority={"default": 44, "train": 57})
 
 
 class CudnnAttention(AttentionKernel):
@@ -54,7 +55,7 @@ class CudnnAttention(AttentionKernel):
         found = super().block(request)
         if found is not _PLAIN or not isinstance(request, AttentionRequest):
             return found
-        return _AHEAD if request.window is not None or request.sinks is not None else found
+        return _AHEAD if request.window is not None else found
 
     def limits(self, request: AttentionRequest) -> list[Reason]:
         installed = installation()

@@ -11,25 +11,25 @@ from torch import Tensor
 from xattn_nvidia.cudnn import vendor
 from xattn_nvidia.cudnn.bands import Band
 
-# graph, and the size of its workspace in bytes.
-Graphs = dict[Hashable, tuple[Any, int]]
-
-# The most graphs that a plan keeps.
+# By sizes: a graph, and the size of its workspace in bytes; and the most that are kept.
+_kept: dict[Hashable, tuple[Any, int]] = {}
 _MOST = 128
 _Q, _K, _V, _TABLE, _LENGTHS_Q, _LENGTHS_K, _OUT, _LSE = range(1, 9)
 
 
 def paged(
-    kept: Graphs, q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, lengths: Tensor, scale: float, band: Band
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, lengths: Tensor, scale: float, band: Band
 ) -> tuple[Tensor, Tensor]:
     """out (batch, nheads, headdim_v) and lse (nheads, batch) of one query a sequence, of at least one key."""
     handle = vendor.handle(q.device)
-    key = (q.shape, q.stride(), k_cache.shape, k_cache.stride(), v_cache.shape, v_cache.stride(), table.shape, q.device)
-    if key not in kept:
-        while len(kept) >= _MOST:
-            kept.pop(next(iter(kept)))
-        kept[key] = _build(handle, q, k_cache, v_cache, table, scale, band)
-    graph, size = kept[key]
+    sizes = (each for x in (q, k_cache, v_cache) for each in (x.shape, x.stride()))
+    key = (*sizes, table.shape, q.dtype, q.device, scale, band)
+    if key not in _kept:
+        made = _build(handle, q, k_cache, v_cache, table, scale, band)
+        while len(_kept) >= _MOST:
+            _kept.pop(next(iter(_kept)), None)
+        _kept[key] = made
+    graph, size = _kept[key]
     batch, nheads, _ = q.shape
     out = q.new_empty(batch, nheads, v_cache.shape[3])
     lse = q.new_empty(batch, nheads, dtype=torch.float32)

@@ -13,14 +13,6 @@ UNSPLIT = ", keys not split"
 BUILT = "This build of FlashAttention-3 was made without; one from its source has it."
 
 
-def traced_reasons() -> list[Reason]:
-    """Of an op that is called without an operator."""
-    if not torch.compiler.is_compiling():
-        return []
-    hint = "FlashAttention-3 is not traced; call it outside the graph."
-    return [Reason("torch.compile", True, "an eager call", hint)]
-
-
 def dtype_reasons(dtype: torch.dtype) -> list[Reason]:
     if dtype == torch.float16 and not has("FP16"):
         return [Reason("dtype", "float16", "bfloat16", BUILT)]

@@ -8,10 +8,9 @@ from torch import Tensor
 from xattn import AttentionOutput, Capabilities, PagedBatch, PagedKernel, PagedRequest, Reason
 from xattn.plugin import Plan
 from xattn.plugin.symbolic import holds
-from xattn_nvidia.fa3 import limits, vendor
+from xattn_nvidia.fa3 import limits, ops, vendor
 from xattn_nvidia.fa3.installation import ARCHS, has, installation, usable
-from xattn_nvidia.shared import pages
-from xattn_nvidia.shared.settings import signed
+from xattn_nvidia.shared.settings import Settings
 
 # The kernel loads pages whole where they are as large as a tile of its keys, of at least so many, and the queries of a
 # group fill more than a tile of queries, of at least so many.
@@ -29,7 +28,6 @@ class Fa3Paged(PagedKernel):
                     "window",
                     "bottom_right",
                     "gqa",
-                    "headdim_v",
                     "softcap",
                     "stale_pages",
                     "deterministic",
@@ -48,7 +46,7 @@ class Fa3Paged(PagedKernel):
         installed = installation()
         if isinstance(installed, Reason):
             return [installed]
-        found = limits.traced_reasons()
+        found = []
         if not has("PAGEDKV"):
             found.append(Reason("op", "paged_attention", "attention", limits.BUILT))
         if not has("VARLEN"):
@@ -72,31 +70,11 @@ class Fa3Paged(PagedKernel):
     def plan(self, request: PagedRequest) -> Plan:
         left, right = request.band
         left = None if left is None else min(left, vendor.ALL)
-        scale, softcap, return_lse = request.softmax_scale, request.softcap or 0.0, request.return_lse
-        splits, block_size = 1 if request.deterministic else 0, request.block_size
+        splits, return_lse = 1 if request.deterministic else 0, request.return_lse
+        settings = Settings(request.softmax_scale, left, right, request.softcap, splits, request.deterministic)
 
         def run(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch) -> Tensor | AttentionOutput:
-            if 0 in (len(q), len(k_cache), batch.batch, batch.block_table.shape[1], batch.max_seqlen_q):
-                out = q.new_zeros(*q.shape[:2], v_cache.shape[3])
-                lse = torch.full((q.shape[1], len(q)), -torch.inf, device=q.device)
-                return AttentionOutput(out, lse) if return_lse else out
-            table, lengths = pages.of(batch, block_size, left)
-            q, positive = signed(q, scale)
-            starts = batch.cu_seqlens_q
-            out, lse = vendor.forward(
-                q.unsqueeze(1) if starts is None else q, k_cache, v_cache, scale=positive, left=left, right=right,
-                softcap=softcap, splits=splits if len(q) <= vendor.SPLIT_TOKENS else 1, seqused_k=lengths,
-                page_table=table,
-                cu_seqlens=None if starts is None else (starts.contiguous(), None),
-                max_seqlen=(batch.max_seqlen_q, None),
-            )  # fmt: skip
-            if starts is None:
-                out, lse = out.squeeze(1), lse.squeeze(2).t()
-            else:
-                # The kernel does not write the rows behind the last sequence.
-                behind = torch.arange(len(q), dtype=torch.int32, device=q.device) >= starts[-1]
-                out = out.masked_fill_(behind[:, None, None], 0)
-                lse = lse.masked_fill_(behind, -torch.inf)
+            out, lse = ops.paged.call(q, k_cache, v_cache, None, batch, settings)
             return AttentionOutput(out, lse) if return_lse else out
 
         return run

@@ -6,10 +6,12 @@ from collections.abc import Hashable
 
 from torch import Tensor
 
-from xattn import AttentionBackwardRequest, AttentionRequest, PagedRequest, VarlenRequest
+from xattn import AttentionBackwardRequest, AttentionRequest, PagedBatch, PagedRequest, VarlenRequest
 from xattn_nvidia.fa4 import vendor
+from xattn_nvidia.shared import pages
 from xattn_nvidia.shared.dense import DenseOps
 from xattn_nvidia.shared.packed import Ends, PackedOps
+from xattn_nvidia.shared.paged import PagedOps
 from xattn_nvidia.shared.settings import Settings
 
 _Asked = AttentionRequest | AttentionBackwardRequest | VarlenRequest | PagedRequest
@@ -71,6 +73,20 @@ class _Functions:
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         return vendor.backward(dout, dlse, q, k, v, out, lse, None, settings, ends)[:3]
 
+    @staticmethod
+    def paged_forward(
+        q: Tensor, k_cache: Tensor, v_cache: Tensor, sinks: Tensor | None, batch: PagedBatch, settings: Settings
+    ) -> tuple[Tensor, Tensor]:
+        table, lengths = pages.of(batch, k_cache.shape[1], settings.left)
+        starts = batch.cu_seqlens_q
+        out, lse = vendor.forward(
+            q.unsqueeze(1) if starts is None else q, k_cache, v_cache, sinks, settings,
+            starts=None if starts is None else starts.contiguous(), max_seqlen_q=batch.max_seqlen_q, seqused_k=lengths,
+            page_table=table,
+        )  # fmt: skip
+        return (out.squeeze(1), lse.squeeze(2).t()) if starts is None else (out, lse)
+
 
 dense = DenseOps("fa4", _Functions, lse_grad=True)
 packed = PackedOps("fa4", _Functions, lse_grad=True)
+paged = PagedOps("fa4", _Functions)

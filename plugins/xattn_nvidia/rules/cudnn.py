@@ -89,7 +89,8 @@ RULES = (
         "cudnn",
         issue("NVIDIA/cudnn-frontend", 304),
         "Each new set of sizes is planned for 45 to 120 ms, and for 0.6 s where it is a new kernel.",
-        "Rounds the sizes of packed sequences up to powers of two.",
+        "Rounds the sizes of packed sequences up to powers of two; of other calls without gradients `auto` takes it "
+        "by a table alone.",
     ),
     Rule(
         "cudnn-gradients-of-few-queries",

@@ -112,6 +112,13 @@ RULES = (
         "A Reason there, unless unseen_finite=True.",
     ),
     Rule(
+        "fa3-pages-of-wider-values",
+        "fa3",
+        flash("paged_kv.h", 130),
+        "Values in pages are loaded up to the head size of keys: what is wider comes out 0.",
+        "Does not declare another head size of values for pages.",
+    ),
+    Rule(
         "fa3-loads-keys-before-a-window",
         "fa3",
         flash("block.h", 44),

@@ -9,14 +9,26 @@ import functools
 
 from xattn.plugin.constant import traced_as_constant
 from xattn_rocm.installation import Installation
-from xattn_rocm.rules import ck, installing, not_callable_yet, packed, rotary, routes, serving, triton
+from xattn_rocm.rules import (
+    ck,
+    decode,
+    indexer,
+    installing,
+    latent,
+    not_callable_yet,
+    packed,
+    rotary,
+    routes,
+    serving,
+    triton,
+)
 from xattn_rocm.rules.rule import Rule
 
 __all__ = ["CHECKED", "RULES", "Rule", "holds", "within"]
 
 RULES: dict[str, Rule] = {
     rule.name: rule
-    for part in (installing, ck, routes, packed, rotary, triton, serving, not_callable_yet)
+    for part in (installing, ck, routes, packed, decode, rotary, triton, serving, latent, indexer, not_callable_yet)
     for rule in part.RULES
 }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from xattn_rocm.rules.rule import Rule, issue, line, pull
+from xattn_rocm.rules.rule import Rule, issue, line
 
 _MHA = "aiter/ops/mha.py"
 _TRITON = "aiter/ops/triton/attention"
 _PAGED = "No kernel of xattn's calls it."
-_MLA = "xattn has no MLA yet."
+_MLA = "The backend `aiter` has no mla_attention yet."
 
 
 def _rule(name: str, backend: str, versions: str, link: str, what: str, guard: str) -> Rule:
@@ -40,36 +40,38 @@ RULES = (
         _PAGED,
     ),
     _rule(
-        "pa-asm-has-no-scale",
+        "pa-ps-drops-scale",
         "aiter",
         "",
-        line("aiter/ops/attention.py", 129),
-        "pa_fwd_asm has no scale: 1/sqrt(128) whatever the model says.",
+        line("csrc/py_itfs_cu/asm_pa.cu", 383),
+        "pa_ps_fwd_asm, and pa_persistent_fwd by it, take a softmax_scale and compute with 1/sqrt(headdim).",
         _PAGED,
     ),
     _rule(
-        "pa-common-drops-scale",
+        "pa-ps-wants-a-schedule",
         "aiter",
-        ">=0.1.10.post1",
-        line("aiter/ops/attention.py", 193),
-        "paged_attention_common drops scale where it chooses ASM.",
+        "",
+        line("aiter/ops/attention.py", 546),
+        "pa_persistent_fwd wants work_indptr, work_info and maps for its reduction, of which no documentation says "
+        "what is in them.",
         _PAGED,
     ),
     _rule(
-        "pa-asm-any-headdim",
+        "pa-ragged-wants-csr",
         "aiter",
-        "<0.1.12",
-        pull(2273),
-        "The ASM of paged attention is chosen for other headdims than its 128: wrong results.",
-        _PAGED,
+        "",
+        line("aiter/ops/attention.py", 728),
+        "paged_attention_ragged is paged_attention_rocm by CSR of pages, with a softcap.",
+        "Not called: a block_table is what there is, and softcap is served by mha_batch_prefill_func.",
     ),
     _rule(
-        "pa-asm-block-65536",
+        "pa-v1-window-of-0",
         "aiter",
-        "<0.1.17",
-        issue(3062),
-        "The ASM of paged attention keeps 16 bits of a block's number: silently the wrong page from 65536 on.",
-        _PAGED,
+        "",
+        line("aiter/ops/attention.py", 674),
+        "Of paged_attention_v1 a sliding_window of 0 is none, and one of n shows n - 1 keys to the left.",
+        "Not called: windows and softcap over pages are served by mha_batch_prefill_func, and the rest by "
+        "paged_attention_rocm.",
     ),
     _rule(
         "paged-attn-module-broken",

@@ -62,6 +62,23 @@ RULES = (
         "Passes (batch, nheads).",
     ),
     Rule(
+        "unified-one-descale",
+        "aiter-triton",
+        "",
+        line(_UNIFIED_KERNEL, 252),
+        "k_descale and v_descale are read as one number each, whatever shape they have, and if both are there alone.",
+        "Passes both; a Reason for scales that are not of the tensor.",
+    ),
+    Rule(
+        "unified-int8-without-scales",
+        "aiter-triton",
+        "",
+        line(_UNIFIED_KERNEL, 252),
+        "Of pages that are not FP8 the scales are multiplied in or not, by the release, and the numbers are never "
+        "looked at.",
+        "A Reason for int8 and int4 pages, and for FP8 of another arch.",
+    ),
+    Rule(
         "unified-unmasked-pages",
         "aiter-triton",
         "",
@@ -339,5 +356,29 @@ RULES = (
         line(_HSTU, 129),
         "A head is a tile: sizes that are no power of 2 do not compile.",
         "A Reason.",
+    ),
+    Rule(
+        "fused-write-rotates-keys",
+        "aiter-triton",
+        "",
+        line("aiter/ops/triton/_triton_kernels/fusions/fused_kv_cache.py", 594),
+        "The one Triton kernel that writes pages rotates the keys: by an angle of 0 an inf makes its neighbour NaN.",
+        "Writes keys as the values of a second call, which are not rotated.",
+    ),
+    Rule(
+        "fused-write-bfloat16-alone",
+        "aiter-triton",
+        ">=0.1.10",
+        line("aiter/ops/triton/fusions/fused_kv_cache.py", 385),
+        "Of unquantised pages it takes bfloat16 alone.",
+        "A Reason for other dtypes.",
+    ),
+    Rule(
+        "fused-write-powers-of-2",
+        "aiter-triton",
+        "",
+        line("aiter/ops/triton/fusions/fused_kv_cache.py", 459),
+        "It asserts that headdim and block_size are powers of 2.",
+        "A Reason for others.",
     ),
 )

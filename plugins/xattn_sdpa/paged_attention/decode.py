@@ -1,7 +1,8 @@
 """One query a sequence over its pages, on the CPU: which of three ways is the cheapest, and what is made once a step.
 
 - small: all keys gathered at once, one call. Its buffers stay in the processor's cache.
-- blocks of 512 keys: gathered block by block into the same buffers, and merged through the lse.
+- blocks of 512 keys: gathered block by block into the same buffers, and merged through the lse. One sequence whose
+  pages lie one after the other is one block, where it lies.
 - pool: every page is a batch row of one call, and nothing is gathered; the pages of a sequence are merged. It computes
   all pages of the pool, whoever has them, so it is for pools that are nearly full, and a merge must be cheap beside a
   page. Of the half types torch's kernel copies every key anyhow, and a gather costs next to nothing. Quantised pages
@@ -74,6 +75,8 @@ def way(lists: Lists, keys: Store) -> Way:
         used = [page for row in whole for page in row]
         if len(used) >= _POOL_USED * num_blocks and len(set(used)) == len(used):
             return _pool(lists, whole, num_blocks, block_size)
+    if keys.scale is None and len(lengths) == 1 and _in_order(table[0][: -(-lengths[0] // block_size)]):
+        return (_part([0], 0, table, lengths, 1, block_size),)
     key_bytes = nheads_k * keys.headdim * keys.dtype.itemsize
     return _parts(lists, block_size, max(1, _BYTES // key_bytes))
 
@@ -118,11 +121,16 @@ def _part(rows: list[int], block: int, table: list[list[int]], lengths: list[int
         rows=None if len(rows) == batch else torch.tensor(rows),
         block=block,
         pages=torch.tensor(pages),
-        in_order=not ragged and pages == list(range(pages[0], pages[0] + len(pages))),
+        in_order=not ragged and _in_order(pages),
         keys=longest,
         ends=tuple(lengths) if ragged else None,
         bias=bias,
     )
+
+
+def _in_order(pages: Sequence[int]) -> bool:
+    """Whether pages lie one after the other."""
+    return list(pages) == list(range(pages[0], pages[0] + len(pages)))
 
 
 def _pool(lists: Lists, whole: Sequence[list[int]], num_blocks: int, block_size: int) -> Pool:

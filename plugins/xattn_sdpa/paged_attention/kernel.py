@@ -17,7 +17,7 @@ from xattn_sdpa.paged_attention.engine import Options
 from xattn_sdpa.varlen_attention import flash
 
 # torch's kernels choose tiles, splits and the order of a sum by the sizes of the call.
-_FEATURES: frozenset[Any] = frozenset(PagedRequest.vocabulary.feature_names) - {"q_scale", "batch_invariant"}
+_FEATURES: frozenset[Any] = frozenset(PagedRequest.vocabulary.feature_names) - {"q_scale", "format", "batch_invariant"}
 
 
 class SdpaPaged(PagedKernel):

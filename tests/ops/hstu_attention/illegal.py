@@ -70,6 +70,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     # Parts of sequences.
     "targets int64": ({"num_targets": ints(1, 0, 1, dtype=torch.int64)}, "num_targets", ("int64", "num_targets.int()")),
     "targets of another batch": ({"num_targets": ints(1, 0)}, "num_targets", ("shape (2,)", "(3,)")),
+    "targets of all": ({"num_targets": torch.tensor(1, dtype=torch.int32)}, "num_targets", ("shape ()", "(3,)")),
     "targets elsewhere": ({"num_targets": ints(1, 0, 1).to("meta")}, "num_targets", ("device meta",)),
     "targets below 0": ({"num_targets": ints(1, 0, -1)}, "num_targets", ("-1 at 2", "0 to 3")),
     "more targets than tokens": ({"num_targets": ints(5, 0, 1)}, "num_targets", ("5 at 0", "0 to 4")),

@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("None beside a PagedBatch",),
     ),
     # Options.
-    "scale None": ({"scale": None}, "scale", ("got None", "a finite float", "(qk_nope_head_dim + rope_dim) ** -0.5")),
+    "scale None": ({"scale": None}, "scale", ("got None", "a finite float", "192 ** -0.5 of 128 + 64")),
     "scale nan": ({"scale": float("nan")}, "scale", ("got nan", "a finite float")),
     "rank None": ({"kv_lora_rank": None}, "kv_lora_rank", ("got None", "an int from 1 to 8, the width of q")),
     "rank 0": ({"kv_lora_rank": 0}, "kv_lora_rank", ("got 0", "an int from 1 to 8")),

@@ -8,6 +8,8 @@ import torch
 from sample import Sample
 from torch import Tensor
 
+from xattn.cache import FormattedCache
+
 BLOCKS, BLOCK_SIZE = 13, 4
 
 
@@ -73,6 +75,7 @@ def samples(length: int = 5) -> dict[str, Sample]:
         "a tree": made({"tree_mask": tree}),
         "finite pages": made({"unseen_finite": True, "check": True}),
         "int8": _int8(made(lengths_q=None)),
+        "int8 in a format": _formatted(_int8(made(lengths_q=None, headdim=16, headdim_v=32))),
         "float32 out of bfloat16": made({"out_dtype": torch.float32, "return_lse": True}, dtype=torch.bfloat16),
         "empty": made({"max_seqlen_q": 0}, lengths_q=(0, 0, 0)),
     }
@@ -92,3 +95,10 @@ def fp8() -> Sample:
     stored = [torch.zeros_like(k_cache, dtype=torch.float8_e4m3fn) for _ in range(2)]
     scales = dict.fromkeys(("q_scale", "k_scale", "v_scale"), torch.tensor(0.1))
     return Sample((q.to(torch.float8_e4m3fn), *stored, *rest), {**scales, "out_dtype": torch.float32})
+
+
+def _formatted(sample: Sample) -> Sample:
+    """The same call of caches in the format of vLLM."""
+    q, k_cache, v_cache, *rest = sample.tensors
+    caches = FormattedCache.made(k_cache, "vllm", "k"), FormattedCache.made(v_cache, "vllm", "v")
+    return Sample((q, *caches, *rest), sample.named)

@@ -8,6 +8,8 @@ import torch
 from sample import Sample
 from torch import Tensor
 
+from xattn.cache import FormattedCache
+
 
 def tokens(
     slots: list[int],
@@ -35,6 +37,8 @@ def samples(length: int = 5) -> dict[str, Sample]:
     k, v, _, _, where = tokens(slots)
     both = torch.zeros(6, 2, 4, 2, 8)
     stored = [torch.zeros(6, 4, 2, 8, dtype=torch.int8) for _ in range(2)]
+    empty = [torch.zeros(6, 4, 2, size, dtype=torch.int8) for size in (16, 32)]
+    formatted = FormattedCache.made(empty[0], "vllm", "k"), FormattedCache.made(empty[1], "vllm", "v")
     scales = {"k_scale": torch.tensor(0.1), "v_scale": torch.tensor(0.1)}
     return {
         "plain": made(),
@@ -51,6 +55,9 @@ def samples(length: int = 5) -> dict[str, Sample]:
             {name: torch.ones(6, 4, 1) for name in ("k_scale", "v_scale")},
             written=(2, 3),
             caches=(2, 3),
+        ),
+        "int8 in a format": Sample(
+            (*tokens(slots, headdim=16, headdim_v=32)[:2], *formatted, where), scales, written=(2, 3)
         ),
         "checked": Sample(tokens(slots), {"check": True}, written=(2, 3), caches=(2, 3)),
     }

@@ -37,6 +37,28 @@ def test_each_token_lands_in_its_slot_and_nothing_else_changes(
 
 
 @both
+@pytest.mark.parametrize("slots", [[7, 0, 23, 4], [-1, 22, -1, 1], [-1, -1]], ids=str)
+def test_a_latent_lands_in_its_slot(slots: list[int], backend: str) -> None:
+    k, _, cache, _, where = tokens(slots, nheads_k=1)
+    cache.normal_()
+    want = looped(k, cache, where)
+    xattn.write_kv(k, None, cache, None, where, backend=backend)
+    assert torch.equal(cache, want)
+
+
+@both
+def test_latents_are_quantised_as_keys_are(backend: str) -> None:
+    k, v, cache, _, where = tokens([7, 0, 23, 4], nheads_k=1)
+    scale = torch.ones(6, 4, 1)
+    stored = [torch.zeros_like(cache, dtype=torch.int8) for _ in range(3)]
+    xattn.write_kv(k, v, *stored[:2], where, k_scale=scale, v_scale=scale.clone(), backend=backend)
+    latent_scale = torch.ones(6, 4, 1)
+    xattn.write_kv(k, None, stored[2], None, where, k_scale=latent_scale, backend=backend)
+    assert torch.equal(stored[2], stored[0])
+    assert torch.equal(latent_scale, scale)
+
+
+@both
 def test_bits_are_kept(backend: str) -> None:
     """NaN with its payload, -0, inf: what is stored is what came."""
     k, v, k_cache, v_cache, where = tokens([3, 9])

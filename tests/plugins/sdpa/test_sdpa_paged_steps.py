@@ -47,6 +47,20 @@ def test_a_pool_in_one_buffer() -> None:
     close(_Call((q, both[:, 0], both[:, 1], *rest)))
 
 
+@pytest.mark.parametrize("lengths", [(14,), (9, 14)])
+def test_pages_in_order_are_read_where_they_lie(lengths: tuple[int, ...]) -> None:
+    """With NaN behind the last key, and nothing written to them."""
+    q, k, v, table, keys = paged(None, lengths)
+    table = torch.arange(table.numel(), dtype=torch.int32).view(table.shape)
+    for cache in (k, v):
+        cache.nan_to_num_(1.5)
+        for b, length in enumerate(lengths):
+            cache[int(table[b, length // 4]), length % 4 :] = float("nan")
+    before = k.clone()
+    close(_Call((q, k, v, table, keys)), return_lse=True)
+    torch.testing.assert_close(k, before, equal_nan=True)
+
+
 def test_a_step_that_changes_is_served_as_it_is_now() -> None:
     q, k, v, table, lengths = paged(None, (6, 9))
     batch = xattn.PagedBatch(table, lengths)

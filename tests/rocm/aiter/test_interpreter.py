@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -119,4 +120,6 @@ def test_programs_in_reverse_show_a_race() -> None:
     assert written() == 21
     with in_reverse():
         assert written() == 0
+        with ThreadPoolExecutor(1) as other:  # whose launches are its own
+            assert other.submit(written).result() == 21
     assert written() == 21

@@ -145,6 +145,18 @@ def test_every_mix_of_queries_and_keys(kernel: str, padding: int) -> None:
             close(q, k, v, table, lengths, starts, kernel=kernel, unseen_finite=True)
 
 
+def test_a_step_without_queries_reads_no_page() -> None:
+    """chunked-writes-for-idle-sequences: rows of nobody, and full pages, past which the table has no entry."""
+    k, v = (torch.full((1, 16, 2, 16), torch.nan) for _ in range(2))
+    table, lengths, starts = (torch.tensor(x, dtype=torch.int32) for x in ([[-1], [-1]], [16, 16], [0, 0, 0]))
+    q = torch.randn(3, 4, 16)
+    bounds: Any = {"max_seqlen_q": 2, "max_seqlen_k": 16}
+    out = xattn.paged_attention(
+        q, k, v, table, lengths, starts, **bounds, unseen_finite=True, backend="aiter-triton.chunked_prefill"
+    )
+    assert (out == 0).all()
+
+
 def test_extending_heads_of_192_and_128_with_softcap() -> None:
     k, v = pool(24, 192)
     lengths, starts = (torch.tensor(x, dtype=torch.int32) for x in ([30, 5], [0, 7, 9]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -90,8 +92,21 @@ def _versions(device: torch.device) -> dict[str, str]:
     found = {"torch": str(torch.__version__)}
     if device.type == "cuda":
         found["cudnn"] = str(torch.backends.cudnn.version())
-        found["driver"] = str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
+        found["driver"] = _driver()
     return found
+
+
+def _driver() -> str:
+    """The version of CUDA or HIP that the driver is for, as "13000": torch does not tell it."""
+    hip = torch.version.hip is not None
+    names = ("amdhip64.dll", "libamdhip64.so") if hip else ("nvcuda.dll", "libcuda.so.1")
+    number = ctypes.c_int()
+    try:
+        library = ctypes.CDLL(names[0] if sys.platform == "win32" else names[1])
+        (library.hipDriverGetVersion if hip else library.cuDriverGetVersion)(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return "unknown"
+    return str(number.value)
 
 
 def _packages(entry: Entry) -> dict[str, str]:

@@ -56,6 +56,7 @@ def prepare(
     longest = lengths.bound("max_seqlen", max_seqlen, cu_seqlens)
     device, arch = device_and_arch(q.device)
     rounded = (lambda size: size) if is_dynamo_compiling() else bucket
+    specs: dict[str, Any] = {name: checks.spec(tensor) for name, tensor in given.items()}
     request = HstuRequest(
         device=device,
         arch=arch,
@@ -72,7 +73,7 @@ def prepare(
         contextual_seqlen=int(contextual_seqlen) if contextual_seqlen else None,
         deterministic=bool(deterministic),
         requires_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)),
-        **{name: checks.spec(tensor) for name, tensor in given.items()},
+        **specs,
     )
     return Prepared(request, (q, k, v, cu_seqlens), {"max_seqlen": longest, **given}, options, dtype, cast=3)
 

@@ -17,8 +17,8 @@ from xattn.ops.shared.spelling import unexpected, without_unexpected
 
 _table = plans.PlanTable()
 
-# Of q, k, v, cu_seqlens and num_targets the dimension that changes from step to step.
-_FREE = ((0,), (0,), (0,), (0,), (0,))
+# The first dimension of each tensor changes from step to step.
+_FREE = ((0,),) * 6
 
 
 @without_unexpected
@@ -84,9 +84,8 @@ def hstu_attention(
         max_seqlen = bound("max_seqlen", max_seqlen, cu_seqlens)
     slot = (*options.values(), *tensors, bucket_of(max_seqlen), bucket_of(cu_seqlens), choice)
     every = (q, k, v, cu_seqlens, *tensors.values())
-    free = _FREE[: len(every)]
-    planned = _table.find(slot, every, free)
+    planned = _table.find(slot, every, _FREE)
     if planned is None:
         prepared = prepare(q, k, v, cu_seqlens, max_seqlen=max_seqlen, **tensors, **options)
-        return _table.first(slot, every, prepared, choice, free)  # type: ignore[no-any-return]
+        return _table.first(slot, every, prepared, choice, _FREE)  # type: ignore[no-any-return]
     return planned(q, k, v, cu_seqlens, max_seqlen=max_seqlen, **tensors)  # type: ignore[no-any-return]

@@ -123,6 +123,7 @@ def _described(
         batch_invariant=options["deterministic"] == "batch",
         return_lse=bool(options["return_lse"]),
         requires_grad=checks.wants_derivative(q, kv_cache),
+        host_lengths=batch.on_host,
         sinks=specs.get("sinks"),
         q_scale=specs.get("q_scale"),
         kv_scale=specs.get("kv_scale"),
@@ -149,7 +150,7 @@ def _check_options(options: dict[str, Any], tensors: dict[str, Tensor], q: Tenso
         checks.check_flag(name, options[name])
     checks.check_deterministic(options["deterministic"])
     if options["scale"] is None:
-        hint = "That of the heads before absorption: (qk_nope_head_dim + rope_dim) ** -0.5, not of the latent's width."
+        hint = "It follows from the heads before absorption, 192 ** -0.5 of 128 + 64, and not from the latent's width."
         raise InvalidArgumentError("scale", "None", "a finite float", hint)
     checks.check_scale(options["scale"])
     checks.check_softcap(options["softcap"])

@@ -17,6 +17,7 @@ from xattn.ops.shared import checks, pages
 from xattn.ops.shared.batches import Band, batch_of
 from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.plugin.devices import device_and_arch
+from xattn.plugin.formats import Format, FormattedCache, declared
 from xattn.plugin.quantised import INT4
 from xattn.plugin.storage import PagedBatch
 from xattn.plugin.symbolic import bucket, holds, is_int32
@@ -24,8 +25,8 @@ from xattn.plugin.symbolic import bucket, holds, is_int32
 
 def prepare(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     block_table: Tensor | PagedBatch,
     seqlens_k: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
@@ -64,18 +65,19 @@ def prepare(
     given = checks.given_tensors(
         sinks=sinks, alibi_slopes=alibi_slopes, tree_mask=tree_mask, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale
     )
-    pages.check_local(q=q, k_cache=k_cache, v_cache=v_cache, align=align, **given)
+    of_k, of_v, _, format = declared(k_cache, v_cache)
+    pages.check_local(q=q, k_cache=of_k, v_cache=of_v, align=align, **given)
     dtype = autocast_dtype(q)
     described = cast(q, dtype)
-    _check_main(described, k_cache, v_cache, given)
+    _check_main(described, of_k, of_v, given)
     batch = batch_of(q, block_table, seqlens_k, cu_seqlens_q, max_seqlen_q, max_seqlen_k, tree_mask)
     checks.check_device("block_table", batch.block_table, "q", q)
     _check_options(options, align, given, described, batch)
     band = band_of(causal, window, tree_mask)
     check_values(
-        q, k_cache, v_cache, batch, band=band, align=align, alibi_slopes=alibi_slopes, tree_mask=tree_mask, check=check
+        q, of_k, of_v, batch, band=band, align=align, alibi_slopes=alibi_slopes, tree_mask=tree_mask, check=check
     )
-    request = _described(described, k_cache, v_cache, batch, align, options, given)
+    request = _described(described, of_k, of_v, format, batch, align, options, given)
     if request.align in ("offset", "offsets"):
         given["align"] = align
     else:
@@ -97,6 +99,7 @@ def _described(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
+    format: Format | None,
     batch: PagedBatch,
     align: Any,
     options: dict[str, Any],
@@ -137,6 +140,8 @@ def _described(
         batch_invariant=options["deterministic"] == "batch",
         return_lse=bool(options["return_lse"]),
         requires_grad=checks.wants_derivative(q, k_cache, v_cache),
+        format=format,
+        host_lengths=batch.on_host,
         **{name: checks.spec(tensor) for name, tensor in tensors.items()},
     )
 

@@ -19,6 +19,7 @@ from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Align, Deterministic, Window
 from xattn.ops.shared.spelling import unexpected, without_unexpected
+from xattn.plugin.formats import FormattedCache, declared
 from xattn.plugin.storage import PagedBatch
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ _scope = scoped
 @overload
 def paged_attention(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     block_table: Tensor | PagedBatch,
     seqlens_k: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
@@ -68,8 +69,8 @@ def paged_attention(
 @overload
 def paged_attention(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     block_table: Tensor | PagedBatch,
     seqlens_k: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
@@ -80,8 +81,8 @@ def paged_attention(
 @overload
 def paged_attention(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     block_table: Tensor | PagedBatch,
     seqlens_k: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
@@ -92,8 +93,8 @@ def paged_attention(
 @without_unexpected
 def paged_attention(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     block_table: Tensor | PagedBatch,
     seqlens_k: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
@@ -124,7 +125,8 @@ def paged_attention(
 
     q: (total_q, nheads, headdim): the sequences one after the other. Any strides with a dense last dimension.
     k_cache, v_cache: (num_blocks, block_size, nheads_k, headdim) and (num_blocks, block_size, nheads_k, headdim_v), any
-        strides with a dense last dimension; both may be views of one buffer. dtype of q, or a quantised one.
+        strides with a dense last dimension; both may be views of one buffer. dtype of q, or a quantised one. A pair of
+        `xattn.cache.FormattedCache` is one in an order that vendors' kernels want.
     block_table: (batch, max_blocks) int32: the pages of each sequence, in order; or a `PagedBatch`, which has all of
         the next ones too. Pages may be shared. Entries of pages that no query sees may be any number.
     seqlens_k: (batch,) int32: how many keys each sequence has, the new ones among them: `write_kv` comes first.
@@ -152,7 +154,7 @@ def paged_attention(
         choice = _scope.get() if backend == "auto" else backend
         # As in `attention`: of a batch object whose step was looked at, one look-up and one guard.
         try:
-            nested = q.is_nested or k_cache.is_nested or v_cache.is_nested
+            nested = q.is_nested or k_cache.is_nested or v_cache.is_nested  # type: ignore[union-attr]
             same_kind, run, planned = _recent[
                 causal, window, align, scale, softcap, sinks, alibi_slopes, tree_mask, q_scale, k_scale, v_scale,
                 out_dtype, unseen_finite, deterministic, return_lse, check,
@@ -185,8 +187,8 @@ def paged_attention(
 
 def _serve(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache,
     backend: str | Sequence[str],
     parts: dict[str, Any],
     tensors: dict[str, Any],
@@ -203,9 +205,12 @@ def _serve(
     align = options["align"]
     named = {name: tensors.get(name) for name in ("alibi_slopes", "tree_mask")}
     band = band_of(options["causal"], options["window"], named["tree_mask"])
-    check_values(q, k_cache, v_cache, batch, band=band, align=align, check=options["check"], **named)
+    of_k, of_v, memories, format = declared(k_cache, v_cache)
+    check_values(q, of_k, of_v, batch, band=band, align=align, check=options["check"], **named)
     slot = _slot(tensors, batch, choice, **options)
-    every = (q, k_cache, v_cache, *tensors.values(), *((align,) if isinstance(align, Tensor) else ()))
+    if format is not None:
+        slot = (*slot, format)  # which no plain call looks up
+    every = (q, *memories, *tensors.values(), *((align,) if isinstance(align, Tensor) else ()))
     free = ((0,), (), (), *itertools.starmap(_by_step, {**tensors, "align": align}.items()))
     planned = _table.find(slot, every, free)
     if planned is None:

@@ -14,6 +14,7 @@ from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
 from xattn.plugin.features import Vocabulary
+from xattn.plugin.formats import Format
 from xattn.plugin.request import Phase, TensorSpec, dtype_name
 from xattn.plugin.symbolic import holds
 
@@ -35,6 +36,7 @@ PagedFeature = Literal[
     "k_scale",
     "v_scale",
     "out_dtype",
+    "format",
     "deterministic",
     "batch_invariant",
     "return_lse",
@@ -52,6 +54,7 @@ class PagedRequest(SoftmaxRequest):
     one_query:   every sequence has one query: the batch has no cu_seqlens_q.
     causal:      False beside a tree_mask, which stands in its place.
     out_dtype:   None is that of q.
+    format:      of caches that are declared to have one: a plan gets both as `plugin.formats.FormattedCache`.
     """
 
     op: ClassVar[str] = "paged_attention"
@@ -75,6 +78,7 @@ class PagedRequest(SoftmaxRequest):
             features.argument("k_scale"),
             features.argument("v_scale"),
             features.OUT_DTYPE,
+            features.FORMAT,
             features.DETERMINISTIC,
             features.BATCH_INVARIANT,
             features.RETURN_LSE,
@@ -97,6 +101,7 @@ class PagedRequest(SoftmaxRequest):
     v_scale: TensorSpec | None = None
     out_dtype: torch.dtype | None = None
     unseen_finite: bool = False
+    format: Format | None = None
 
     @property
     def positional(self) -> bool:
@@ -153,6 +158,7 @@ class PagedRequest(SoftmaxRequest):
             *(f"{name}={getattr(self, name)}" for name in named if getattr(self, name) is not None),
             *([] if self.out_dtype is None else [f"out_dtype={dtype_name(self.out_dtype)}"]),
             *(["unseen_finite"] if self.unseen_finite else []),
+            *([] if self.format is None else [f"format={self.format}"]),
         ]
         return f"{self.op}: " + ", ".join(parts)
 
@@ -166,6 +172,10 @@ class PagedKernel(Kernel[PagedRequest]):
     works out from the batch it keeps there, by `batch.derived`, for the other layers of the step. It returns out
     (total_q, nheads, headdim_v), contiguous, or `xattn.AttentionOutput(out, lse)` with lse (nheads, total_q) where the
     request has return_lse.
+
+    A kernel that works it out on the host, from `batch.lists()`, sets `prepares_on_host` and gives its plan a method
+    `prepare(batch)`, which a CUDA graph does not replay. That writes into tensors of `batch.kept`, which stay where
+    they are from step to step.
     """
 
     op = "paged_attention"

@@ -61,6 +61,7 @@ def kind_of(batch: PagedBatch) -> Hashable:
         batch.cu_seqlens_q is None,
         *map(lengths.bucket_of, (batch.batch, batch.max_seqlen_q, batch.max_seqlen_k)),
         batch.seqlens_k.device,
+        batch.on_host,
     )
 
 

@@ -14,6 +14,7 @@ from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.ops.shared.writes import check_values
 from xattn.ops.write_kv.arguments import prepare
+from xattn.plugin.formats import FormattedCache, declared
 from xattn.plugin.symbolic import bucket
 
 _table = plans.PlanTable()
@@ -27,8 +28,8 @@ _LATENT_TOKENS = ((0,), (), (0,))
 def write_kv(
     k: Tensor,
     v: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor | None,
+    k_cache: Tensor | FormattedCache,
+    v_cache: Tensor | FormattedCache | None,
     slots: Tensor,
     *unnamed: object,
     k_scale: Tensor | None = None,
@@ -43,6 +44,7 @@ def write_kv(
         dimension, as the caches. Not part of the caches' memory.
     k_cache, v_cache: (num_blocks, block_size, nheads_k, headdim) and (num_blocks, block_size, nheads_k, headdim_v), on
         the device of k. Both may be views of one buffer. dtype of k, or a quantised one beside its scale.
+        A pair of `xattn.cache.FormattedCache` is one in an order that vendors' kernels want.
     v, v_cache None: a latent cache, as `mla_attention` reads it: k is (tokens, 1, kv_lora_rank + rope_dim), its value a
         part of it.
     slots: (tokens,) int64: block * block_size + place in the block; -1 writes nothing. Each slot once.
@@ -65,11 +67,12 @@ def write_kv(
     if is_dynamo_compiling():
         plans.traced(prepare(k, v, k_cache, v_cache, slots, check=check, **tensors), choice)
         return
-    check_values(k, v, k_cache, v_cache, slots, check=check, **tensors)
+    of_k, of_v, memories, format = declared(k_cache, v_cache)
+    check_values(k, v, of_k, of_v, slots, check=check, **tensors)
     latent = v is None and v_cache is None
-    every = (k, k_cache, slots) if latent else (k, v, k_cache, v_cache, slots)
+    every = (k, k_cache, slots) if latent else (k, v, *memories, slots)
     every, free = (*every, *tensors.values()), _LATENT_TOKENS if latent else _TOKENS
-    slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, latent, *tensors, check, choice)
+    slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, latent, *tensors, format, check, choice)
     planned = _table.find(slot, every, free)
     if planned is None:
         prepared = prepare(k, v, k_cache, v_cache, slots, check=check, **tensors)

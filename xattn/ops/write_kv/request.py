@@ -11,16 +11,12 @@ import torch
 from xattn.plugin import features
 from xattn.plugin.backend import Kernel
 from xattn.plugin.capabilities import Capabilities
-from xattn.plugin.features import Feature, Vocabulary
+from xattn.plugin.features import Vocabulary
+from xattn.plugin.formats import Format
 from xattn.plugin.request import Phase, Request, TensorSpec, dtype_name
-from xattn.plugin.symbolic import holds, known
+from xattn.plugin.symbolic import holds
 
-WriteFeature = Literal["latent", "headdim_v", "k_scale", "v_scale", "empty"]
-
-_LATENT = Feature("latent", lambda r: True if r.headdim_v is None else None)
-_HEADDIM_V = Feature(
-    "headdim_v", lambda r: None if r.headdim_v is None or known(r.headdim_v == r.headdim) else r.headdim_v
-)
+WriteFeature = Literal["latent", "headdim_v", "k_scale", "v_scale", "format", "empty"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -31,13 +27,21 @@ class WriteRequest(Request):
     cache_dtype: of the caches; another one than dtype where they are quantised, beside a scale.
     headdim_v:   None of a latent cache, which has no values of its own.
     tokens:      rounded up to the next power of two: a plan serves any number.
+    format:      of caches that are declared to have one: a plan gets both as `plugin.formats.FormattedCache`.
     requires_grad: a tensor of the call requires grad, which no kernel serves.
     """
 
     op: ClassVar[str] = "write_kv"
     vocabulary: ClassVar[Vocabulary] = Vocabulary(
         op="write_kv",
-        features=(_LATENT, _HEADDIM_V, features.argument("k_scale"), features.argument("v_scale"), features.EMPTY),
+        features=(
+            features.LATENT,
+            features.HEADDIM_V_OF_A_CACHE,
+            features.argument("k_scale"),
+            features.argument("v_scale"),
+            features.FORMAT,
+            features.EMPTY,
+        ),
         sizes=("headdim", "headdim_v"),
         phases=("inference",),
     )
@@ -51,6 +55,7 @@ class WriteRequest(Request):
     headdim_v: int | None
     k_scale: TensorSpec | None = None
     v_scale: TensorSpec | None = None
+    format: Format | None = None
     requires_grad: bool = False
 
     def wanted_grads(self) -> list[str]:
@@ -88,6 +93,7 @@ class WriteRequest(Request):
             *([] if self.cache_dtype == self.dtype else [f"stored as {dtype_name(self.cache_dtype)}"]),
             self.place,
             *(f"{name}={getattr(self, name)}" for name in ("k_scale", "v_scale") if getattr(self, name) is not None),
+            *([] if self.format is None else [f"format={self.format}"]),
             *(["requires_grad"] if self.requires_grad else []),
         ]
         return f"{self.op}: " + ", ".join(parts)

@@ -22,6 +22,7 @@ from xattn_conformance.ops.hstu_attention.mutants.zoo import MUTANTS, RIGHT
 from xattn_conformance.ops.hstu_attention.problem import Hstu
 from xattn_conformance.ops.hstu_attention.variations import VARIATIONS
 from xattn_conformance.ops.sequences import bits, digest
+from xattn_conformance.ops.tensors import tensor_of
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
 
@@ -51,8 +52,8 @@ class HstuOp(Op[Hstu]):
         return noise.expected(problem, arithmetic)
 
     def call(self, case: Case, problem: Hstu, device: str) -> Call:
-        tensors = {name: _tensor(values, kind, device) for name, (values, kind) in problem.tensors.items()}
-        incoming = {name[1:]: _tensor(values, kind, device) for name, (values, kind) in problem.incoming.items()}
+        tensors = {name: tensor_of(values, kind, device) for name, (values, kind) in problem.tensors.items()}
+        incoming = {name[1:]: tensor_of(values, kind, device) for name, (values, kind) in problem.incoming.items()}
         return Call(
             op=self.name,
             tensors=tensors,
@@ -112,10 +113,3 @@ class HstuOp(Op[Hstu]):
             expected_on=self.expected(case, problem, arithmetic),
             expected_off=self.expected(case, without, arithmetic),
         )
-
-
-def _tensor(values: NDArray[Any], dtype: str, device: str) -> torch.Tensor:
-    """Exact: the values are representable in the dtype, and float32 holds those of every narrower one."""
-    if values.dtype == np.float64:
-        values = values.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=getattr(torch, dtype))

@@ -20,6 +20,7 @@ import xattn_rocm.installation
 from xattn.plugin.devices import emulated
 from xattn_elsewhere.aiter.standin import rope
 from xattn_elsewhere.aiter.standin.api import Functions
+from xattn_elsewhere.aiter.standin.pages import Pages
 from xattn_elsewhere.aiter.standin.prefill import Prefill
 from xattn_elsewhere.executor import Elsewhere
 
@@ -36,6 +37,9 @@ def install(arch: str) -> None:
     for name in ("flash_attn_func", "flash_attn_varlen_func"):
         setattr(module, name, getattr(functions, name))
     module.mha_batch_prefill_func = Prefill(arch).mha_batch_prefill_func  # type: ignore[attr-defined]
+    pages = Pages(arch)
+    for name in ("pa_fwd_asm", "paged_attention_rocm", "reshape_and_cache"):
+        setattr(module, name, getattr(pages, name))
     rope.register(module)
     sys.modules["aiter"] = module
     where = Path(__file__).parent

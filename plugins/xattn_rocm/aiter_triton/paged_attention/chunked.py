@@ -81,7 +81,7 @@ def _without_idle(parts: Parts) -> Parts:
     order = idle.argsort(descending=True, stable=True)
     # The first that has queries comes after those that have none.
     first = order[idle.sum().clamp_max(len(order) - 1).unsqueeze(0)]
-    seen = (parts.lengths[first] - counts[first] + 1).clamp_min(0)
+    seen = (parts.lengths[first] - counts[first] + 1).clamp_min(0).masked_fill(idle[first], 0)
     return replace(
         parts,
         starts=torch.cat((parts.starts[:-1].masked_fill(idle, 0)[order], parts.starts[-1:])),

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from xattn import Capabilities, PagedBatch, PagedRequest, Reason
-from xattn.plugin import Plan
+from xattn.plugin import Plan, dtype_name
 from xattn_rocm import graphs, vendor
 from xattn_rocm.aiter_triton.attention.unified import MODULES
 from xattn_rocm.aiter_triton.paged_attention import pages
 from xattn_rocm.aiter_triton.paged_attention.decode import DecodePaged
 from xattn_rocm.aiter_triton.paged_attention.kernel import CHECKED, TritonPaged, once
 from xattn_rocm.aiter_triton.paged_attention.pages import TILE_MAX
+from xattn_rocm.archs import ARCHS
 from xattn_rocm.installation import Installation, usable
 from xattn_rocm.rules import holds
 
@@ -37,6 +38,8 @@ class UnifiedPaged(TritonPaged):
                     "sinks",
                     "alibi_slopes",
                     "stale_pages",
+                    "k_scale",
+                    "v_scale",
                     "out_dtype",
                     "deterministic",
                 }
@@ -55,7 +58,7 @@ class UnifiedPaged(TritonPaged):
         if request.alibi_slopes is not None and request.sinks is not None:
             # It adds slope * j, not slope * (j - i): the same softmax, but for the sink.
             found.append(Reason("sinks", request.sinks, "off beside alibi_slopes"))
-        return found
+        return [*found, *_scale_reasons(request)] if request.k_scale is not None else found
 
     def rank(self, request: PagedRequest) -> int:
         # Key by key it does not split the keys; `pa_decode` does, over pages as they are.
@@ -69,6 +72,24 @@ class UnifiedPaged(TritonPaged):
         # Elsewhere it is called so that it does not.
         splits = ", which may split the keys" if _splits(request, usable()) else ""
         return f"{super().kernel_name(request)}{splits}"
+
+
+def _scale_reasons(request: PagedRequest) -> list[Reason]:
+    """Of quantised pages."""
+    found = []
+    known = ARCHS[request.arch].fp8 if request.arch in ARCHS else None
+    if request.cache_dtype != known:
+        # unified-int8-without-scales
+        want = "no quantised pages" if known is None else dtype_name(known)
+        found.append(Reason("k_cache", dtype_name(request.cache_dtype), f"{want}, on {request.arch}"))
+    for name in ("k_scale", "v_scale"):
+        scale = getattr(request, name)
+        if scale is not None and scale.shape != ():
+            # unified-one-descale
+            found.append(Reason(name, scale, "()", "aiter's kernel reads the first number for all."))
+    if torch.compiler.is_compiling():
+        found.append(Reason("torch.compile", True, "an eager call, of quantised pages"))
+    return found
 
 
 def _plan(request: PagedRequest, installed: Installation) -> Plan:
@@ -92,6 +113,8 @@ def _plan(request: PagedRequest, installed: Installation) -> Plan:
         *,
         sinks: Tensor | None = None,
         alibi_slopes: Tensor | None = None,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
     ) -> Tensor:
         k, v = k_cache, v_cache
         if by_keys:
@@ -127,8 +150,8 @@ def _plan(request: PagedRequest, installed: Installation) -> Plan:
             block_table=tables.table,
             softcap=softcap,
             q_descale=None,
-            k_descale=None,
-            v_descale=None,
+            k_descale=k_scale,
+            v_descale=v_scale,
             alibi_slopes=None if alibi_slopes is None else alibi_slopes.contiguous(),
             sinks=sinks,
         )

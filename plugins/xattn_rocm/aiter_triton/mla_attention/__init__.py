@@ -1,0 +1,1 @@
+"""`mla_attention` by aiter's Triton kernels."""
