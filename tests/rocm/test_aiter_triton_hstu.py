@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import support
 import torch
 from rocm.aiter_triton_recorder import NEWEST
 from torch import Tensor
@@ -92,7 +93,7 @@ def test_sequences_beyond_the_norm_have_half_of_it(aiter: Given) -> None:
         ({}, {"norm": 5.0}, set()),
         ({}, {"max_attn_len": 0}, {"max_attn_len"}),  # hstu-limit-0-is-off
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_what_is_declined(aiter: Given, sizes: dict[str, Any], options: dict[str, Any], codes: set[str]) -> None:
     assert declined(*packed(**sizes), **options) == codes
@@ -108,7 +109,7 @@ def test_what_is_declined(aiter: Given, sizes: dict[str, Any], options: dict[str
         ({"contextual_seqlen": 65, "max_attn_len": 9}, {"grad_qkv"}),  # hstu-contextual-limit-gradients
         ({"deterministic": True}, {"deterministic"}),
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_what_of_gradients_is_declined(aiter: Given, options: dict[str, Any], codes: set[str]) -> None:
     q, k, v, _ = packed()
