@@ -72,7 +72,9 @@ def write_kv(
     latent = v is None and v_cache is None
     every = (k, k_cache, slots) if latent else (k, v, *memories, slots)
     every, free = (*every, *tensors.values()), _LATENT_TOKENS if latent else _TOKENS
-    slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, latent, *tensors, format, check, choice)
+    # Caches of several dtypes in turn: without theirs the guard of another's plan would be asked first, for 50 us.
+    stored = getattr(k_cache, "dtype", None), format
+    slot: tuple[Any, ...] = (bucket(k.shape[0]) if has_rank(k, 3) else None, latent, *tensors, *stored, check, choice)
     planned = _table.find(slot, every, free)
     if planned is None:
         prepared = prepare(k, v, k_cache, v_cache, slots, check=check, **tensors)
