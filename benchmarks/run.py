@@ -24,6 +24,7 @@ import door
 import features
 import hopper
 import huggingface
+import indexer
 import latent
 import overhead
 import paged
@@ -55,6 +56,7 @@ SUBJECTS = {
     "compat": compat,
     "rotary": rotary,
     "huggingface": huggingface,
+    "indexer": indexer,
     "hopper": hopper,
 }
 

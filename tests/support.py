@@ -28,6 +28,11 @@ def extended(*values: Any) -> list[Any]:
     return [pytest.param(value, marks=pytest.mark.extended) for value in values]
 
 
+def named(value: Any) -> str:
+    """Of a parameter: a set in one order, in whatever process."""
+    return str(sorted(value) if isinstance(value, (set, frozenset)) else value)
+
+
 Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # The fixture `load`.

@@ -51,6 +51,8 @@ def varlen_attention(
     how, padding = scores(request, q, k, cu_seqlens_q, cu_seqlens_k, sinks, alibi_slopes, align)
     run = in_order.attend if how.in_order else attend
     out, lse = (each.squeeze(0) for each in run(q[None], k[None], v[None], how))
+    # It is 0 there, and what comes in for it is not read.
+    out = out.masked_fill(padding[:, None, None], 0.0)
     if not request.return_lse:
         return out
     # A token of no sequence has no sink.

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.golden import inputs, manifest, verify
+from xattn_conformance.ops import rotation as rotary
 from xattn_conformance.ops.apply_rotary import cases, families, problem
-from xattn_conformance.ops.apply_rotary import oracle as rotary
 from xattn_conformance.ops.registry import OPS
 from xattn_conformance.running.selection import size
 from xattn_conformance.tolerance.arithmetic import CANONICAL

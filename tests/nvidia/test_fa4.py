@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import support
 import torch
 from nvidia.calls import declined, packed, pages, qkv, right
 from support import extended
@@ -45,7 +46,7 @@ SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])
         {"scale": -0.3, "causal": True},  # fa4-scale-0-or-less
         *extended({"scale": 0.0, "causal": True}),
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_calls_are_right(options: dict[str, Any]) -> None:
     right(*both(xattn.attention, *qkv(9, 33), **options))
@@ -56,7 +57,7 @@ def test_a_side_that_ends_before_the_diagonal_is_declined() -> None:
     assert declined("fa4", xattn.attention, *qkv(33, 9), window=(3, None), align="top_left") == {"align"}
 
 
-@pytest.mark.parametrize("sizes", [(9, 33), (33, 9)], ids=str)
+@pytest.mark.parametrize("sizes", [(9, 33), (33, 9)], ids=support.named)
 def test_gradients_are_right(sizes: tuple[int, int]) -> None:
     """fa4-backward-of-dead-queries: 24 of 33 see no key, and hold NaN; their lse is the sink."""
     dout, dlse = torch.randn(2, sizes[0], 4, 64).bfloat16(), torch.randn(2, 4, sizes[0])
@@ -83,7 +84,7 @@ def test_gradients_of_groups_with_another_head_size_of_values() -> None:
 @pytest.mark.parametrize(
     ("sizes", "grads", "codes"),
     [((40, 40), False, set()), ((40, 40), True, {"headdim", "headdim_v"}), ((32, 128), False, {"headdim_v"})],
-    ids=str,
+    ids=support.named,
 )
 def test_head_sizes(sizes: tuple[int, int], grads: bool, codes: set[str]) -> None:
     """fa4-values-wider-than-keys, fa4-backward-of-odd-head-sizes"""
@@ -121,6 +122,7 @@ def test_a_share_of_other_keys() -> None:
     right(*both(xattn.attention_backward, out, q, k[:, 4:], v[:, 4:], out, lse))
 
 
+@pytest.mark.extended
 def test_functions_of_torch_reach_the_kernel() -> None:
     """fa4-is-not-traced"""
     q, k, v = qkv(5, 9)
@@ -133,7 +135,7 @@ def test_functions_of_torch_reach_the_kernel() -> None:
     right(torch.vmap(call)(torch.stack((q, q)), torch.stack((SINKS, SINKS)))[1], expected)
 
 
-@pytest.mark.parametrize("queries", [None, [3, 0, 17]], ids=str)
+@pytest.mark.parametrize("queries", [None, [3, 0, 17]], ids=support.named)
 def test_pages_are_right(queries: list[int] | None) -> None:
     """fa4-loads-pages-whole, fa4-rows-of-no-sequence"""
     tensors = pages(64, [100, 70, 9], queries)

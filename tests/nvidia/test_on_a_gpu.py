@@ -57,15 +57,20 @@ def made(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value() if callable(value) else value for name, value in options.items()}
 
 
+def named(options: dict[str, Any]) -> str:
+    """Of a call: the same in every process."""
+    return ", ".join(name if callable(value) else f"{name}={value}" for name, value in options.items()) or "plain"
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
 @pytest.mark.parametrize("sizes", [(130, 300), (300, 130), (1, 300)], ids=str)
 def test_attention(backend: str, options: dict[str, Any], sizes: tuple[int, int]) -> None:
     right(*both(backend, xattn.attention, *qkv(*sizes), return_lse=True, **made(options)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
 @pytest.mark.parametrize("headdim", [64, 96, 128, 192, 256])
 def test_gradients(backend: str, options: dict[str, Any], headdim: int) -> None:
     tensors = [x.requires_grad_() for x in qkv(130, 300, headdim)]
@@ -76,7 +81,7 @@ def test_gradients(backend: str, options: dict[str, Any], headdim: int) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", OPTIONS[:1] + OPTIONS[2:], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[:1] + OPTIONS[2:], ids=named)
 @pytest.mark.parametrize("grads", [False, True], ids=["forward", "gradients"])
 def test_packed_sequences(backend: str, options: dict[str, Any], grads: bool) -> None:
     """A sequence without queries, one without keys, and rows of none that hold NaN."""
@@ -105,7 +110,7 @@ def test_many_sequences(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", [{}, {"window": (40, 0)}, {"sinks": sinks}, {"softcap": 5.0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"window": (40, 0)}, {"sinks": sinks}, {"softcap": 5.0}], ids=named)
 @pytest.mark.parametrize("block_size", [16, 64, 128])
 @pytest.mark.parametrize("queries", [None, [7, 1, 30, 0]], ids=["one query", "mixed"])
 def test_pages(backend: str, options: dict[str, Any], block_size: int, queries: list[int] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import support
 import torch
 from rocm.aiter_triton_recorder import NEWEST
 from torch import Tensor
@@ -92,7 +93,7 @@ def test_sequences_beyond_the_norm_have_half_of_it(aiter: Given) -> None:
         ({}, {"norm": 5.0}, set()),
         ({}, {"max_attn_len": 0}, {"max_attn_len"}),  # hstu-limit-0-is-off
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_what_is_declined(aiter: Given, sizes: dict[str, Any], options: dict[str, Any], codes: set[str]) -> None:
     assert declined(*packed(**sizes), **options) == codes
@@ -108,12 +109,21 @@ def test_what_is_declined(aiter: Given, sizes: dict[str, Any], options: dict[str
         ({"contextual_seqlen": 65, "max_attn_len": 9}, {"grad_qkv"}),  # hstu-contextual-limit-gradients
         ({"deterministic": True}, {"deterministic"}),
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_what_of_gradients_is_declined(aiter: Given, options: dict[str, Any], codes: set[str]) -> None:
     q, k, v, _ = packed()
     starts = torch.tensor([0, 0], dtype=torch.int32)
     assert declined(q.requires_grad_(), k, v, starts, **{"max_seqlen": 80, "norm": 128.0, **options}) == codes
+
+
+@pytest.mark.parametrize(("arch", "codes"), [("gfx942", {"headdim"}), ("gfx950", set())])
+def test_gradients_that_do_not_fit(aiter: Given, monkeypatch: pytest.MonkeyPatch, arch: str, codes: set[str]) -> None:
+    """hstu-float32-lds"""
+    monkeypatch.setitem(emulated, "cpu", ("rocm", arch))
+    q, k, v, starts = packed(256, 256, torch.float32)
+    assert declined(q, k, v, starts) == set()
+    assert declined(q.requires_grad_(), k, v, starts) == codes
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1201", None])

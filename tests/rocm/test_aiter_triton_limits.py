@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import support
 import torch
 from rocm.aiter_triton_recorder import (  # noqa: F401
     BEFORE_SINKS_GRADIENT,
@@ -103,7 +104,7 @@ def test_the_gradient_of_sinks_is_noise_before_0_1_14(installed: Installation, c
         ({"dropout_p": 0.1}, {"dropout_p"}),
         ({"mask": torch.ones(64, 64, dtype=torch.bool)}, {"mask"}),
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_what_neither_kernel_has(options: dict[str, Any], codes: set[str]) -> None:
     assert reasons(NEWEST, "gfx942", {}, options) >= codes

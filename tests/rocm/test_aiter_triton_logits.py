@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import support
 import torch
 from rocm.aiter_triton_recorder import NEWEST, WHEEL
 from torch import Tensor
@@ -68,8 +69,11 @@ def test_rows_lie_side_by_side_and_ranges_begin_where_they_may(
         ("gfx942", NEWEST, {"nheads": 48}, {"nheads"}),  # mqa-logits-power-of-2
         ("gfx942", NEWEST, {"nheads": 8}, {"nheads"}),
         ("gfx942", NEWEST, {"headdim": 96}, {"headdim"}),
+        ("gfx942", NEWEST, {"nheads": 128, "headdim": 128}, set()),
+        ("gfx942", NEWEST, {"nheads": 128, "headdim": 256}, {"nheads"}),  # mqa-logits-lds
+        ("gfx950", WHEEL, {"nheads": 128, "headdim": 256, "dtype": FN}, set()),
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_what_is_declined(
     aiter: Given, monkeypatch: pytest.MonkeyPatch, arch: str, installed: Installation, given: dict[str, Any],

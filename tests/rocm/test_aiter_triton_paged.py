@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import support
 import torch
 from rocm.aiter_triton_recorder import NEWEST, WHEEL
 from torch import Tensor
@@ -39,11 +40,6 @@ def call(
     batch = (table, torch.tensor([keys, 1], dtype=torch.int32))
     q = torch.zeros(2 if one else 7, nheads, headdim, dtype=dtype)
     return (q, k, v, *batch) if one else (q, k, v, *batch, torch.tensor([0, 6, 7], dtype=torch.int32))
-
-
-def named(value: Any) -> str:
-    """Of a parameter: a set in one order, in whatever process."""
-    return str(sorted(value) if isinstance(value, set) else value)
 
 
 def explained(backend: str, sizes: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -117,10 +113,12 @@ def test_which_kernel_a_call_gets(sizes: dict[str, Any], options: dict[str, Any]
         ("extend", {"headdim": 256, "dtype": HALF}, {}, set()),
         ("extend", {}, {"alibi_slopes": SLOPES}, {"alibi_slopes"}),
         ("extend", {}, {"return_lse": True}, {"return_lse"}),
-        # extend-mask-beside-causal
-        ("extend", {}, {"causal": False, "tree_mask": torch.ones(7, 6, dtype=torch.bool)}, {"causal", "tree_mask"}),
+        ("extend", {}, {"causal": False, "tree_mask": torch.ones(7, 6, dtype=torch.bool)}, set()),
+        # extend-hidden-tile-is-nan
+        ("extend", {}, {"max_seqlen_q": 33, "tree_mask": torch.ones(7, 33, dtype=torch.bool)}, {"tree_mask"}),
+        ("pa_prefill", {}, {"tree_mask": torch.ones(7, 6, dtype=torch.bool)}, {"tree_mask"}),
     ],
-    ids=named,
+    ids=support.named,
 )
 def test_what_a_kernel_declines(name: str, sizes: dict[str, Any], options: dict[str, Any], codes: set[str]) -> None:
     backend = f"aiter-triton.{name}"
@@ -204,7 +202,7 @@ def test_what_context_attention_passes(monkeypatch: pytest.MonkeyPatch, name: st
         (NEWEST, torch.float16, 16, 16, {"dtype"}),  # fused-write-bfloat16-alone
         (WHEEL, torch.float16, 80, 24, {"headdim", "headdim_v", "block_size"}),  # fused-write-powers-of-2
     ],
-    ids=named,
+    ids=support.named,
 )
 def test_what_writing_declines(
     monkeypatch: pytest.MonkeyPatch, release: Any, dtype: torch.dtype, headdim: int, block_size: int, codes: set[str]

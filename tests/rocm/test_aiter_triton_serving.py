@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import support
 import torch
 from rocm.aiter_triton_recorder import NEWEST, WHEEL
 from torch import Tensor
@@ -99,7 +100,7 @@ def test_the_lse_is_turned_and_filled(aiter: Given) -> None:
         (NEWEST, {"softcap": 1.0}, {"softcap"}),
         (NEWEST, {"causal": True, "align": 3}, {"offset"}),
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_what_of_packed_sequences_is_declined(
     aiter: Given, monkeypatch: pytest.MonkeyPatch, installed: Installation, options: dict[str, Any], codes: set[str]
@@ -115,7 +116,7 @@ def test_what_of_packed_sequences_is_declined(
         ({"window": (3, 0)}, {"window"}),
         ({"softcap": 1.0}, {"softcap"}),
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_what_of_the_backward_of_packed_sequences_is_declined(
     aiter: Given, options: dict[str, Any], codes: set[str]
@@ -145,7 +146,7 @@ def declined(op: str, *args: Tensor, backend: str = "aiter-triton", **options: A
         ({}, {"return_lse": True}, {"return_lse"}),
         ({}, {"align": "top_left"}, {"top_left"}),
     ],
-    ids=str,
+    ids=support.named,
 )
 def test_what_of_pages_is_declined(
     aiter: Given, sizes: dict[str, Any], options: dict[str, Any], codes: set[str]

@@ -70,7 +70,8 @@ def _pool(arguments: Arguments) -> tuple[int, int]:
 def _lengths(like: Tensor, arguments: Arguments) -> Tensor:
     if "block_table" in arguments:
         room = arguments["block_table"].shape[1] * _pool(arguments)[1]
-        most = min(room, arguments.get("max_seqlen_k") or room)
+        bound = arguments.get("max_seqlen_k")
+        most = room if bound is None else min(room, bound)
     else:
         most = arguments["k"].shape[1]
     return torch.linspace((most + 1) // 2, most, len(like)).round()

@@ -29,8 +29,9 @@ class Call:
     along: directions by the name of a tensor, of all that are wanted. Where there are some, what comes back as
            gradients are those of the sum of all first ones times their directions: second derivatives.
     returns: names of what comes back in a tuple; None for a place that holds None. Empty: a tensor or AttentionOutput.
-    writes: names of the tensors that the op writes to, and returns nothing. It gets copies, of all memory that they are
-           views of; the results are what these hold after the call, and as "around" what none of them covers.
+    writes: names of the tensors that the op writes to; it returns nothing, or what `returns` names. It gets copies, of
+           all memory that they are views of; the results are what these hold after the call, and as "around" what
+           none of them covers.
     """
 
     op: str
@@ -90,12 +91,15 @@ class Call:
             around.as_strided(*place).fill_(False)
         with torch.no_grad():
             returned = execute(self.op, self._with(leaves), backend)
-        if returned is not None:
+        found: dict[str, Tensor] = {}
+        if self.returns:
+            found = self._named((returned,))
+        elif returned is not None:
             raise TypeError(f"the backend returned {type(returned).__name__}, want None")
         beside = [whole[around] for whole, around in memory.values()]
         # Memories of another dtype than the first have nothing beside what is written.
         around = torch.cat([each for each in beside if each.numel() > 0] or beside[:1])
-        return {**{name: leaves[name] for name in self.writes}, "around": around}
+        return {**found, **{name: leaves[name] for name in self.writes}, "around": around}
 
     def _gradients(self, results: Mapping[str, Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
         """0 where nothing that a gradient comes in for depends on an input, as lse on v."""

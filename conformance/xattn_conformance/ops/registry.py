@@ -14,6 +14,7 @@ from xattn_conformance.ops.mla_attention.op import MlaAttentionOp
 from xattn_conformance.ops.mqa_logits.op import MqaLogitsOp
 from xattn_conformance.ops.paged_attention.op import PagedAttentionOp
 from xattn_conformance.ops.paged_mqa_logits.op import PagedMqaLogitsOp
+from xattn_conformance.ops.rotary_write_kv.op import RotaryWriteOp
 from xattn_conformance.ops.varlen_attention.op import VarlenAttentionOp
 from xattn_conformance.ops.varlen_attention_backward.op import VarlenAttentionBackwardOp
 from xattn_conformance.ops.write_kv.op import WriteOp
@@ -31,6 +32,7 @@ OPS: dict[str, Op[Any]] = {
         VarlenAttentionBackwardOp(),
         WriteOp(),
         MlaAttentionOp(),
+        RotaryWriteOp(),
         HstuOp(),
         MqaLogitsOp(),
         PagedMqaLogitsOp(),

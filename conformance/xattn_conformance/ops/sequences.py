@@ -101,7 +101,8 @@ def joined(rows: Sequence[slice], shape: tuple[int, int, int], parts: Sequence[A
 
 def bits(tensors: Held) -> Mapping[str, NDArray[Any]]:
     """Every input tensor by name: floats as the codes of their format."""
-    whole = {"int32": np.int32, "bool": np.uint8, **dict.fromkeys((dtype for dtype, _ in STORAGES.values()), np.uint8)}
+    whole: dict[str, Any] = {"int32": np.int32, "int64": np.int64, "bool": np.uint8}
+    whole |= dict.fromkeys((dtype for dtype, _ in STORAGES.values()), np.uint8)
     return {
         name: values.astype(whole[kind]) if kind in whole else encode(values, kind)
         for name, (values, kind) in tensors.items()

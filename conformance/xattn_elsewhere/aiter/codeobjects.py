@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+from xattn_rocm.archs import ARCHS
 
 import xattn
 from xattn.plugin.devices import emulated
@@ -80,6 +81,12 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
         found.append((f"bfloat16 D{headdim} window, sinks", {**base, "window": (1023, 0), "sinks": True}))
         found.append((f"bfloat16 D{headdim} decode", {"dtype": half, "headdim": headdim, "seqlen_q": 1}))
         found.append((f"bfloat16 D{headdim} decode, seqlens_k", {**base, "seqlen_q": 1, "seqlens_k": True}))
+    for dtype in (half, single):
+        name = str(dtype).removeprefix("torch.")
+        for headdim in (64, 128, 256):
+            found.append((f"{name} D{headdim} HSTU, training", {"dtype": dtype, "headdim": headdim, "hstu": True}))
+    for nheads, headdim in ((64, 128), (32, 128), (128, 256)):
+        found.append((f"logits of {nheads} heads of {headdim}", {"nheads": nheads, "headdim": headdim}))
     return found
 
 
@@ -115,6 +122,36 @@ def perform_paged(
     q = torch.zeros(2 if kernel == "pa_decode" else 129, 32, headdim, dtype=dtype)
     slopes, name = torch.ones(32) if alibi_slopes else None, f"aiter-triton.{kernel}"
     xattn.paged_attention(q, k, v, *batch, alibi_slopes=slopes, unseen_finite=True, backend=name, **options)
+
+
+def perform_one(**how: Any) -> None:
+    """A call of `calls`."""
+    if "hstu" in how:
+        perform_hstu(how["dtype"], how["headdim"])
+    elif "nheads" in how:
+        perform_logits(how["nheads"], how["headdim"])
+    else:
+        perform(**how)
+
+
+def perform_hstu(dtype: torch.dtype, headdim: int) -> None:
+    """Two sequences of 1,024 tokens, forward and backward, with all masks."""
+    q, k, v = (torch.zeros(2048, 4, headdim, dtype=dtype, requires_grad=True) for _ in range(3))
+    starts, targets = (torch.tensor(x, dtype=torch.int32) for x in ([0, 1024, 2048], [3, 4]))
+    out = xattn.hstu_attention(
+        q, k, v, starts, norm=1024.0, scale=0.1, num_targets=targets, max_attn_len=100, contextual_seqlen=3,
+        backend="aiter-triton",
+    )  # fmt: skip
+    out.sum().backward()
+
+
+def perform_logits(nheads: int, headdim: int) -> None:
+    """64 queries over 1,024 keys, in the FP8 of the arch."""
+    own = ARCHS[str(emulated["cpu"][1])].fp8
+    q, k = torch.zeros(64, nheads, headdim).to(own), torch.zeros(1024, headdim).to(own)
+    starts = torch.zeros(64, dtype=torch.int32)
+    scale = torch.ones(1024)
+    xattn.mqa_logits(q, k, torch.zeros(64, nheads), starts, starts + 1024, k_scale=scale, backend="aiter-triton")
 
 
 def perform(
@@ -177,7 +214,7 @@ def compile_for(arch: str) -> list[Compiled]:
     torch.cuda.get_device_properties = lambda device=None: properties  # type: ignore[assignment, return-value]
     source.prepare(arch)
     emulated["cpu"] = ("rocm", arch)
-    every: list[tuple[str, Callable[..., None], dict[str, Any]]] = [(name, perform, how) for name, how in calls()]
+    every: list[tuple[str, Callable[..., None], dict[str, Any]]] = [(name, perform_one, how) for name, how in calls()]
     every += [(name, perform_paged, how) for name, how in paged_calls()]
     for name, run, how in every:
         current = name

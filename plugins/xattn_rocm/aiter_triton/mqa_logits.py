@@ -15,6 +15,8 @@ from xattn_rocm.installation import installation, usable
 from xattn_rocm.rules import holds
 
 _MODULES = {"flat": "aiter.ops.triton.fp8_mqa_logits", "attention": "aiter.ops.triton.attention.fp8_mqa_logits"}
+# Heads times headdim, as compiling for gfx942 showed.
+_LARGEST = 128 * 128
 
 
 class TritonMqaLogits(MqaLogitsKernel):
@@ -50,6 +52,9 @@ class TritonMqaLogits(MqaLogitsKernel):
         for name, size in request.sizes().items():
             if size & (size - 1):
                 found.append(Reason(name, size, "a power of 2", "aiter's kernel has all heads in one tile."))
+        if request.arch == "gfx942" and request.nheads * request.headdim > _LARGEST:
+            hint = "The kernel asks for more LDS than the 64 KiB of this GPU."
+            found.append(Reason("nheads", request.nheads, f"{_LARGEST // request.headdim} of this headdim", hint))
         return found
 
     def plan(self, request: MqaLogitsRequest) -> Plan:

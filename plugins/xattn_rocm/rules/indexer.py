@@ -25,6 +25,14 @@ RULES = (
         "Copies them into rows that lie side by side, where there are others.",
     ),
     Rule(
+        "mqa-logits-lds",
+        "aiter-triton",
+        "",
+        line(_LOGITS, 73),
+        "With 128 heads of 256 the kernel asks for 65 KiB of LDS: gfx942 has 64.",
+        "A Reason.",
+    ),
+    Rule(
         "mqa-logits-power-of-2",
         "aiter-triton",
         "",

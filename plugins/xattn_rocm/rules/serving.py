@@ -290,7 +290,15 @@ RULES = (
         "",
         line(_EXTEND_KERNEL, 260),
         "Beside is_causal keys past a query's tile are left out, whatever the custom mask says of them.",
-        "Passes no mask; trees are declined.",
+        "A tree is passed without is_causal.",
+    ),
+    Rule(
+        "extend-hidden-tile-is-nan",
+        "aiter-triton",
+        "",
+        line(_EXTEND_KERNEL, 284),
+        "A query that sees no key of the first tile, by the custom mask, comes out as NaN, whatever it sees later.",
+        "A Reason for trees of more tokens than a tile has; writes 0 where a query sees no key at all.",
     ),
     Rule(
         "extend-no-config",
@@ -347,6 +355,14 @@ RULES = (
         line(_HSTU_KERNEL, 562),
         "Beside max_attn_len, the gradients of more contextual tokens than a tile of 64 lack the last queries that see "
         "them.",
+        "A Reason.",
+    ),
+    Rule(
+        "hstu-float32-lds",
+        "aiter-triton",
+        "",
+        line(_HSTU_KERNEL, 542),
+        "In float32, with a headdim of 256, the backward kernel asks for 96 KiB of LDS: gfx942 has 64.",
         "A Reason.",
     ),
     Rule(

@@ -64,9 +64,9 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "causal None": ({"causal": None}, "causal", ("got None", "True or False")),
     "deterministic a str": ({"deterministic": "batch"}, "deterministic", ("'batch'", "True or False")),
     "max_attn_len below 0": ({"max_attn_len": -1}, "max_attn_len", ("got -1", "an int >= 0", "None for off")),
-    "max_attn_len a float": ({"max_attn_len": 2.0}, "max_attn_len", ("got 2.0", "an int >= 0")),
+    "max_attn_len a float": ({"max_attn_len": 2.5}, "max_attn_len", ("got 2.5", "an int >= 0")),
     "contextual_seqlen below 0": ({"contextual_seqlen": -1}, "contextual_seqlen", ("got -1", "an int >= 0")),
-    "contextual_seqlen a bool": ({"contextual_seqlen": True}, "contextual_seqlen", ("got True", "an int >= 0")),
+    "contextual_seqlen a str": ({"contextual_seqlen": "2"}, "contextual_seqlen", ("got '2'", "an int >= 0")),
     # Parts of sequences.
     "targets int64": ({"num_targets": ints(1, 0, 1, dtype=torch.int64)}, "num_targets", ("int64", "num_targets.int()")),
     "targets of another batch": ({"num_targets": ints(1, 0)}, "num_targets", ("shape (2,)", "(3,)")),

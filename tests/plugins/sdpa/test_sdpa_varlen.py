@@ -56,6 +56,17 @@ def answers(backend: str, options: dict[str, Any]) -> list[Tensor]:
     return [out, lse, *torch.autograd.grad((out, lse), leaves, cotangents)]
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_what_comes_in_for_padding_is_not_read(backend: str) -> None:
+    leaves = [x.requires_grad_() for x in tensors(dtype=torch.float64)]
+    out = attend(*leaves, cu(QUERIES), cu(KEYS), causal=True, backend=backend)
+    incoming = torch.ones_like(out)
+    want = torch.autograd.grad(out, leaves, incoming, retain_graph=True)
+    incoming[sum(QUERIES) :] = torch.nan
+    got = torch.autograd.grad(out, leaves, incoming)
+    assert all(map(torch.equal, got, want))
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_values_and_gradients(name: str) -> None:
     for got, want in zip(answers("sdpa", OPTIONS[name]), answers("reference", OPTIONS[name]), strict=True):

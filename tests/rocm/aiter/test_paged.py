@@ -68,7 +68,7 @@ def chosen() -> list[Any]:
         "pa_decode": "gqa stale_pages out_dtype",
         "pa_prefill": "alibi_slopes gqa stale_pages out_dtype padding",
         "chunked_prefill": "gqa",
-        "extend": "headdim_v gqa stale_pages out_dtype padding",
+        "extend": "headdim_v tree gqa stale_pages out_dtype padding",
     }.items(),
 )
 def test_every_feature_of_a_kernel_is_among_the_cases(kernel: str, features: str) -> None:
@@ -143,6 +143,23 @@ def test_every_mix_of_queries_and_keys(kernel: str, padding: int) -> None:
     for order in (nullcontext(), in_reverse()):
         with order:
             close(q, k, v, table, lengths, starts, kernel=kernel, unseen_finite=True)
+
+
+def test_trees() -> None:
+    """extend-mask-beside-causal, extend-hidden-tile-is-nan: of sequences with and without a prefix, with more queries
+    than keys, and tokens that see nothing. What nobody sees holds NaN."""
+    queries, keys = [5, 3, 7, 1, 6], [30, 0, 3, 17, 6]
+    k, v = (x.float() for x in pool(16))
+    table = torch.arange(10, dtype=torch.int32).view(5, 2)
+    lengths, starts = torch.tensor(keys, dtype=torch.int32), torch.tensor([0, *queries]).cumsum(0, dtype=torch.int32)
+    tree = torch.rand(sum(queries) + 2, 7, generator=torch.Generator().manual_seed(0)) < 0.5
+    tree[16:22, 2], tree[17] = False, False  # of the last sequence
+    k[8, 2], v[8, 2] = torch.nan, torch.nan
+    q = torch.randn(sum(queries) + 2, 4, 16)
+    q[-2:] = torch.nan
+    for order in (nullcontext(), in_reverse()):
+        with order:
+            close(q, k, v, table, lengths, starts, kernel="extend", causal=False, tree_mask=tree)
 
 
 def test_a_step_without_queries_reads_no_page() -> None:

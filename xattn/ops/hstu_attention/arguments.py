@@ -107,8 +107,15 @@ def _check_options(
     checks.check_flag("causal", causal)
     checks.check_flag("deterministic", deterministic)
     for name, value in (("max_attn_len", max_attn_len), ("contextual_seqlen", contextual_seqlen)):
-        if value is not None and not (is_int32(value) and value >= 0):
+        if value is not None and not _is_count(value):
             raise InvalidArgumentError(name, checks.short(value), "an int >= 0 of 32 bits, or None for off")
+
+
+def _is_count(value: Any) -> bool:
+    """Whether it is a number of tokens. What equals a legal value is legal, as 2.0: plans are found by it."""
+    if isinstance(value, torch.SymInt):
+        return True
+    return checks.is_number(value) and value == int(value) and is_int32(int(value)) and value >= 0
 
 
 def check_values(
@@ -141,7 +148,7 @@ def check_values(
     targets = [0] * batch
     if checks.has_rank(num_targets, 1) and checks.readable(num_targets, torch.int32):
         targets = num_targets.tolist()
-    before = max(contextual_seqlen - 1, 0) if is_int32(contextual_seqlen) else 0
+    before = max(int(contextual_seqlen) - 1, 0) if _is_count(contextual_seqlen) else 0
     if before or any(targets):
         _check_parts(starts, targets, before)
 

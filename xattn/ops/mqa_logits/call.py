@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch import plans
-from xattn.dispatch.choice import chosen
+from xattn.dispatch.choice import chosen, scoped
+from xattn.dispatch.guard import guard
 from xattn.ops.mqa_logits.arguments import check_values, prepare
 from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.spelling import unexpected, without_unexpected
 from xattn.plugin.symbolic import bucket
 
 _table = plans.PlanTable()
+_scope = scoped
+_recent = _table.recent
 
 # The first dimension of each tensor changes from step to step.
 _FREE = ((0,),) * 6
@@ -49,6 +52,36 @@ def mqa_logits(
     """
     if unnamed or unknown:
         raise unexpected(mqa_logits, unnamed, unknown)
+    if not is_dynamo_compiling():
+        # As in `varlen_attention`: the layers of a model make one call, but for the first one of a step.
+        try:
+            nested = q.is_nested or k.is_nested or weights.is_nested or starts.is_nested or ends.is_nested
+            scaled = k_scale is not None
+            same, run, known = _recent[scaled, _scope.get() if backend == "auto" else backend]
+            hit = not nested and (same(q, k, weights, starts, ends, *([k_scale] if scaled else [])))
+        except (KeyError, TypeError, AttributeError):
+            hit = False
+        if hit:
+            try:
+                if scaled:
+                    return run(q, k, weights, starts, ends, k_scale=k_scale)  # type: ignore[no-any-return]
+                return run(q, k, weights, starts, ends)  # type: ignore[no-any-return]
+            except Exception as error:
+                known.annotate(error)
+                raise
+    return _serve(q, k, weights, starts, ends, k_scale, backend)
+
+
+def _serve(
+    q: Tensor,
+    k: Tensor,
+    weights: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    k_scale: Tensor | None,
+    backend: str | Sequence[str],
+) -> Tensor:
+    """A call that `_recent` did not serve at once."""
     choice = chosen(backend)
     tensors = given_tensors(k_scale=k_scale)
     if is_dynamo_compiling():
@@ -61,4 +94,5 @@ def mqa_logits(
     if planned is None:
         prepared = prepare(q, k, weights, starts, ends, **tensors)
         return _table.first(slot, every, prepared, choice, _FREE)  # type: ignore[no-any-return]
+    _recent[k_scale is not None, choice] = guard(*every), planned.run, planned
     return planned(q, k, weights, starts, ends, **tensors)  # type: ignore[no-any-return]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from xattn.dispatch import plans
-from xattn.dispatch.choice import chosen
+from xattn.dispatch.choice import chosen, scoped
+from xattn.dispatch.guard import guard
 from xattn.ops.paged_mqa_logits.arguments import check_values, logits_batch, prepare
 from xattn.ops.shared.checks import given_tensors, has_rank
 from xattn.ops.shared.spelling import unexpected, without_unexpected
@@ -16,6 +18,8 @@ from xattn.plugin.storage import PagedBatch
 from xattn.plugin.symbolic import bucket
 
 _table = plans.PlanTable()
+_scope = scoped
+_recent = _table.recent
 
 # Of q, k_cache, weights and k_scale the dimensions that change from step to step.
 _FREE = ((0,), (), (0,), ())
@@ -57,9 +61,43 @@ def paged_mqa_logits(
     """
     if unnamed or unknown:
         raise unexpected(paged_mqa_logits, unnamed, unknown)
-    choice = chosen(backend)
-    tensors = given_tensors(k_scale=k_scale)
+    if not is_dynamo_compiling():
+        # As in `paged_attention`: of a batch object whose step was looked at, one look-up and one guard.
+        try:
+            nested = q.is_nested or k_cache.is_nested or weights.is_nested
+            scaled = k_scale is not None
+            same, run, known = _recent[
+                scaled, check, seqlens_k, cu_seqlens_q, max_seqlen_k, block_table.kind,  # type: ignore[union-attr]
+                _scope.get() if backend == "auto" else backend,
+            ]  # fmt: skip
+            looked_at = (run, q.shape[0]) in block_table.passed  # type: ignore[union-attr]
+            hit = not nested and looked_at and same(q, k_cache, weights, *([k_scale] if scaled else []))
+        except (KeyError, TypeError, AttributeError):
+            hit = False
+        if hit:
+            try:
+                if scaled:
+                    return run(q, k_cache, weights, block_table, k_scale=k_scale)  # type: ignore[no-any-return]
+                return run(q, k_cache, weights, block_table)  # type: ignore[no-any-return]
+            except Exception as error:
+                known.annotate(error)
+                raise
     parts = (block_table, seqlens_k, cu_seqlens_q)
+    return _serve(q, k_cache, weights, parts, max_seqlen_k, given_tensors(k_scale=k_scale), check, backend)
+
+
+def _serve(
+    q: Tensor,
+    k_cache: Tensor,
+    weights: Tensor,
+    parts: tuple[Any, Any, Any],
+    max_seqlen_k: int | None,
+    tensors: dict[str, Any],
+    check: bool,
+    backend: str | Sequence[str],
+) -> Tensor:
+    """A call that `_recent` did not serve at once. parts: table, lengths and cu_seqlens_q, or a batch."""
+    choice = chosen(backend)
     if is_dynamo_compiling() or not isinstance(q, Tensor):
         # Of what is no tensor, describing the call says what is wrong.
         prepared = prepare(q, k_cache, weights, *parts, max_seqlen_k=max_seqlen_k, check=check, **tensors)
@@ -73,4 +111,7 @@ def paged_mqa_logits(
     if planned is None:
         prepared = prepare(q, k_cache, weights, *parts, max_seqlen_k=max_seqlen_k, check=check, **tensors)
         return _table.first(slot, every, prepared, choice, free)  # type: ignore[no-any-return]
+    if isinstance(parts[0], PagedBatch):
+        _recent["k_scale" in tensors, check, None, None, None, batch.kind, choice] = guard(*every), planned.run, planned
+        batch.passed.add((planned.run, q.shape[0]))
     return planned(q, k_cache, weights, batch, **tensors)  # type: ignore[no-any-return]

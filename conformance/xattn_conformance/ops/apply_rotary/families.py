@@ -13,7 +13,7 @@ import numpy as np
 
 from xattn_conformance.array import Array
 from xattn_conformance.inputs.draw import Draw
-from xattn_conformance.ops.apply_rotary import oracle
+from xattn_conformance.ops import rotation
 
 # One stream of words for each thing that is drawn. Frozen: a number that changes is another suite.
 STREAMS = {
@@ -77,7 +77,7 @@ def quarters(inputs: Inputs, draw: Draw) -> Inputs:
 def inverse(inputs: Inputs, draw: Draw) -> Inputs:
     """q and k of `far`, rotated, and sin negated: the rotation back."""
     there = far(inputs, draw)
-    q, k = (oracle.rotated(x, there.cos, there.sin, there.interleaved) for x in (there.q, there.k))
+    q, k = (rotation.rotated(x, there.cos, there.sin, there.interleaved) for x in (there.q, there.k))
     return replace(there, q=q, k=k, sin=-there.sin)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from xattn_conformance.array import Array
-from xattn_conformance.ops.apply_rotary import oracle
+from xattn_conformance.ops import rotation
 from xattn_conformance.ops.apply_rotary.problem import Rotary
 from xattn_conformance.tolerance.expected import Expected
-from xattn_conformance.tolerance.rounding import rounding, square
-from xattn_conformance.tolerance.units import SINGLE, UNITS
 
 
 def expected(problem: Rotary) -> dict[str, Expected]:
@@ -29,17 +27,5 @@ def as_heads(x: Array) -> Array:
 
 
 def _expected(problem: Rotary, x: Array, sin: Array) -> Expected:
-    value = oracle.rotated(x, problem.cos, sin, problem.interleaved)
-    first, second = oracle.places(problem.cos.shape[-1], problem.interleaved)
-    c, s = problem.cos[..., None, :], sin[..., None, :]
-    sigma = np.zeros_like(value)  # what passes through, passes through exactly
-    for own, other in ((first, second), (second, first)):
-        size = square(value[..., own])
-        variance = SINGLE.u**2 / 3 * (square(x[..., own] * c) + square(x[..., other] * s) + size)
-        variance = variance + SINGLE.smallest**2 / 4
-        if problem.dtype != "float32":
-            variance = variance + rounding(UNITS[problem.dtype], size)
-        # Quarter turns round nothing.
-        exact = (np.abs(c) + np.abs(s) == 1) & (c * s == 0)
-        sigma[..., own] = np.where(exact, 0.0, np.sqrt(variance))
-    return Expected(as_heads(value), as_heads(sigma))
+    found = rotation.expected(x, problem.cos, sin, problem.interleaved, problem.dtype)
+    return Expected(as_heads(found.value), as_heads(found.sigma))

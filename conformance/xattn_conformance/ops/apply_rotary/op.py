@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case
 from xattn_conformance.mutants.mutant import Mutant, Right
-from xattn_conformance.ops.apply_rotary import cases, noise, oracle
+from xattn_conformance.ops import rotation
+from xattn_conformance.ops.apply_rotary import cases, noise
 from xattn_conformance.ops.apply_rotary import problem as problems
 from xattn_conformance.ops.apply_rotary.mutants.zoo import MUTANTS, RIGHT
 from xattn_conformance.ops.apply_rotary.problem import Rotary
@@ -100,7 +101,7 @@ class RotaryOp(Op[Rotary]):
         ]
 
     def disagreement(self, problem: Rotary) -> str:
-        ways = oracle.rotated, oracle.as_complex
+        ways = rotation.rotated, rotation.as_complex
         one, other = (way(problem.q, problem.cos, problem.sin, problem.interleaved) for way in ways)
         close = np.allclose(one, other, rtol=1e-12, atol=1e-12 * np.abs(one).max(initial=0.0))
         return "" if close else "the two oracles differ"

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from xattn_conformance.ops.apply_rotary.oracle import rotated
+from xattn_conformance.ops.rotation import rotated
 
 from xattn_elsewhere.exact import array
 

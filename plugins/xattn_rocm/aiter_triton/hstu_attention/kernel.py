@@ -13,6 +13,8 @@ from xattn_rocm.installation import installation, usable
 
 # Keys in a tile of the backward kernel, in every configuration that aiter ships.
 _TILE_K = 64
+# headdim and headdim_v together, as compiling for gfx942 showed.
+_WIDEST = 256
 
 
 class TritonHstu(HstuKernel):
@@ -68,6 +70,10 @@ def _gradient_reasons(request: HstuRequest) -> list[Reason]:
     if contextual > _TILE_K and request.max_attn_len is not None:
         hint = "Beside max_attn_len the backward kernel leaves out queries of more contextual tokens than a tile has."
         found.append(Reason("grad_qkv", f"contextual_seqlen={contextual}", f"at most {_TILE_K}", hint))
+    wide = request.headdim + request.headdim_v
+    if request.arch == "gfx942" and request.dtype == torch.float32 and wide > _WIDEST:
+        hint = "In float32 the backward kernel asks for more LDS than the 64 KiB of this GPU."
+        found.append(Reason("headdim", request.headdim, f"at most {_WIDEST} with headdim_v, for gradients", hint))
     if request.deterministic:
         hint = "Its tiles add to the gradient of q in any order."
         found.append(Reason("deterministic", True, "False where gradients are wanted", hint))

@@ -55,7 +55,7 @@ class TritonPaged(PagedKernel):
 
 def _band_reasons(request: PagedRequest) -> list[Reason]:
     right = request.band[1]
-    if right == 0 or request.max_seqlen_q == 1:
+    if right == 0 or request.max_seqlen_q == 1 or request.tree_mask is not None:
         return []
     got, want = (request.window, "nothing to the right") if right else (False, "True, or one query a sequence")
     return [Reason("window" if right else "causal", got, want, "aiter's kernels of paged attention are causal.")]

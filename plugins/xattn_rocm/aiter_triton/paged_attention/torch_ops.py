@@ -16,8 +16,9 @@ from xattn.plugin import Plan
 _library = torch.library.Library("xattn_rocm", "FRAGMENT")
 _library.define(
     "paged(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor seqlens_k, Tensor? cu_seqlens_q, "
-    "Tensor? sinks, Tensor? alibi_slopes, SymInt max_seqlen_q, SymInt max_seqlen_k, bool causal, SymInt? left, "
-    "SymInt? right, float? scale, float? softcap, ScalarType? out_dtype, bool unseen_finite, str kernel) -> Tensor"
+    "Tensor? sinks, Tensor? alibi_slopes, Tensor? tree_mask, SymInt max_seqlen_q, SymInt max_seqlen_k, bool causal, "
+    "SymInt? left, SymInt? right, float? scale, float? softcap, ScalarType? out_dtype, bool unseen_finite, "
+    "str kernel) -> Tensor"
 )
 _paged = torch.ops.xattn_rocm.paged.default
 
@@ -30,9 +31,9 @@ def opaque(request: PagedRequest, kernel: str) -> Plan:
 
     def run(
         q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, *, sinks: Tensor | None = None,
-        alibi_slopes: Tensor | None = None,
+        alibi_slopes: Tensor | None = None, tree_mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        tensors = (batch.block_table, batch.seqlens_k, batch.cu_seqlens_q, sinks, alibi_slopes)
+        tensors = (batch.block_table, batch.seqlens_k, batch.cu_seqlens_q, sinks, alibi_slopes, tree_mask)
         bounds = (batch.max_seqlen_q, batch.max_seqlen_k)
         out: Tensor = _paged(q, k_cache, v_cache, *tensors, *bounds, causal, left, right, *options)
         return out
@@ -42,13 +43,13 @@ def opaque(request: PagedRequest, kernel: str) -> Plan:
 
 def _impl(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, seqlens_k: Tensor, cu_seqlens_q: Tensor | None,
-    sinks: Tensor | None, alibi_slopes: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, causal: bool,
-    left: int | None, right: int | None, scale: float | None, softcap: float | None, out_dtype: torch.dtype | None,
-    unseen_finite: bool, kernel: str,
+    sinks: Tensor | None, alibi_slopes: Tensor | None, tree_mask: Tensor | None, max_seqlen_q: int, max_seqlen_k: int,
+    causal: bool, left: int | None, right: int | None, scale: float | None, softcap: float | None,
+    out_dtype: torch.dtype | None, unseen_finite: bool, kernel: str,
 ) -> Tensor:  # fmt: skip
     return xattn.paged_attention(
         q, k_cache, v_cache, block_table, seqlens_k, cu_seqlens_q, sinks=sinks, alibi_slopes=alibi_slopes,
-        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, causal=causal,
+        tree_mask=tree_mask, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, causal=causal,
         window=None if left is None and right is None else (left, right), scale=scale, softcap=softcap,
         out_dtype=out_dtype, unseen_finite=unseen_finite, backend=f"aiter-triton.{kernel}",
     )  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 from xattn_conformance.array import Array
 from xattn_conformance.mutants.mutant import Results
 from xattn_conformance.mutants.numbers import F32, Numbers
-from xattn_conformance.ops.apply_rotary import oracle
+from xattn_conformance.ops import rotation
 from xattn_conformance.ops.apply_rotary.noise import as_heads
 from xattn_conformance.ops.apply_rotary.problem import Rotary
 from xattn_conformance.tolerance.arithmetic import Arithmetic
@@ -42,7 +42,7 @@ class Kernel:
         return self.rotated(dout, -self.sin)
 
     def rotated(self, x: F32, sin: F32) -> F32:
-        first, second = oracle.places(self.cos.shape[-1], self.problem.interleaved)
+        first, second = rotation.places(self.cos.shape[-1], self.problem.interleaved)
         one, other = self.step(x[..., first]), self.step(x[..., second])
         c, s = self.step(self.cos)[..., None, :], self.step(sin)[..., None, :]
         out: F32 = x.copy()
@@ -60,7 +60,7 @@ class Fused(Kernel):
 
     def rotated(self, x: F32, sin: F32) -> F32:
         wide, c, s = (each.astype(np.float64) for each in (x, self.cos, sin))
-        return oracle.rotated(wide, c, s, self.problem.interleaved).astype(np.float32)
+        return rotation.rotated(wide, c, s, self.problem.interleaved).astype(np.float32)
 
 
 def _single(x: Array) -> F32:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from xattn_conformance.mutants.numbers import F32, to_dtype
-from xattn_conformance.ops.apply_rotary import oracle
+from xattn_conformance.ops import rotation
 from xattn_conformance.ops.apply_rotary.mutants.kernel import Kernel
 
 
 class HalvesSwapped(Kernel):
     def rotated(self, x: F32, sin: F32) -> F32:
-        first, second = oracle.places(self.cos.shape[-1], self.problem.interleaved)
+        first, second = rotation.places(self.cos.shape[-1], self.problem.interleaved)
         right = super().rotated(x, sin)
         out: F32 = right.copy()
         out[..., first], out[..., second] = right[..., second], right[..., first]
