@@ -28,7 +28,7 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("xattn/plugin", ("tests/plugin", "tests/test_architecture.py")),
     ("xattn/cli", ("tests/cli",)),
     ("xattn/info.py", ("tests/cli", "tests/plugin/test_loading.py")),
-    ("xattn/integrations", ("tests/integrations",)),
+    ("xattn/integrations", ("tests/integrations", "tests/families")),
     ("xattn/measure", ("tests/test_measure.py",)),
     ("xattn", ("tests/ops/test_every_op.py", "tests/test_architecture.py")),
     ("plugins/xattn_sdpa", ("tests/plugins/sdpa",)),
