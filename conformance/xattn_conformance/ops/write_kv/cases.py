@@ -29,6 +29,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     variations: tuple[Literal["repeat", "strides", "order", "misaligned", "edge"] | Manner, ...] = ()
     storage: tuple[str, ...] = ()
     scale_of: tuple[str, ...] = ()
+    format: tuple[str, ...] = ()
     since: str = "1.2"
 
 
@@ -57,18 +58,21 @@ def load() -> tuple[Case, ...]:
 
 def _cases(group: Group, dtype: str) -> Iterator[Case]:
     quantised = [{"storage": one, "scale_of": of} for one, of in product(group.storage, group.scale_of)] or [{}]
-    for slots, block, memory, shape, stored in product(group.slots, group.block, group.memory, group.shapes, quantised):
+    formats = [{"format": one} for one in group.format] or [{}]
+    choices = product(group.slots, group.block, group.memory, group.shapes, quantised, formats)
+    for slots, block, memory, shape, stored, format in choices:
         sizes = {_SIZES[word[0]]: int(word[1:]) for word in shape.split()}
         sizes.setdefault("headdim_v", sizes["headdim"])
         if slots not in table().slots or memory not in table().memory or sizes["seqlen_k"] % block:
             raise ValueError(f"cases.toml: an unknown recipe in {group.why!r}, or a page that is cut off")
-        options = {"slots": slots, "block": block, "memory": memory, **stored}
+        options = {"slots": slots, "block": block, "memory": memory, **stored, **format}
         features = [
             name
             for name, there in (
                 ("headdim_v", sizes["headdim"] != sizes["headdim_v"]),
                 ("k_scale", bool(stored)),
                 ("v_scale", bool(stored)),
+                ("format", bool(format)),
                 ("empty", 0 in (sizes["seqlen_q"], sizes["seqlen_k"])),
             )
             if there

@@ -65,7 +65,7 @@ class WriteOp(Op[Write]):
         tensors = {"k": tensor(problem.k), "v": tensor(problem.v), **caches, "slots": slots}
         for name, scale in problem.scales.items():
             tensors[name] = torch.tensor(scale, dtype=torch.float32, device=device)
-        return Call(op=self.name, tensors=tensors, options={}, writes=problem.writes)
+        return Call(op=self.name, tensors=tensors, options={}, writes=problem.writes, format=case.options.get("format"))
 
     def layout(self, name: str, tensor: torch.Tensor) -> Array:
         values: Array = tensor.detach().cpu().double().numpy()
