@@ -17,6 +17,7 @@ from support import ROOT
 from torch.distributed.tensor import DTensor
 
 import xattn
+import xattn.cache
 from xattn.ops.table import OPS
 
 # Anything with an underscore or a dot inside: an argument, a function, an attribute.

@@ -18,6 +18,7 @@ from xattn_conformance.running.judge import judge
 from xattn_conformance.running.target import Target
 
 import xattn
+from xattn.cache import FormattedCache
 from xattn.plugin.quantised import QMAX, quantised
 
 OP = OPS["write_kv"]
@@ -40,7 +41,10 @@ def loop(op: str, given: Mapping[str, Any], backend: str) -> None:
                         scale[block, place] = torch.where(largest == 0, 1.0, largest / QMAX[given[cache].dtype])
                     own = scale if scale.dim() < 2 else scale[block] if scale.dim() == 2 else scale[block, place]
                     row = quantised(row, own.unsqueeze(-1), given[cache].dtype)
-                given[cache][block, place] = row
+                if isinstance(given[cache], FormattedCache):
+                    given[cache].put(torch.tensor(block), torch.tensor(place), row)
+                else:
+                    given[cache][block, place] = row
 
 
 def test_inputs_are_pinned_in_the_room() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ops.conftest import Mine
-from ops.every_op import entries, every_op, every_sample, for_all, reference, samples
+from ops.every_op import entries, every_sample, for_all, reference, samples
 from sample import Sample, equal, flat, mapped
 from support import Load, extended
 from torch import Tensor
@@ -23,6 +23,9 @@ from xattn.dispatch.op import Op
 from xattn.ops.table import OPS
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+# One of each kind: with gradients, of a list, over a batch object, that writes.
+in_part = for_all("attention", "merge_attention", "paged_attention", "write_kv")
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +77,7 @@ def test_one_graph_serves_any_length(op: Op, load: Load) -> None:
     assert graphs[0] == graphs[1] == graphs[2]
 
 
-@every_op
+@in_part
 def test_a_compiled_call_leaves_no_plan_behind(op: Op, mine: Mine) -> None:
     kernel = mine(op)
     sample = samples(op)["plain"]
@@ -84,7 +87,7 @@ def test_a_compiled_call_leaves_no_plan_behind(op: Op, mine: Mine) -> None:
     assert kernel.plans == before + 1
 
 
-@every_op
+@in_part
 @pytest.mark.parametrize("backend", [("mine", "reference"), *extended("reference", ["other", "mine"])], ids=str)
 def test_a_compiled_call_of_named_backends(op: Op, backend: Any, mine: Mine) -> None:
     mine(op)
@@ -125,7 +128,7 @@ def doubled(op: Op, request: xattn.Request) -> Callable[..., Any]:
     return run_twice
 
 
-@every_op
+@in_part
 def test_a_held_plan_compiles(op: Op, mine: Mine) -> None:
     """One that takes tensors in place alone, and one that takes something by name, where the op has one."""
     mine(op)
@@ -138,7 +141,7 @@ def test_a_held_plan_compiles(op: Op, mine: Mine) -> None:
         close(held.of(compiled), sample.of(op.function))
 
 
-@every_op
+@in_part
 def test_an_illegal_call_says_so_from_inside_a_compiled_function(op: Op, mine: Mine) -> None:
     mine(op)
     sample = samples(op)["plain"]

@@ -33,9 +33,10 @@ def split(words: Sequence[str]) -> tuple[Op, list[str]]:
         return DEFAULT, list(words)
     name, *rest = words
     if name not in OPS:
-        text = f"there is no op {name!r}; there are: {', '.join(OPS)}"
         close = difflib.get_close_matches(name, OPS, n=1)
-        raise typer.BadParameter(f"{text}. Did you mean {close[0]}?" if close else text, param_hint="OP")
+        hint = f" Did you mean {close[0]}?" if close else ""
+        text = f"there is no op {name!r}.{hint} There are: {', '.join(OPS)}"
+        raise typer.BadParameter(text, param_hint="OP")
     return OPS[name], rest
 
 

@@ -97,7 +97,7 @@ class Kernel(ABC, Generic[R]):
             return [Reason("device", request.device, served)]
         found = [*block.reasons(request), *self.limits(request)]
         if self.prepares_on_host and not request.host_lengths:
-            hint = "Give them to PagedBatch.update_ as lists, which it keeps."
+            hint = "Give them to xattn.PagedBatch.update_ as lists, which it keeps."
             found.append(Reason("lengths_on_host", "tensors on a device", "known to the host", hint))
         return found
 

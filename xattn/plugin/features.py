@@ -98,6 +98,6 @@ STALE_PAGES = Feature(
 )
 OUT_DTYPE = Feature("out_dtype", lambda r: None if r.out_dtype is None else dtype_name(r.out_dtype))
 FORMAT = argument(
-    "format", "cache.numbers() is a plain copy, and xattn.cache.FormattedCache.made(cache, format, of) the way back."
+    "format", "xattn.cache.FormattedCache.numbers() is a plain copy, xattn.cache.FormattedCache.made(...) the way back."
 )
 EMPTY = Feature("empty", lambda r: "a size of 0" if r.empty else None)

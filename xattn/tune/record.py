@@ -15,6 +15,7 @@ from xattn.dispatch import plans
 from xattn.dispatch.op import Prepared
 from xattn.dispatch.tables.kind import Kind, kind_of
 from xattn.ops.table import OPS
+from xattn.plugin.formats import FormattedCache
 from xattn.plugin.request import dtype_name
 from xattn.plugin.storage import PagedBatch
 
@@ -33,10 +34,13 @@ class Recorder:
         if kind is None or kind in self._seen:
             return
         self._seen.add(kind)
+        words = words_of(prepared)
+        if words is None:
+            return
         try:
             # One write of one line, at the end of the file as it is then: several processes may have the same file.
             with open(self.path, "a") as file:
-                file.write(words_of(prepared) + "\n")
+                file.write(words + "\n")
         except OSError as error:  # to record a run must not end it
             plans.on_plan = None
             warnings.warn(f"{VARIABLE}: {error}; no more calls are recorded", stacklevel=2)
@@ -47,8 +51,11 @@ def start() -> None:
     plans.on_plan = Recorder(os.environ[VARIABLE])
 
 
-def words_of(prepared: Prepared) -> str:
-    """A call as its op's name and NAME=VALUE words; arguments that have their default value are left out."""
+def words_of(prepared: Prepared) -> str | None:
+    """A call as its op's name and NAME=VALUE words; arguments that have their default value are left out. None for a
+    call of caches in a format, for which there are no words."""
+    if any(isinstance(each, FormattedCache) for each in prepared.tensors):
+        return None
     op = OPS[prepared.request.op]
     parameters = inspect.signature(op.prepare).parameters
     words = [op.name]

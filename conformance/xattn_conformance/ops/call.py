@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 import xattn
+from xattn.cache import FormattedCache
 
 # Runs an op with all its arguments: what a backend may replace (see `running/target.py`).
 Execute = Callable[..., Any]
@@ -32,6 +33,7 @@ class Call:
     writes: names of the tensors that the op writes to; it returns nothing, or what `returns` names. It gets copies, of
            all memory that they are views of; the results are what these hold after the call, and as "around" what
            none of them covers.
+    format: of caches that the op gets as `FormattedCache`s made of k_cache and v_cache; None for plain ones.
     """
 
     op: str
@@ -44,6 +46,7 @@ class Call:
     along: Mapping[str, Tensor] = field(default_factory=dict)
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     writes: tuple[str, ...] = ()
+    format: Literal["vllm", "asm"] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -58,7 +61,10 @@ class Call:
 
     def _with(self, leaves: Mapping[str, Tensor]) -> dict[str, Any]:
         listed = {name for names in self.lists.values() for name in names}
-        alone = {name: tensor for name, tensor in leaves.items() if name not in listed}
+        alone: dict[str, Any] = {name: tensor for name, tensor in leaves.items() if name not in listed}
+        if self.format is not None:
+            alone["k_cache"] = FormattedCache.made(alone["k_cache"], self.format, "k")
+            alone["v_cache"] = FormattedCache.made(alone["v_cache"], self.format, "v")
         lists = {argument: [leaves[name] for name in names] for argument, names in self.lists.items()}
         return {**alone, **lists, **self.options}
 
@@ -89,8 +95,12 @@ class Call:
             place = tensor.shape, tensor.stride(), tensor.storage_offset()
             leaves[name] = whole.as_strided(*place)
             around.as_strided(*place).fill_(False)
+        arguments = self._with(leaves)
         with torch.no_grad():
-            returned = execute(self.op, self._with(leaves), backend)
+            returned = execute(self.op, arguments, backend)
+        for name in self.writes:
+            if isinstance(arguments[name], FormattedCache):
+                leaves[name].copy_(arguments[name].numbers())
         found: dict[str, Tensor] = {}
         if self.returns:
             found = self._named((returned,))

@@ -12,7 +12,7 @@ from xattn_elsewhere.nki.emulation import launch
 @pytest.fixture(autouse=True)
 def program() -> Iterator[launch.Program]:
     running = launch.Program((), (), [])
-    launch._running.append(running)
+    launch._running.programs.append(running)
     with np.errstate(all="ignore"):
         yield running
-    launch._running.clear()
+    launch._running.programs.clear()

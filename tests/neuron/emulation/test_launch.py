@@ -17,7 +17,7 @@ from xattn_elsewhere.nki.emulation.tensor import LimitError, Region
 @pytest.fixture(autouse=True)
 def program() -> None:
     """In place of the one that the other tests run in: a kernel starts its own."""
-    launch._running.clear()
+    launch._running.programs.clear()
 
 
 @jit
@@ -153,4 +153,4 @@ def test_the_language_is_for_kernels() -> None:
 def test_a_kernel_that_fails_leaves_none_running() -> None:
     with pytest.raises(ZeroDivisionError):
         jit(lambda: 1 // 0)()
-    assert not launch._running
+    assert not launch._running.programs

@@ -44,7 +44,7 @@ def attention_cte(q):
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No kernels, no modules in AWS's names and no paths, before and afterwards."""
-    launch._running.clear()
+    launch._running.programs.clear()
     for variable in ("XATTN_NKILIB_PATH", "XATTN_NXDI_PATH", "XATTN_NEURONXCC_ATTENTION", "NKILIB_LOG_LEVEL"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -19,6 +19,7 @@ from plugins.sdpa.sdpa_cases import (
     doubled,
     window,
 )
+from support import extended
 from torch import Tensor
 
 import xattn
@@ -64,7 +65,9 @@ WAYS = (
 )
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "wider"])
+@pytest.mark.parametrize(
+    "layout", ["bnsh", "expanded", "wider", *extended("bsnh", "sbnh", "sliced", "every other", "one head")]
+)
 @pytest.mark.parametrize("name", WAYS)
 def test_strides(name: str, layout: str) -> None:
     call = replace(CASES[name], batch=2).call()

@@ -13,7 +13,7 @@ import xattn
 SERVED = {
     name: sample
     for name, sample in samples().items()
-    if "out_dtype" not in sample.named and sample.named.get("deterministic") != "batch"
+    if "out_dtype" not in sample.named and sample.named.get("deterministic") != "batch" and "in a format" not in name
 }
 
 

@@ -20,6 +20,7 @@ _NAMED = (
     "return_lse",
     "scale",
     "padding",
+    "format",
 )
 
 
@@ -58,6 +59,7 @@ CASES = Cases(
         "return_lse",
         "storage",
         "scale_of",
+        "format",
     ),
     off={
         "pages": "shuffled",

@@ -81,7 +81,7 @@ class PagedAttentionOp(AttentionLikeOp[Paged]):
         given: dict[str, Any] = {name: getattr(problem, name) for name in _OPTIONS if name not in tensors}
         if problem.out_dtype is not None:
             given["out_dtype"] = getattr(torch, problem.out_dtype)
-        return Call(op=self.name, tensors=tensors, options=given)
+        return Call(op=self.name, tensors=tensors, options=given, format=case.options.get("format"))
 
     def layout(self, name: str, tensor: torch.Tensor) -> Array:
         values: Array = tensor.detach().cpu().double().numpy()

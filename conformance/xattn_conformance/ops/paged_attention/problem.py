@@ -24,7 +24,7 @@ def make(case: Case) -> Paged:
     padding = options.pop("padding", False)
     bounds = {"none": None, "exact": 0, "loose": _LOOSE}[options.pop("bounds", "exact")]
     tree = options.pop("tree", None)
-    for name in ("q", "k"):
+    for name in ("q", "k", "format"):
         options.pop(name, None)
     own = {name: options.pop(name) for name in ("unseen_finite", "out_dtype") if name in options}
     storage, granularity = options.pop("storage", None), options.pop("scale_of", None)

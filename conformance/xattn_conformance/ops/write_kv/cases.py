@@ -30,6 +30,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     storage: tuple[str, ...] = ()
     scale_of: tuple[str, ...] = ()
     latent: bool = False
+    format: tuple[str, ...] = ()
     since: str = "1.2"
 
 
@@ -58,12 +59,14 @@ def load() -> tuple[Case, ...]:
 
 def _cases(group: Group, dtype: str) -> Iterator[Case]:
     quantised = [{"storage": one, "scale_of": of} for one, of in product(group.storage, group.scale_of)] or [{}]
-    for slots, block, memory, shape, stored in product(group.slots, group.block, group.memory, group.shapes, quantised):
+    formats = [{"format": one} for one in group.format] or [{}]
+    choices = product(group.slots, group.block, group.memory, group.shapes, quantised, formats)
+    for slots, block, memory, shape, stored, format in choices:
         sizes = {_SIZES[word[0]]: int(word[1:]) for word in shape.split()}
         sizes.setdefault("headdim_v", sizes["headdim"])
         if slots not in table().slots or memory not in table().memory or sizes["seqlen_k"] % block:
             raise ValueError(f"cases.toml: an unknown recipe in {group.why!r}, or a page that is cut off")
-        options = {"slots": slots, "block": block, "memory": memory, **stored}
+        options = {"slots": slots, "block": block, "memory": memory, **stored, **format}
         options |= {"latent": True} if group.latent else {}
         features = [
             name
@@ -72,6 +75,7 @@ def _cases(group: Group, dtype: str) -> Iterator[Case]:
                 ("k_scale", bool(stored)),
                 ("v_scale", bool(stored) and not group.latent),
                 ("latent", group.latent),
+                ("format", bool(format)),
                 ("empty", 0 in (sizes["seqlen_q"], sizes["seqlen_k"])),
             )
             if there

@@ -71,7 +71,8 @@ class WriteOp(Op[Write]):
             tensors["v"] = tensor(problem.v)
         for name, scale in problem.scales.items():
             tensors[name] = torch.tensor(scale, dtype=torch.float32, device=device)
-        return Call(op=self.name, tensors=tensors, options=options, writes=problem.writes)
+        format = case.options.get("format")
+        return Call(op=self.name, tensors=tensors, options=options, writes=problem.writes, format=format)
 
     def layout(self, name: str, tensor: torch.Tensor) -> Array:
         values: Array = tensor.detach().cpu().double().numpy()
