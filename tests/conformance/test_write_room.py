@@ -32,7 +32,7 @@ def judged(case: Case, execute: Callable[..., Any]) -> CaseResult:
 def loop(op: str, given: Mapping[str, Any], backend: str) -> None:
     for token, slot in enumerate(given["slots"].tolist()):
         for new, cache in (("k", "k_cache"), ("v", "v_cache")):
-            if slot >= 0:
+            if slot >= 0 and given[new] is not None:
                 block, place = divmod(slot, given[cache].shape[1])
                 row, scale = given[new][token], given.get(f"{new}_scale")
                 if scale is not None:

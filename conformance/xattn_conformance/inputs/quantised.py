@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
+from xattn_conformance.inputs.draw import Draw
 
 Codes = NDArray[np.uint8]
+# (x, scale, storage) -> codes one to a number, and (token, heads, storage) -> the scale of a token.
+Quantise = Callable[[Array, Array, str], Codes]
+Rescale = Callable[[Array, int, str], Array]
 
 # By the storage's name: the dtype that torch has it in, and the largest number. int4 has two numbers in a byte.
 STORAGES = {
@@ -20,6 +25,8 @@ STORAGES = {
 }
 # What has a scale of its own, and what of (num_blocks, block_size, nheads_k) its scale keeps; of "token" one of 1.
 GRANULARITIES = ("tensor", "head", "block_head", "token", "token_head")
+# What has a scale of its own that is written with it.
+WRITTEN = GRANULARITIES[-2:]
 
 
 def scale_shape(granularity: str, pool: tuple[int, int, int]) -> tuple[int, ...]:
@@ -97,3 +104,48 @@ def scale_for(token: Array, heads: int, storage: str) -> Array:
 def read(cache: Codes, storage: str) -> Array:
     """What a tensor of the cache's dtype says of its elements: numbers, and of int4 its bytes."""
     return cache.astype(np.float64) if storage == "int4" else decoded(cache, storage)
+
+
+def codes_of(cache: Array, storage: str) -> Codes:
+    """The bytes that `read` has as these elements."""
+    return cache.astype(np.uint8) if storage == "int4" else encoded(cache, storage)
+
+
+def store(
+    cache: Array,
+    scale: Array,
+    new: Array,
+    slots: NDArray[np.int64],
+    storage: str,
+    quantise: Quantise = quantised,
+    rescale: Rescale = scale_for,
+) -> None:
+    """Write new tokens, (tokens, nheads_k, headdim), one after the other into slots of a cache, (num_blocks,
+    block_size, nheads_k, columns) as `read` has it, and their scales where tokens have them."""
+    for token, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            at = divmod(slot, cache.shape[1])
+            if scale.ndim == 3:
+                scale[at] = rescale(new[token], scale.shape[2], storage)
+            own = scales_of(scale, cache.shape[:3])[at]
+            cache[at] = read(packed(quantise(new[token], own, storage), storage), storage)
+
+
+def drawn_cache(draw: Draw, name: str, shape: tuple[int, ...], storage: str) -> Array:
+    """What lies there before a call that writes: any bytes that are numbers, as `read` has them."""
+    there = read((draw.integers(name, shape) % 256).astype(np.uint8), storage)
+    return there if storage == "int4" else np.maximum(np.nan_to_num(there, nan=1.0), -STORAGES[storage][1])
+
+
+def drawn_scale(draw: Draw, name: str, shape: tuple[int, ...], storage: str) -> Array:
+    """Such that numbers beyond 2.5 to 5 are cut off."""
+    steps = 1.0 + draw.integers(name, shape) % 8 / 8
+    return np.asarray(np.float32(steps * 2.5 / STORAGES[storage][1])).astype(np.float64)
+
+
+def with_zeros(new: Array, slots: NDArray[np.int64]) -> Array:
+    """The new tokens, of which one that is written is all zeros, and the next one has a head of them."""
+    first, second = np.flatnonzero(slots >= 0)[:2]
+    found: Array = new.copy()
+    found[first] = found[second, -1] = 0.0
+    return found

@@ -57,7 +57,7 @@ def expected(x: Array, cos: Array, sin: Array, interleaved: bool, dtype: str) ->
         variance = variance + SINGLE.smallest**2 / 4
         if dtype != "float32":
             variance = variance + rounding(UNITS[dtype], size)
-        # Quarter turns round nothing.
-        exact = (np.abs(c) + np.abs(s) == 1) & (c * s == 0)
+        # Quarter turns round nothing, nor do those that double.
+        exact = np.isin(np.abs(c) + np.abs(s), (1, 2)) & (c * s == 0)
         sigma[..., own] = np.where(exact, 0.0, np.sqrt(variance))
     return Expected(value, sigma)

@@ -74,6 +74,7 @@ def hstu_attention(
         # As in `varlen_attention`: the layers of a model make one call, but for the first one of a step.
         try:
             nested = q.is_nested or k.is_nested or v.is_nested or cu_seqlens.is_nested
+            nested = nested or (num_targets is not None and num_targets.is_nested)
             same, run, known = _recent[
                 norm, scale, causal, max_attn_len, contextual_seqlen, deterministic,
                 num_targets is None, max_seqlen, type(max_seqlen), _scope.get() if backend == "auto" else backend,

@@ -80,11 +80,11 @@ def latent_batch(
     topk_indices: Any,
 ) -> PagedBatch:
     """The batch that a call means. Beside a list of slots nobody looks at pages and lengths, which may be None."""
-    if topk_indices is None or isinstance(block_table, PagedBatch) or not isinstance(q, Tensor):
+    if topk_indices is None or isinstance(block_table, PagedBatch):
         return batch_of(q, block_table, seqlens_k, cu_seqlens_q, max_seqlen_q, max_seqlen_k)
     ragged = checks.has_rank(cu_seqlens_q, 1)
     count = max(cu_seqlens_q.shape[0] - 1, 0) if ragged else q.shape[0]
-    none = q.new_zeros((count,), dtype=torch.int32)
+    none = torch.zeros(count, dtype=torch.int32, device=q.device)
     if ragged and max_seqlen_q is None:
         max_seqlen_q = q.shape[0]
     return batch_of(q, none.new_empty((count, 0)), none, cu_seqlens_q, max_seqlen_q, 0)

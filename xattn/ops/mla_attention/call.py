@@ -13,7 +13,7 @@ from xattn.dispatch import plans
 from xattn.dispatch.choice import Choice, chosen, scoped
 from xattn.ops.mla_attention.arguments import latent_batch, prepare
 from xattn.ops.mla_attention.values import check_values
-from xattn.ops.shared.checks import given_tensors
+from xattn.ops.shared import checks
 from xattn.ops.shared.output import AttentionOutput, Output
 from xattn.ops.shared.softmax import Deterministic
 from xattn.ops.shared.spelling import unexpected, without_unexpected
@@ -160,7 +160,7 @@ def mla_attention(
             "block_table": block_table, "seqlens_k": seqlens_k, "cu_seqlens_q": cu_seqlens_q,
             "max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k,
         },
-        given_tensors(topk_indices=topk_indices, sinks=sinks, q_scale=q_scale, kv_scale=kv_scale),
+        checks.given_tensors(topk_indices=topk_indices, sinks=sinks, q_scale=q_scale, kv_scale=kv_scale),
         scale=scale, kv_lora_rank=kv_lora_rank, causal=causal, softcap=softcap, out_dtype=out_dtype,
         unseen_finite=unseen_finite, deterministic=deterministic, return_lse=return_lse, check=check,
     )  # fmt: skip
@@ -176,8 +176,8 @@ def _serve(
 ) -> Output:
     """A call that `_recent` did not serve at once. parts: table, lengths and bounds, or a batch."""
     choice = chosen(backend)
-    if is_dynamo_compiling() or not isinstance(q, Tensor):
-        # Of what is no tensor, describing the call says what is wrong.
+    if is_dynamo_compiling() or not checks.has_rank(q, 3):
+        # Of what is no such tensor, describing the call says what is wrong.
         return plans.traced(prepare(q, kv_cache, **parts, **tensors, **options), choice)  # type: ignore[no-any-return]
     topk_indices = tensors.get("topk_indices")
     batch = latent_batch(q, **parts, topk_indices=topk_indices)

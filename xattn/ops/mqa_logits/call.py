@@ -56,6 +56,7 @@ def mqa_logits(
         # As in `varlen_attention`: the layers of a model make one call, but for the first one of a step.
         try:
             nested = q.is_nested or k.is_nested or weights.is_nested or starts.is_nested or ends.is_nested
+            nested = nested or (k_scale is not None and k_scale.is_nested)
             scaled = k_scale is not None
             same, run, known = _recent[scaled, _scope.get() if backend == "auto" else backend]
             hit = not nested and (same(q, k, weights, starts, ends, *([k_scale] if scaled else [])))

@@ -65,6 +65,7 @@ def paged_mqa_logits(
         # As in `paged_attention`: of a batch object whose step was looked at, one look-up and one guard.
         try:
             nested = q.is_nested or k_cache.is_nested or weights.is_nested
+            nested = nested or (k_scale is not None and k_scale.is_nested)
             scaled = k_scale is not None
             same, run, known = _recent[
                 scaled, check, seqlens_k, cu_seqlens_q, max_seqlen_k, block_table.kind,  # type: ignore[union-attr]
@@ -98,13 +99,13 @@ def _serve(
 ) -> Tensor:
     """A call that `_recent` did not serve at once. parts: table, lengths and cu_seqlens_q, or a batch."""
     choice = chosen(backend)
-    if is_dynamo_compiling() or not isinstance(q, Tensor):
-        # Of what is no tensor, describing the call says what is wrong.
+    if is_dynamo_compiling() or not has_rank(q, 3):
+        # Of what is no such tensor, describing the call says what is wrong.
         prepared = prepare(q, k_cache, weights, *parts, max_seqlen_k=max_seqlen_k, check=check, **tensors)
         return plans.traced(prepared, choice)  # type: ignore[no-any-return]
     batch = logits_batch(q, *parts, max_seqlen_k)
     check_values(q, k_cache, weights, batch, check=check)
-    slot = (batch.kind, bucket(q.shape[0]) if has_rank(q, 3) else None, *tensors, check, choice)
+    slot = (batch.kind, bucket(q.shape[0]), *tensors, check, choice)
     every = (q, k_cache, weights, *tensors.values())
     free = _FREE[: len(every)]
     planned = _table.find(slot, every, free)

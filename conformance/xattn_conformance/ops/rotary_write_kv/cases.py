@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -29,6 +29,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rotary: tuple[int, ...]
     shapes: tuple[str, ...]
     queries: tuple[int, ...] = ()
+    storage: tuple[str, ...] = ()
+    scale_of: tuple[str, ...] = ()
     variations: tuple[Literal["repeat", "strides", "order"] | Manner, ...]
 
 
@@ -50,6 +52,7 @@ def load() -> tuple[Case, ...]:
 
 
 def _cases(group: Group, dtype: str) -> Iterator[Case]:
+    quantised = [{"storage": one, "scale_of": of} for one, of in product(group.storage, group.scale_of)]
     choices = (
         group.slots,
         group.block,
@@ -59,11 +62,19 @@ def _cases(group: Group, dtype: str) -> Iterator[Case]:
         group.queries or (0,),
         group.shapes,
     )
-    for slots, block, latent, interleaved, rotary, queries, shape in product(*choices):
+    for (slots, block, latent, interleaved, rotary, queries, shape), stored in product(
+        product(*choices), quantised or [{}]
+    ):
         sizes = {_SIZES[word[0]]: int(word[1:]) for word in shape.split()}
         flags = {"latent": latent, "interleaved": interleaved}
-        options = {"slots": slots, "block": block, "rotary": rotary, **{name: True for name, on in flags.items() if on}}
+        options: dict[str, Any] = {
+            "slots": slots,
+            "block": block,
+            "rotary": rotary,
+            **{name: True for name, on in flags.items() if on},
+        }
         options |= {"queries": queries} if queries else {}
+        options |= stored
         features = [
             name
             for name, there in (
@@ -71,6 +82,8 @@ def _cases(group: Group, dtype: str) -> Iterator[Case]:
                 ("partial", rotary != sizes["headdim"]),
                 ("latent", latent),
                 ("headdim_v", not latent and sizes["headdim"] != sizes["headdim_v"]),
+                ("k_scale", bool(stored)),
+                ("v_scale", bool(stored)),
                 ("empty", 0 in (sizes["seqlen_q"], sizes["seqlen_k"])),
             )
             if there

@@ -80,6 +80,21 @@ def next_slot(problem: RotaryWrite) -> RotaryWrite:
     return replace(problem, slots=np.where(problem.slots < 0, -1, (problem.slots + 1) % slots))
 
 
+def scale_of_the_unrotated(problem: RotaryWrite) -> Results:
+    """The scale of a key is the one that it had before it was rotated."""
+    unturned = right(replace(problem, cos=np.ones_like(problem.cos), sin=np.zeros_like(problem.sin)))
+    return {**right(problem), "k_scale": unturned["k_scale"]}
+
+
+def scale_kept(problem: RotaryWrite) -> Results:
+    """The scales of tokens are made, and not written."""
+    return {**right(problem), **{name: scale[..., None].swapaxes(1, 2) for name, scale in problem.scales.items()}}
+
+
+def scale_of_other_head(problem: RotaryWrite) -> RotaryWrite:
+    return replace(problem, scales={name: np.roll(scale, 1, -1) for name, scale in problem.scales.items()})
+
+
 def nothing_written(problem: RotaryWrite) -> RotaryWrite:
     return replace(problem, slots=np.full_like(problem.slots, -1))
 
@@ -94,6 +109,14 @@ def several(problem: RotaryWrite) -> bool:
 
 def writes(problem: RotaryWrite) -> bool:
     return bool((problem.slots >= 0).any())
+
+
+def writes_scales(problem: RotaryWrite) -> bool:
+    return writes(problem) and any(scale.ndim == 3 for scale in problem.scales.values())
+
+
+def reads_scales(problem: RotaryWrite) -> bool:
+    return writes(problem) and any(scale.ndim == 1 and len(set(scale)) > 1 for scale in problem.scales.values())
 
 
 def skips(problem: RotaryWrite) -> bool:
@@ -121,6 +144,9 @@ MUTANTS = (
             lambda p: replace(p, cos=p.cos[:1].repeat(len(p.cos), 0), sin=p.sin[:1].repeat(len(p.sin), 0)), several),
     misread("last-for-none", "-1 is the last slot", last_slot_for_none, skips),
     misread("next-slot", "every slot is one too far", next_slot, writes),
+    mismade("scale-of-unrotated", "the scale of a key is the one of before", scale_of_the_unrotated, writes_scales),
+    mismade("scale-kept", "the scale of a token is not written", scale_kept, writes_scales),
+    misread("scale-of-head", "a head has its neighbour's scale", scale_of_other_head, reads_scales),
     misread("nothing", "nothing is written", nothing_written, writes),
 )  # fmt: skip
 

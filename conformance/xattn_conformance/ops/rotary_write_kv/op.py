@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.inputs.quantised import WRITTEN
 from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.base import Layout, Op, Variation, Wanted
 from xattn_conformance.ops.call import Call
@@ -19,8 +20,9 @@ from xattn_conformance.ops.memory import inside
 from xattn_conformance.ops.rotary_write_kv import cases
 from xattn_conformance.ops.rotary_write_kv import problem as problems
 from xattn_conformance.ops.rotary_write_kv.mutants import MUTANTS, RIGHTS
-from xattn_conformance.ops.rotary_write_kv.problem import RotaryWrite
+from xattn_conformance.ops.rotary_write_kv.problem import SCALES, RotaryWrite
 from xattn_conformance.ops.sequences import bits, digest
+from xattn_conformance.ops.tensors import tensor_of
 from xattn_conformance.tolerance.arithmetic import Arithmetic
 from xattn_conformance.tolerance.expected import Expected
 
@@ -50,26 +52,26 @@ class RotaryWriteOp(Op[RotaryWrite]):
         return problems.results(problem, problem.turned(problem.q), problem.turned(problem.k), problem.v)
 
     def call(self, case: Case, problem: RotaryWrite, device: str) -> Call:
-        tensors = {
-            name: torch.from_numpy(np.array(values)).to(device=device, dtype=getattr(torch, kind))
-            for name, (values, kind) in problem.tensors.items()
-        }
+        tensors = {name: tensor_of(values, kind, device) for name, (values, kind) in problem.tensors.items()}
         options: dict[str, Any] = {"interleaved": problem.interleaved}
         if problem.v is None:
             options |= {"v": None, "v_cache": None}
         caches = tuple(name for name in ("k_cache", "v_cache") if name in tensors)
-        return Call(op=self.name, tensors=tensors, options=options, returns=("out",), writes=caches)
+        scales = tuple(name for name, scale in problem.scales.items() if scale.ndim == 3)
+        return Call(op=self.name, tensors=tensors, options=options, returns=("out",), writes=caches + scales)
 
     def layout(self, name: str, tensor: torch.Tensor) -> Array:
         values: Array = tensor.detach().cpu().double().numpy()
         if name == "around":
             return values[None, None, None]
+        if name in SCALES:
+            values = values[..., None]
         return np.swapaxes(values[None] if name == "out" else values, 1, 2)
 
     def results(self, call: Call) -> Mapping[str, Layout]:
-        q = call.tensors["q"]
-        caches = {name: Layout(tuple(call.tensors[name].shape), q.dtype) for name in call.writes}
-        return {"out": Layout(tuple(q.shape), q.dtype, contiguous=True), **caches, "around": Layout((0,), q.dtype)}
+        q, stored = call.tensors["q"], call.tensors["k_cache"].dtype
+        written = {name: Layout(tuple(call.tensors[name].shape), call.tensors[name].dtype) for name in call.writes}
+        return {"out": Layout(tuple(q.shape), q.dtype, contiguous=True), **written, "around": Layout((0,), stored)}
 
     def wanted(self, case: Case) -> Wanted:
         columns: dict[str, int | None] = {
@@ -78,6 +80,8 @@ class RotaryWriteOp(Op[RotaryWrite]):
         }
         if not case.options.get("latent"):
             columns["v_cache"] = case.shape["headdim_v"]
+        if case.options.get("scale_of") in WRITTEN:
+            columns |= dict.fromkeys(SCALES, 1)
         columns["around"] = None
         return Wanted(columns=columns, contiguous=("out",), per_row=())
 

@@ -29,6 +29,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     variations: tuple[Literal["repeat", "strides", "order", "misaligned", "edge"] | Manner, ...] = ()
     storage: tuple[str, ...] = ()
     scale_of: tuple[str, ...] = ()
+    latent: bool = False
     format: tuple[str, ...] = ()
     since: str = "1.2"
 
@@ -66,12 +67,14 @@ def _cases(group: Group, dtype: str) -> Iterator[Case]:
         if slots not in table().slots or memory not in table().memory or sizes["seqlen_k"] % block:
             raise ValueError(f"cases.toml: an unknown recipe in {group.why!r}, or a page that is cut off")
         options = {"slots": slots, "block": block, "memory": memory, **stored, **format}
+        options |= {"latent": True} if group.latent else {}
         features = [
             name
             for name, there in (
                 ("headdim_v", sizes["headdim"] != sizes["headdim_v"]),
                 ("k_scale", bool(stored)),
-                ("v_scale", bool(stored)),
+                ("v_scale", bool(stored) and not group.latent),
+                ("latent", group.latent),
                 ("format", bool(format)),
                 ("empty", 0 in (sizes["seqlen_q"], sizes["seqlen_k"])),
             )
@@ -79,7 +82,7 @@ def _cases(group: Group, dtype: str) -> Iterator[Case]:
         ]
         yield Case(
             op="write_kv",
-            title="+".join(f"{name}={value}" for name, value in options.items()),
+            title="+".join(name if value is True else f"{name}={value}" for name, value in options.items()),
             level=group.level,
             dtype=dtype,
             family="normal",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from xattn_conformance.array import Array
 from xattn_conformance.case import DTYPES, Case
+from xattn_conformance.inputs.quantised import WRITTEN, codes_of
 from xattn_conformance.mutants.mutant import Mutant, Right
 from xattn_conformance.ops.base import Layout, Op, Variation, Wanted
 from xattn_conformance.ops.call import Call
@@ -19,7 +20,7 @@ from xattn_conformance.ops.memory import at_edge, inside, misaligned
 from xattn_conformance.ops.write_kv import cases
 from xattn_conformance.ops.write_kv import problem as problems
 from xattn_conformance.ops.write_kv.mutants import MUTANTS, RIGHTS
-from xattn_conformance.ops.write_kv.problem import CACHES, SCALES, WRITTEN, Write
+from xattn_conformance.ops.write_kv.problem import CACHES, SCALES, Write
 from xattn_conformance.tolerance.arithmetic import CANONICAL, Arithmetic
 from xattn_conformance.tolerance.expected import Expected
 
@@ -53,7 +54,7 @@ class WriteOp(Op[Write]):
         def stored(memory: Array) -> torch.Tensor:
             if problem.storage is None:
                 return tensor(memory)
-            codes = torch.from_numpy(problems.codes_of(memory, problem.storage)).to(device)
+            codes = torch.from_numpy(codes_of(memory, problem.storage)).to(device)
             return codes.view(getattr(torch, problem.cache_dtype))
 
         memories = [stored(memory) for memory in problem.memories]
@@ -62,10 +63,16 @@ class WriteOp(Op[Write]):
             for name, place in problem.places.items()
         }
         slots = torch.from_numpy(problem.slots.astype(np.int64)).to(device)
-        tensors = {"k": tensor(problem.k), "v": tensor(problem.v), **caches, "slots": slots}
+        tensors = {"k": tensor(problem.k), **caches, "slots": slots}
+        options: dict[str, Any] = {}
+        if problem.v is None:
+            options |= {"v": None, "v_cache": None}
+        else:
+            tensors["v"] = tensor(problem.v)
         for name, scale in problem.scales.items():
             tensors[name] = torch.tensor(scale, dtype=torch.float32, device=device)
-        return Call(op=self.name, tensors=tensors, options={}, writes=problem.writes, format=case.options.get("format"))
+        format = case.options.get("format")
+        return Call(op=self.name, tensors=tensors, options=options, writes=problem.writes, format=format)
 
     def layout(self, name: str, tensor: torch.Tensor) -> Array:
         values: Array = tensor.detach().cpu().double().numpy()
@@ -74,7 +81,7 @@ class WriteOp(Op[Write]):
         return values[None, None, None] if name == "around" else values.transpose(0, 2, 1, 3)
 
     def results(self, call: Call) -> Mapping[str, Layout]:
-        caches = {name: call.tensors[name] for name in CACHES}
+        caches = {name: call.tensors[name] for name in CACHES if name in call.tensors}
         memory = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in caches.values()}
         dtype = caches["k_cache"].dtype
         beside = sum(memory.values()) // dtype.itemsize - sum(each.numel() for each in caches.values())
@@ -85,12 +92,15 @@ class WriteOp(Op[Write]):
         share = 2 if case.options.get("storage") == "int4" else 1
         columns = {"k_cache": case.shape["headdim"] // share, "v_cache": case.shape["headdim_v"] // share}
         scales = dict.fromkeys(SCALES if case.options.get("scale_of") in WRITTEN else (), 1)
+        if case.options.get("latent"):
+            del columns["v_cache"]
+            scales.pop("v_scale", None)
         return Wanted(columns={**columns, **scales, "around": None}, contiguous=(), per_row=())
 
     def vary(self, name: str, case: Case, problem: Write, call: Call, device: str) -> Variation:
         given = call.tensors
         if name == "order":
-            turned = {each: given[each].flip(0) for each in ("k", "v", "slots")}
+            turned = {each: given[each].flip(0) for each in ("k", "v", "slots") if each in given}
             return _same("with the tokens in another order", replace(call, tensors={**given, **turned}))
         if name == "edge":
             placed = {each: tensor if each in call.writes else at_edge(tensor) for each, tensor in given.items()}
@@ -100,7 +110,7 @@ class WriteOp(Op[Write]):
             found = _same("with every tensor one element past an aligned address", moved)
             # That element lies beside the caches, and is no result.
             return replace(found, gather=lambda found: {each: found[0][each] for each in call.writes})
-        tensors = {**given, "k": inside(given["k"]), "v": inside(given["v"])}
+        tensors = {**given, **{each: inside(given[each]) for each in ("k", "v") if each in given}}
         tensors["slots"] = torch.stack([given["slots"], torch.full_like(given["slots"], 2**40)], dim=-1)[:, 0]
         return _same("with the new tokens in other memory", replace(call, tensors=tensors))
 

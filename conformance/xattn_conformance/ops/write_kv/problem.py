@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,23 +16,23 @@ from xattn_conformance.case import Case
 from xattn_conformance.inputs.draw import Draw
 from xattn_conformance.inputs.formats import encode, round_to
 from xattn_conformance.inputs.quantised import (
-    GRANULARITIES,
     STORAGES,
-    Codes,
-    encoded,
-    packed,
+    WRITTEN,
+    Quantise,
+    Rescale,
+    codes_of,
+    drawn_cache,
+    drawn_scale,
     quantised,
-    read,
     scale_for,
     scale_shape,
-    scales_of,
+    store,
+    with_zeros,
 )
 
 STREAMS = {"k": 0, "v": 1, "slots": 2, "memory.0": 3, "memory.1": 4, "k_scale": 5, "v_scale": 6}
 CACHES = ("k_cache", "v_cache")
 SCALES = ("k_scale", "v_scale")
-# What has a scale of its own that is written: "token", "token_head".
-WRITTEN = GRANULARITIES[-2:]
 
 Ints = NDArray[np.int64]
 
@@ -55,15 +55,16 @@ class Place:
 class Write:
     """A call in the contract's words. Pure data, in float64, held exactly by `dtype`.
 
-    k: (tokens, nheads_k, headdim), v: (tokens, nheads_k, headdim_v). slots: (tokens,). memories: what the caches are
-    views of, flat: of quantised ones the numbers that their dtype reads, bytes of int4. places: of "k_cache" and
-    "v_cache", (num_blocks, block_size, nheads_k, headdim or headdim_v, of int4 half of it). storage: of quantised
-    caches. scales: of "k_scale" and "v_scale" there, float32: those of tokens are written with them.
+    k: (tokens, nheads_k, headdim), v: (tokens, nheads_k, headdim_v), or None of a latent cache. slots: (tokens,).
+    memories: what the caches are views of, flat: of quantised ones the numbers that their dtype reads, bytes of int4.
+    places: of "k_cache" and, where there are values, "v_cache", (num_blocks, block_size, nheads_k, headdim or
+    headdim_v, of int4 half of it). storage: of quantised caches. scales: of "k_scale" and "v_scale" there, float32:
+    those of tokens are written with them.
     """
 
     dtype: str
     k: Array
-    v: Array
+    v: Array | None
     slots: Ints
     memories: tuple[Array, ...]
     places: Mapping[str, Place]
@@ -76,9 +77,15 @@ class Write:
         return self.dtype if self.storage is None else STORAGES[self.storage][0]
 
     @property
+    def parts(self) -> list[tuple[str, str, Array]]:
+        """Of the keys, and of the values where there are some: the names of their cache and scale, and the new ones."""
+        named = zip(CACHES, SCALES, (self.k, self.v), strict=True)
+        return [(cache, scale, new) for cache, scale, new in named if new is not None]
+
+    @property
     def writes(self) -> tuple[str, ...]:
         """Names of the tensors that the call changes."""
-        return CACHES + tuple(name for name, scale in self.scales.items() if scale.ndim == 3)
+        return tuple(self.places) + tuple(name for name, scale in self.scales.items() if scale.ndim == 3)
 
     @property
     def block_size(self) -> int:
@@ -87,10 +94,6 @@ class Write:
     @property
     def capacity(self) -> int:
         return self.places["k_cache"].shape[0] * self.block_size
-
-
-Quantise = Callable[[Array, Array, str], Codes]
-Rescale = Callable[[Array, int, str], Array]
 
 
 @dataclass(frozen=True)
@@ -110,20 +113,14 @@ def before(problem: Write) -> After:
 def written(problem: Write, quantise: Quantise = quantised, rescale: Rescale = scale_for) -> After:
     """After the call: one token after the other."""
     after = before(problem)
-    for name, scale, new in zip(CACHES, SCALES, (problem.k, problem.v), strict=True):
+    for name, scale, new in problem.parts:
         cache = problem.places[name].view(after.memories)
+        if problem.storage is not None:
+            store(cache, after.scales[scale], new, problem.slots, problem.storage, quantise, rescale)
+            continue
         for token, slot in enumerate(problem.slots.tolist()):
             if slot >= 0:
-                block, place = divmod(slot, problem.block_size)
-                if problem.storage is None:
-                    cache[block, place] = new[token]
-                    continue
-                scales = after.scales[scale]
-                if scale in problem.writes:
-                    scales[block, place] = rescale(new[token], scales.shape[2], problem.storage)
-                own = scales_of(scales, problem.places[name].shape[:3])[block, place]
-                codes = packed(quantise(new[token], own, problem.storage), problem.storage)
-                cache[block, place] = read(codes, problem.storage)
+                cache[divmod(slot, problem.block_size)] = new[token]
     return after
 
 
@@ -148,35 +145,36 @@ def make(case: Case) -> Write:
     storage = options.get("storage")
     sizes, places = _placed(options["memory"], pages, [width // (2 if storage == "int4" else 1) for width in widths])
     slots = _slots(options["slots"], tokens, size["seqlen_k"], draw)
-    k, v = (draw.normal(name, (tokens, nheads, width)) for name, width in zip("kv", widths, strict=True))
-    for new in (k, v):
-        if options.get("scale_of") in WRITTEN:  # a token of zeros, and one with a head of them
-            new[(slots >= 0).nonzero()[0][0]] = new[(slots >= 0).nonzero()[0][1], -1] = 0.0
+
+    def tokens_of(name: str, width: int) -> Array:
+        new = draw.normal(name, (tokens, nheads, width))
+        if options.get("scale_of") in WRITTEN:
+            new = with_zeros(new, slots)
         new[slots < 0] = np.nan
+        return round_to(new, case.dtype)
+
+    def memory(name: str, elements: int) -> Array:
+        """What lies there before."""
+        if storage is not None:
+            return drawn_cache(draw, name, (elements,), storage)
+        return round_to(draw.normal(name, (elements,)), case.dtype)
+
+    latent = bool(options.get("latent"))
+    if latent:  # in memory of its own
+        sizes, places = sizes[:1], {"k_cache": places["k_cache"]}
+    scales = () if storage is None else SCALES[:1] if latent else SCALES
     return Write(
         dtype=case.dtype,
-        k=round_to(k, case.dtype),
-        v=round_to(v, case.dtype),
+        k=tokens_of("k", widths[0]),
+        v=None if latent else tokens_of("v", widths[1]),
         slots=slots,
-        memories=tuple(_memory(draw, f"memory.{i}", n, case.dtype, storage) for i, n in enumerate(sizes)),
+        memories=tuple(memory(f"memory.{i}", n) for i, n in enumerate(sizes)),
         places=places,
         storage=storage,
-        scales={} if storage is None else {name: _scale(draw, name, storage, options, pages) for name in SCALES},
+        scales={
+            name: drawn_scale(draw, name, scale_shape(options["scale_of"], pages), str(storage)) for name in scales
+        },
     )
-
-
-def _memory(draw: Draw, name: str, elements: int, dtype: str, storage: str | None) -> Array:
-    """What lies there before: of quantised caches any bytes that are numbers."""
-    if storage is None:
-        return round_to(draw.normal(name, (elements,)), dtype)
-    there = read((draw.integers(name, (elements,)) % 256).astype(np.uint8), storage)
-    return there if storage == "int4" else np.maximum(np.nan_to_num(there, nan=1.0), -STORAGES[storage][1])
-
-
-def _scale(draw: Draw, name: str, storage: str, options: Mapping[str, Any], pages: tuple[int, int, int]) -> Array:
-    """Such that numbers beyond 2.5 to 5 are cut off."""
-    steps = 1.0 + draw.integers(name, scale_shape(options["scale_of"], pages)) % 8 / 8
-    return np.asarray(np.float32(steps * 2.5 / STORAGES[storage][1])).astype(np.float64)
 
 
 def _slots(recipe: str, tokens: int, capacity: int, draw: Draw) -> Ints:
@@ -229,7 +227,7 @@ def _placed(
 
 def bits(problem: Write) -> dict[str, NDArray[Any]]:
     """Every input by name: floats as the codes of their format."""
-    floats = {"k": problem.k, "v": problem.v}
+    floats = {"k": problem.k} if problem.v is None else {"k": problem.k, "v": problem.v}
     memories = {f"memory.{i}": memory for i, memory in enumerate(problem.memories)}
     found: dict[str, NDArray[Any]] = {"slots": problem.slots}
     if problem.storage is None:
@@ -238,11 +236,6 @@ def bits(problem: Write) -> dict[str, NDArray[Any]]:
         found |= {name: codes_of(memory, problem.storage) for name, memory in memories.items()}
         found |= {name: encode(scale, "float32") for name, scale in problem.scales.items()}
     return {**found, **{name: encode(values, problem.dtype) for name, values in floats.items()}}
-
-
-def codes_of(memory: Array, storage: str) -> Codes:
-    """The bytes of a quantised memory."""
-    return memory.astype(np.uint8) if storage == "int4" else encoded(memory, storage)
 
 
 def digest(problem: Write) -> str:
