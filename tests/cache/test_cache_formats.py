@@ -91,7 +91,7 @@ def test_a_shared_page_is_copied_and_a_new_one_cleared() -> None:
 def test_a_backend_without_formats_says_how_to_go_on() -> None:
     cache = PagedKVCache(3, 16, 2, 32, format="vllm")
     given = cache.k[0], cache.v[0], torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
-    with pytest.raises(xattn.UnsupportedError, match=r"format=vllm.*cache.numbers\(\) is a plain copy"):
+    with pytest.raises(xattn.UnsupportedError, match=r"format=vllm.*FormattedCache.numbers\(\) is a plain copy"):
         xattn.paged_attention(torch.randn(1, 2, 32), *given, backend="sdpa")
 
 
