@@ -194,6 +194,13 @@ def test_what_context_attention_passes(monkeypatch: pytest.MonkeyPatch, name: st
     assert given["max_input_len" if name == "pa_prefill" else "max_query_len"] == 6
 
 
+def test_latents_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "overridden", WHEEL)
+    k, cache = torch.zeros(3, 1, 48), torch.zeros(4, 16, 1, 48)
+    with pytest.raises(xattn.UnsupportedError, match="latent"):
+        xattn.write_kv(k, None, cache, None, torch.arange(3), backend="aiter-triton")
+
+
 @pytest.mark.parametrize(
     ("release", "dtype", "headdim", "block_size", "codes"),
     [

@@ -45,8 +45,8 @@ class FusedWrite(WriteKernel):
         if request.dtype != torch.bfloat16 and holds("fused-write-bfloat16-alone", installed):
             found.append(Reason("dtype", request.dtype, "bfloat16", "aiter has taken no other pages since 0.1.10."))
         for name in ("headdim", "headdim_v", "block_size"):
-            size = getattr(request, name)
-            if size & (size - 1):
+            size = getattr(request, name)  # of values None where the cache is latent, which is not declared
+            if size is not None and size & (size - 1):
                 found.append(Reason(name, size, "a power of 2", "aiter's kernel that writes pages asserts it."))
         return found
 
